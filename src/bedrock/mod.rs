@@ -1,0 +1,1 @@
+//! Bedrock's operations, one file each: its shapes, its handler, its tests.

@@ -1,0 +1,166 @@
+//! Every setting of the service: its flag, its environment variable, its default and what it
+//! means. The doc comments are the `--help` text. Read once by clap, checked once by
+//! [`Config::checked`]; nothing else in the crate looks at the environment.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Which halves of the service this process runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// The HTTP API only.
+    Api,
+    /// The trainer only.
+    Worker,
+    /// Both.
+    All,
+}
+
+/// A secret that never shows in logs, errors or `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The secret itself; say why you need it where you call this.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+impl std::str::FromStr for Secret {
+    type Err = std::convert::Infallible;
+
+    fn from_str(value: &str) -> Result<Self, Self::Err> {
+        Ok(Self::new(value))
+    }
+}
+
+/// The settings of `serve`, `worker`, `migrate`, `keys` and `demo`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Config {
+    /// Address of the control plane and the runtime (HTTP/1.1 and h2c on one listener)
+    #[arg(long, env = "TUNESMITH_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+
+    /// Folder of the embedded database, the embedded objects, the model cache and the first keys
+    #[arg(long, env = "TUNESMITH_DATA_DIR", default_value = "./data")]
+    pub data_dir: PathBuf,
+
+    /// postgres://user:password@host/database, or sqlite://path; an SQLite file in the data folder when absent
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<Secret>,
+
+    /// Endpoint of an S3-compatible store (MinIO, Ceph, AWS); the embedded S3 server when absent
+    #[arg(long, env = "S3_ENDPOINT")]
+    pub s3_endpoint: Option<String>,
+
+    /// Access key for the S3 endpoint
+    #[arg(long, env = "AWS_ACCESS_KEY_ID", hide_env_values = true)]
+    pub s3_access_key: Option<String>,
+
+    /// Secret key for the S3 endpoint
+    #[arg(long, env = "AWS_SECRET_ACCESS_KEY", hide_env_values = true)]
+    pub s3_secret_key: Option<Secret>,
+
+    /// Address of the embedded S3 server
+    #[arg(long, env = "TUNESMITH_S3_LISTEN", default_value = "127.0.0.1:9000")]
+    pub s3_listen: SocketAddr,
+
+    /// Trainer slots: `auto`, `cpu`, or `cuda:0,cuda:1`; one job at a time on each
+    #[arg(long, env = "TUNESMITH_DEVICES", default_value = "auto")]
+    pub devices: String,
+
+    /// Folder of Hugging Face model directories; a directory's name is the model's id (one dot only)
+    #[arg(long, env = "TUNESMITH_MODELS")]
+    pub models: Option<String>,
+
+    /// Access key made known at first start; drawn at random when absent
+    #[arg(long, env = "TUNESMITH_ROOT_ACCESS_KEY", hide_env_values = true)]
+    pub root_access_key: Option<String>,
+
+    /// Secret key that belongs to the root access key
+    #[arg(long, env = "TUNESMITH_ROOT_SECRET_KEY", hide_env_values = true)]
+    pub root_secret_key: Option<Secret>,
+
+    /// Bearer key made known at first start; drawn at random when absent
+    #[arg(long, env = "TUNESMITH_ROOT_BEARER_KEY", hide_env_values = true)]
+    pub root_bearer_key: Option<Secret>,
+
+    /// Twelve-digit account id that goes into ARNs
+    #[arg(long, env = "TUNESMITH_ACCOUNT_ID", default_value = "000000000000")]
+    pub account_id: String,
+
+    /// Region that goes into ARNs and signatures
+    #[arg(long, env = "AWS_REGION", default_value = "us-east-1")]
+    pub region: String,
+
+    /// How long a worker may go without renewing before its job is given to another, in seconds
+    #[arg(long, env = "TUNESMITH_LEASE_SECONDS", default_value_t = 60)]
+    pub lease_seconds: u64,
+
+    /// How long a stopping process waits for a checkpoint and for requests in flight, in seconds
+    #[arg(long, env = "TUNESMITH_GRACE_SECONDS", default_value_t = 30)]
+    pub grace_seconds: u64,
+}
+
+impl Config {
+    /// Refuses settings that cannot work, with a sentence that says what to change.
+    pub fn checked(self) -> Result<Self> {
+        let wrong = |what: String| Err(Error::validation(what));
+        if self.account_id.len() != 12 || !self.account_id.bytes().all(|b| b.is_ascii_digit()) {
+            return wrong(format!("TUNESMITH_ACCOUNT_ID must be 12 digits, not {:?}", self.account_id));
+        }
+        if self.region.is_empty()
+            || self.region.len() > 20
+            || !self.region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        {
+            return wrong(format!(
+                "AWS_REGION must be 1 to 20 lower-case letters, digits and '-', not {:?}",
+                self.region
+            ));
+        }
+        if self.root_access_key.is_some() != self.root_secret_key.is_some() {
+            return wrong("TUNESMITH_ROOT_ACCESS_KEY and TUNESMITH_ROOT_SECRET_KEY must be set together".into());
+        }
+        if self.s3_endpoint.is_some() && (self.s3_access_key.is_none() || self.s3_secret_key.is_none()) {
+            return wrong("S3_ENDPOINT needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".into());
+        }
+        if self.lease_seconds < 4 {
+            return wrong("TUNESMITH_LEASE_SECONDS must be at least 4".into());
+        }
+        Ok(self)
+    }
+
+    /// The database's URL, the embedded default filled in.
+    pub fn database(&self) -> Secret {
+        match &self.database_url {
+            Some(url) => url.clone(),
+            None => Secret::new(format!("sqlite://{}", self.data_dir.join("tunesmith.db").display())),
+        }
+    }
+
+    /// The lease a worker holds on a job.
+    pub fn lease(&self) -> Duration {
+        Duration::from_secs(self.lease_seconds)
+    }
+
+    /// How long a stopping process waits.
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.grace_seconds)
+    }
+}

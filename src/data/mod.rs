@@ -1,0 +1,1 @@
+//! From text to token batches: JSONL lines, records, chat templates, packed batches.

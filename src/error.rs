@@ -1,0 +1,157 @@
+//! What went wrong, with two faces: the sentence the caller may read, and the chain of causes
+//! that only the log gets. The kinds are Bedrock's exceptions; `http::reply` turns a kind into a
+//! status and an `x-amzn-errortype`, so nothing below `http` knows about HTTP.
+
+use std::fmt;
+
+/// Shorthand used by every module above the kernels.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Bedrock's exception names (contract: service model of `bedrock` and `bedrock-runtime`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The request or the data is wrong and the caller can mend it.
+    Validation,
+    /// No key, a wrong key, or a key that may not do this.
+    AccessDenied,
+    /// There is no such thing, or it belongs to someone else: the same answer for both.
+    NotFound,
+    /// The state of the resource does not allow this now.
+    Conflict,
+    /// An account limit was reached.
+    QuotaExceeded,
+    /// A resource would carry more than fifty tags.
+    TooManyTags,
+    /// Come back later: a limit on rate or on work in flight.
+    Throttling,
+    /// A dependency (database, object store) is away; the request may be repeated.
+    Unavailable,
+    /// Our fault. The caller learns nothing but the request id.
+    Internal,
+    /// The model could not produce an answer.
+    Model,
+    /// The model took too long.
+    ModelTimeout,
+    /// The model is being loaded.
+    ModelNotReady,
+}
+
+/// An error with a message for the caller and, optionally, a cause for the log.
+pub struct Error {
+    kind: Kind,
+    message: String,
+    cause: Option<anyhow::Error>,
+}
+
+impl Error {
+    /// An error of `kind` whose `message` the caller may read.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), cause: None }
+    }
+
+    /// The request or the data is wrong; `message` says what to change.
+    pub fn validation(message: impl Into<String>) -> Self {
+        Self::new(Kind::Validation, message)
+    }
+
+    /// No such resource.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(Kind::NotFound, message)
+    }
+
+    /// Our fault: `cause` goes to the log, the caller gets Bedrock's neutral sentence.
+    pub fn internal(cause: impl Into<anyhow::Error>) -> Self {
+        Self {
+            kind: Kind::Internal,
+            message: "Encountered an unexpected error when processing the request, please try again".into(),
+            cause: Some(cause.into()),
+        }
+    }
+
+    /// A dependency is away: `cause` goes to the log.
+    pub fn unavailable(cause: impl Into<anyhow::Error>) -> Self {
+        Self {
+            kind: Kind::Unavailable,
+            message: "The service is temporarily unable to handle the request, please try again".into(),
+            cause: Some(cause.into()),
+        }
+    }
+
+    /// Adds what the log should know; the caller's message stays.
+    #[must_use]
+    pub fn because(mut self, cause: impl Into<anyhow::Error>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    /// Says in the log where it happened; the caller's message stays.
+    #[must_use]
+    pub fn at(mut self, place: impl fmt::Display + Send + Sync + 'static) -> Self {
+        let cause = self.cause.take().unwrap_or_else(|| anyhow::anyhow!("{}", self.message));
+        self.cause = Some(cause.context(place.to_string()));
+        self
+    }
+
+    /// Which of Bedrock's exceptions this is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The caller's face.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The log's face: message and the whole chain of causes.
+    pub fn log(&self) -> String {
+        match &self.cause {
+            Some(cause) => format!("{:?}: {}: {cause:#}", self.kind, self.message),
+            None => format!("{:?}: {}", self.kind, self.message),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.log())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+macro_rules! internal_from {
+    ($($cause:ty),* $(,)?) => {$(
+        impl From<$cause> for Error {
+            fn from(cause: $cause) -> Self {
+                Self::internal(cause)
+            }
+        }
+    )*};
+}
+
+internal_from!(candle_core::Error, std::io::Error, serde_json::Error, anyhow::Error, safetensors::SafeTensorError);
+
+impl From<sqlx::Error> for Error {
+    fn from(cause: sqlx::Error) -> Self {
+        match cause {
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::Tls(_) => Self::unavailable(cause),
+            // Class 57 is an operator's shutdown, 53 a full or exhausted server, 08 a lost connection.
+            sqlx::Error::Database(ref inner)
+                if inner.code().is_some_and(|code| ["57", "53", "08"].iter().any(|class| code.starts_with(class))) =>
+            {
+                Self::unavailable(cause)
+            }
+            _ => Self::internal(cause),
+        }
+    }
+}

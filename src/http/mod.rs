@@ -1,0 +1,1 @@
+//! The wire: connections, authentication, replies, pages. It knows no operation.

@@ -1,0 +1,1 @@
+//! Differentiable operations of our own, one file each. A frozen operand gets no gradient.

@@ -1,0 +1,1 @@
+//! SQL for Postgres and SQLite: one query text for both, one file per table.

@@ -1,0 +1,1 @@
+//! Tensors in, artifact out. No database, no S3, no HTTP, no async runtime.

@@ -1,0 +1,1 @@
+//! The arrows between modules point one way, and files stay small.
