@@ -1,1 +1,21 @@
-//! SQL for Postgres and SQLite: one query text for both, one file per table.
+//! What the service remembers, in SQL: one query text for SQLite and Postgres, one file per table.
+//! Every query that serves a caller names the caller's account, so another account's row is not
+//! found rather than refused. State changes say which state they expect, and report whether a row
+//! changed; `jobs/` gives those answers their meaning.
+
+mod db;
+mod page;
+mod status;
+mod text;
+
+pub mod custom_models;
+pub mod job_events;
+pub mod jobs;
+pub mod keys;
+pub mod queue;
+pub mod tags;
+
+pub use db::Db;
+pub use page::{Cursor, Filter, Listed, Order};
+pub use status::{CustomizationType, ModelStatus, Status, Task, TaskStatus, Tasks};
+pub use text::Json;
