@@ -10,7 +10,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     (
         "cli",
-        &["service", "routes", "config", "train", "data", "models", "store", "http", "objects", "app", "jobs", "bedrock"],
+        &[
+            "service", "routes", "config", "train", "data", "models", "store", "http", "objects", "app", "jobs",
+            "bedrock",
+        ],
     ),
     ("service", &["routes", "worker", "http", "app", "jobs", "store", "objects", "models", "infer", "config"]),
     ("routes", &["bedrock", "http", "app"]),

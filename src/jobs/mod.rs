@@ -1,1 +1,9 @@
-//! What a job is: its states, the queue's rules (claim, renew, finish), the sweep of lost leases. No HTTP, no tensors.
+//! What a job is, and who may do what to it: no HTTP, no tensors. [`job`] says which state may follow
+//! which, [`queue`] hands jobs to workers so that each ends exactly once, [`sweep`] ends what no worker
+//! will end.
+
+pub mod job;
+pub mod queue;
+pub mod sweep;
+
+pub use queue::{Claim, Held, Queue};

@@ -6,7 +6,6 @@ use sha2::{Digest, Sha256};
 use super::db::{Db, run};
 use super::text::text_enum;
 use crate::clock::Millis;
-use crate::config::Secret;
 use crate::error::Result;
 
 text_enum! {
@@ -45,13 +44,13 @@ impl Key {
     }
 }
 
-/// A SigV4 key with what its signatures are checked with.
-#[derive(Debug, Clone)]
+/// A SigV4 key with what its signatures are checked with. It has no `Debug`, so that it cannot be logged.
+#[derive(Clone)]
 pub struct SigningKey {
     /// The key.
     pub key: Key,
     /// Its secret.
-    pub secret: Secret,
+    pub secret: String,
 }
 
 /// The digest under which a bearer key is stored: lower-case hex of SHA-256. A fast hash serves,
@@ -61,13 +60,13 @@ pub fn bearer_digest(secret: &str) -> String {
 }
 
 /// Adds a SigV4 key. `false` when the id is taken.
-pub async fn insert_signing(db: &Db, key: &Key, secret: &Secret) -> Result<bool> {
-    insert(db, key, Some(secret.expose()), None).await
+pub async fn insert_signing(db: &Db, key: &Key, secret: &str) -> Result<bool> {
+    insert(db, key, Some(secret), None).await
 }
 
 /// Adds a bearer key; only its digest is kept. `false` when the id or the key is taken.
-pub async fn insert_bearer(db: &Db, key: &Key, secret: &Secret) -> Result<bool> {
-    insert(db, key, None, Some(bearer_digest(secret.expose()))).await
+pub async fn insert_bearer(db: &Db, key: &Key, secret: &str) -> Result<bool> {
+    insert(db, key, None, Some(bearer_digest(secret))).await
 }
 
 async fn insert(db: &Db, key: &Key, secret: Option<&str>, digest: Option<String>) -> Result<bool> {
@@ -103,7 +102,7 @@ pub async fn signing(db: &Db, id: &str) -> Result<Option<SigningKey>> {
     const SQL: &str = "SELECT id, account_id, kind, note, created_at, expires_at, revoked_at, secret
         FROM access_keys WHERE id = $1 AND kind = 'SigV4'";
     let row: Option<Signing> = run!(db, |on| sqlx::query_as(SQL).bind(id).fetch_optional(on).await)?;
-    Ok(row.map(|row| SigningKey { key: row.key, secret: Secret::new(row.secret) }))
+    Ok(row.map(|row| SigningKey { key: row.key, secret: row.secret }))
 }
 
 /// The bearer key with this secret, valid or not: ask [`Key::is_valid`].

@@ -1,0 +1,166 @@
+//! How jobs are handed to workers so that every accepted job ends exactly once, whatever dies.
+//!
+//! 1. A claim raises `attempt` and sets `lease_until`: oldest job first, also one whose lease ran out.
+//! 2. Every later write of the worker names the attempt; when no row changes, the job is no longer its.
+//! 3. The worker renews often, and stops by itself, by its own monotonic clock, before the lease ends.
+//! 4. What a worker writes to S3 lies under its attempt until one transaction decides for it.
+//! 5. A checkpoint is addressed by its step; the next attempt goes on from the newest whole one.
+//! 6. Stop, drain and lost lease are one flag to the trainer.
+//!
+//! A job whose attempts die without writing a checkpoint must not kill workers for ever: each attempt
+//! that dies costs strikes, a checkpoint clears them, and [`STRIKE_LIMIT`] of them end the job.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::job::{Stage, failure_message};
+use crate::clock::Clock;
+use crate::error::Result;
+use crate::store::custom_models::CustomModel;
+use crate::store::jobs::{Job, Progress};
+use crate::store::queue::{self, Fence};
+use crate::store::{Db, Status, Tasks};
+
+/// Strikes that end a job.
+pub const STRIKE_LIMIT: i64 = 12;
+/// A worker that vanished may have been killed for reasons of its own: the job is given many tries.
+pub const STRIKES_PER_LOST_LEASE: i64 = 1;
+/// A panic in training will most likely come again: three tries.
+pub const STRIKES_PER_CRASH: i64 = 4;
+
+/// The queue as one process sees it.
+#[derive(Debug, Clone)]
+pub struct Queue {
+    db: Db,
+    clock: Clock,
+    lease: Duration,
+}
+
+/// Whether a write found the job still in the worker's hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a worker that lost its job must stop"]
+pub enum Held {
+    /// It did, and the write is done.
+    Yes,
+    /// It did not, and nothing was written: another attempt has the job, or it has ended, or a stop
+    /// stands in the way.
+    No,
+}
+
+impl From<bool> for Held {
+    fn from(changed: bool) -> Self {
+        if changed { Self::Yes } else { Self::No }
+    }
+}
+
+/// A job in a worker's hands.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    queue: Queue,
+    fence: Fence,
+    /// The job as it was when it was claimed.
+    pub job: Job,
+    /// Where its sub-tasks stand.
+    pub tasks: Tasks,
+}
+
+impl Queue {
+    /// A queue over `db` whose claims last for `lease`.
+    pub fn new(db: Db, clock: Clock, lease: Duration) -> Self {
+        Self { db, clock, lease }
+    }
+
+    /// How long a claim lasts without renewal.
+    pub fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// Takes the oldest job that nobody holds.
+    pub async fn claim(&self, worker: &str) -> Result<Option<Claim>> {
+        let now = self.clock.now();
+        let job = queue::claim(&self.db, worker, now, now + self.lease_ms(), STRIKE_LIMIT).await?;
+        Ok(job.map(|job| {
+            let fence =
+                Fence { account_id: job.spec.account_id.clone(), job_id: job.spec.id.clone(), attempt: job.attempt };
+            Claim { queue: self.clone(), fence, tasks: job.tasks.0, job }
+        }))
+    }
+
+    /// Frees what a worker held that is known to be dead.
+    pub async fn bury(&self, worker: &str) -> Result<u64> {
+        queue::bury(&self.db, worker, self.clock.now()).await
+    }
+
+    fn lease_ms(&self) -> i64 {
+        i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX / 2)
+    }
+}
+
+impl Claim {
+    /// Which attempt of the job this is, from 1.
+    pub fn attempt(&self) -> i64 {
+        self.fence.attempt
+    }
+
+    /// Prolongs the lease. `None`: the job is no longer ours. `Stopping`: somebody asked to stop it.
+    pub async fn renew(&self) -> Result<Option<Status>> {
+        let until = self.queue.clock.now() + self.queue.lease_ms();
+        queue::renew(&self.queue.db, &self.fence, until).await
+    }
+
+    /// Whether the job is still ours, asked before something outside the database is written.
+    pub async fn holds(&self) -> Result<Held> {
+        Ok(queue::holds(&self.queue.db, &self.fence).await?.into())
+    }
+
+    /// Records how far the job is; `checkpointed` when a new checkpoint is safe in S3.
+    pub async fn progress(&self, progress: &Progress, checkpointed: bool) -> Result<Held> {
+        Ok(queue::progress(&self.queue.db, &self.fence, progress, checkpointed).await?.into())
+    }
+
+    /// The job has come to `stage`.
+    pub async fn reach(&mut self, stage: Stage) -> Result<Held> {
+        let now = self.queue.clock.now();
+        self.tasks.reach(stage, now);
+        Ok(queue::tasks(&self.queue.db, &self.fence, &self.tasks, now).await?.into())
+    }
+
+    /// Decides that the outputs this attempt has uploaded are the job's result.
+    pub async fn publish(&self, published: &Value) -> Result<Held> {
+        Ok(queue::publish(&self.queue.db, &self.fence, published, self.queue.clock.now()).await?.into())
+    }
+
+    /// Ends the job with its model: both appear in one transaction.
+    pub async fn complete(&self, model: &CustomModel) -> Result<Held> {
+        let mut tasks = self.tasks;
+        tasks.end(Status::Completed, model.creation_time);
+        Ok(queue::complete(&self.queue.db, &self.fence, model, &self.job.spec.model_tags, &tasks).await?.into())
+    }
+
+    /// Ends the job as failed; `message` is for its owner.
+    pub async fn fail(&self, message: &str) -> Result<Held> {
+        let now = self.queue.clock.now();
+        let mut tasks = self.tasks;
+        tasks.end(Status::Failed, now);
+        Ok(queue::fail(&self.queue.db, &self.fence, &failure_message(message), &tasks, now).await?.into())
+    }
+
+    /// Confirms a request to stop.
+    pub async fn stopped(&self) -> Result<Held> {
+        let now = self.queue.clock.now();
+        let mut tasks = self.tasks;
+        tasks.end(Status::Stopped, now);
+        Ok(queue::stopped(&self.queue.db, &self.fence, &tasks, now).await?.into())
+    }
+
+    /// Gives the job back, so that the next claim takes it at once.
+    pub async fn release(&self, why: &str) -> Result<Held> {
+        Ok(queue::release(&self.queue.db, &self.fence, 0, why, self.queue.clock.now()).await?.into())
+    }
+
+    /// Gives the job back after an attempt that crashed, which counts against it.
+    pub async fn crashed(&self, why: &str) -> Result<Held> {
+        Ok(queue::release(&self.queue.db, &self.fence, STRIKES_PER_CRASH, why, self.queue.clock.now()).await?.into())
+    }
+}
