@@ -1,1 +1,32 @@
-//! Differentiable operations of our own, one file each. A frozen operand gets no gradient.
+//! Differentiable operations of our own, one file each, as candle custom operations. candle's fast
+//! kernels cut the gradient silently and its matmul computes the gradient of a frozen weight; these
+//! give every tracked operand its gradient and a frozen one nothing. All compute in f32 on the CPU,
+//! and give the same bits for the same operands at any number of threads: work is cut by shape
+//! alone, and every sum has one fixed order.
+
+mod attention;
+mod dropout;
+mod embedding;
+#[cfg(test)]
+mod gradcheck;
+mod linear;
+mod linear_cross_entropy;
+mod lora_linear;
+mod matmul;
+mod operand;
+mod rms_norm;
+mod rope;
+mod spans;
+mod swiglu;
+mod vector;
+
+pub use attention::attention;
+pub use dropout::Dropout;
+pub use embedding::embedding;
+pub use linear::linear;
+pub use linear_cross_entropy::{CrossEntropy, Gradients, linear_cross_entropy};
+pub use lora_linear::lora_linear;
+pub use rms_norm::rms_norm;
+pub use rope::rope;
+pub use spans::Spans;
+pub use swiglu::swiglu;

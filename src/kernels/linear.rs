@@ -1,0 +1,170 @@
+//! The linear map y = xWᵀ + b that knows what is frozen: a weight that does not train costs neither
+//! the product for its gradient nor the memory, one that does gets both.
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::matmul::{Matrix, Threads, Write, matmul};
+use super::operand::values;
+
+const NAME: &str = "linear";
+
+/// `x` `[N, in]` times `weight` `[out, in]` transposed, plus `bias` `[out]`: `[N, out]`.
+///
+/// # Errors
+/// When the shapes do not fit, or an operand is not f32 on the CPU.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    Sizes::of(NAME, x.shape(), weight.shape(), bias.map(Tensor::shape))?;
+    let (x, weight) = (x.contiguous()?, weight.contiguous()?);
+    match bias {
+        None => x.apply_op2(&weight, Linear),
+        Some(bias) => x.apply_op3(&weight, &bias.contiguous()?, Linear),
+    }
+}
+
+/// The three sizes of a linear map.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    pub(super) rows: usize,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+}
+
+impl Sizes {
+    /// Reads the sizes off `x` `[N, in]`, `weight` `[out, in]` and `bias` `[out]`, or says what does not fit.
+    pub(super) fn of(op: &str, x: &Shape, weight: &Shape, bias: Option<&Shape>) -> Result<Self> {
+        let ((rows, inputs), (outputs, width)) = (x.dims2()?, weight.dims2()?);
+        if inputs != width {
+            bail!("{op}: the input has {inputs} columns, the weight takes {width}");
+        }
+        match bias {
+            Some(bias) if bias.dims() != [outputs] => {
+                bail!("{op}: the bias has shape {bias:?}, the weight gives {outputs} outputs")
+            }
+            _ => Ok(Self { rows, inputs, outputs }),
+        }
+    }
+}
+
+/// xWᵀ + b on the CPU.
+pub(super) fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, sizes: Sizes) -> Vec<f32> {
+    let Sizes { rows, inputs, outputs } = sizes;
+    let (mut out, into) = match bias {
+        Some(bias) => (bias.repeat(rows), Write::Add),
+        None => (vec![0f32; rows * outputs], Write::Replace),
+    };
+    let (x, weight) = (Matrix::new(x, rows, inputs), Matrix::new(weight, outputs, inputs));
+    matmul(&mut out, into, 1.0, x, weight.t(), Threads::All);
+    out
+}
+
+/// The gradients of `x`, `weight` and, where asked for, the bias. `None` for what does not train.
+fn backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    // Detached operands: the products of a backward pass must not grow a graph of their own.
+    let grad_x = x.track_op().then(|| grad.matmul(&weight.detach())).transpose()?;
+    let grad_weight = weight.track_op().then(|| grad.t()?.matmul(&x.detach())).transpose()?;
+    Ok((grad_x, grad_weight))
+}
+
+/// The operation; it has nothing to remember.
+struct Linear;
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let sizes = Sizes::of(NAME, xl.shape(), wl.shape(), None)?;
+        let out = forward(values(NAME, x, xl)?, values(NAME, w, wl)?, None, sizes);
+        Ok((CpuStorage::F32(out), (sizes.rows, sizes.outputs).into()))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        backward(x, w, grad)
+    }
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let sizes = Sizes::of(NAME, xl.shape(), wl.shape(), Some(bl.shape()))?;
+        let out = forward(values(NAME, x, xl)?, values(NAME, w, wl)?, Some(values(NAME, b, bl)?), sizes);
+        Ok((CpuStorage::F32(out), (sizes.rows, sizes.outputs).into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (grad_x, grad_w) = backward(x, w, grad)?;
+        let grad_b = b.track_op().then(|| grad.sum(0)).transpose()?;
+        Ok((grad_x, grad_w, grad_b))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+    use crate::kernels::gradcheck::{self, operand};
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        gradcheck::check(&[operand(&[5, 4], 1), operand(&[3, 4], 2)], |t| linear(&t[0], &t[1], None));
+        gradcheck::check(&[operand(&[5, 4], 1), operand(&[3, 4], 2), operand(&[3], 3)], |t| {
+            linear(&t[0], &t[1], Some(&t[2]))
+        });
+    }
+
+    #[test]
+    fn a_frozen_weight_gets_no_gradient() {
+        let x = Var::from_tensor(&operand(&[5, 4], 1)).unwrap();
+        let (weight, bias) = (operand(&[3, 4], 2), operand(&[3], 3));
+        let grads = linear(&x, &weight, Some(&bias)).unwrap().sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(&x).is_some());
+        assert!(grads.get(&weight).is_none() && grads.get(&bias).is_none());
+    }
+
+    #[test]
+    fn a_frozen_input_gets_no_gradient_while_the_weight_trains() {
+        let x = operand(&[5, 4], 1);
+        let weight = Var::from_tensor(&operand(&[3, 4], 2)).unwrap();
+        let grads = linear(&x, &weight, None).unwrap().sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(&weight).is_some() && grads.get(&x).is_none());
+    }
+
+    #[test]
+    fn another_type_and_a_wrong_width_are_refused_in_words() {
+        let x = operand(&[5, 4], 1).to_dtype(candle_core::DType::F16).unwrap();
+        let weight = operand(&[3, 4], 2);
+        assert!(linear(&x, &weight, None).unwrap_err().to_string().contains("computes in f32"));
+        let narrow = operand(&[5, 3], 1);
+        assert!(linear(&narrow, &weight, None).unwrap_err().to_string().contains("the weight takes 4"));
+    }
+
+    #[test]
+    fn one_row_and_many_rows_agree() {
+        let (x, weight) = (operand(&[9, 70], 1), operand(&[300, 70], 2));
+        let all = linear(&x, &weight, None).unwrap();
+        for row in 0..9 {
+            let alone = linear(&x.narrow(0, row, 1).unwrap(), &weight, None).unwrap();
+            gradcheck::assert_close(&alone, &all.narrow(0, row, 1).unwrap(), 1e-5);
+        }
+    }
+}

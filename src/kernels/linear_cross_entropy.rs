@@ -1,0 +1,177 @@
+//! The output head and its loss in one: logits are made for a few rows at a time, only where a label
+//! stands, and turned into gradients at once, so the [N, V] matrix never exists. Loss and gradients
+//! come back together because a loss is where a backward pass begins.
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::matmul::{Matrix, Threads, Write, matmul};
+use super::operand::Values;
+use super::vector::{exp_and_sum, max, vectorized};
+
+const NAME: &str = "linear_cross_entropy";
+/// Logits held at a time: 16 MiB of f32.
+const LOGITS: usize = 1 << 22;
+/// Bounds on the rows of a chunk: fewer make slow products, more only cost memory.
+const ROWS: std::ops::RangeInclusive<usize> = 16..=512;
+
+/// Which gradients are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gradients {
+    /// None: the loss is only watched.
+    None,
+    /// That of the hidden states: the head is frozen.
+    Hidden,
+    /// Those of the hidden states and of the head's weight.
+    HiddenAndWeight,
+}
+
+/// The loss of some rows and its gradients.
+#[derive(Debug, Clone)]
+pub struct CrossEntropy {
+    /// Σ over labelled rows of `token_scale` (or 1) times the row's loss.
+    pub loss_sum: f64,
+    /// -ln p(label) of every row, unscaled, in nats; 0 where no label stands.
+    pub token_losses: Vec<f32>,
+    /// d `loss_sum` / d hidden, `[N, H]`; zeros when not asked for.
+    pub grad_hidden: Tensor,
+    /// d `loss_sum` / d weight, `[V, H]`.
+    pub grad_weight: Option<Tensor>,
+}
+
+/// Cross entropy of softmax(`hidden` `[N, H]` · `weight`ᵀ `[V, H]`) against `labels` (N, `None` where
+/// nothing is to be learned), each row's loss times its `token_scale` (N).
+///
+/// # Errors
+/// When the sizes do not fit, a label is not below V, or a tensor is not f32 on the CPU.
+pub fn linear_cross_entropy(
+    hidden: &Tensor,
+    weight: &Tensor,
+    labels: &[Option<u32>],
+    token_scale: Option<&[f32]>,
+    gradients: Gradients,
+) -> Result<CrossEntropy> {
+    let ((rows, width), (vocabulary, head_width)) = (hidden.dims2()?, weight.dims2()?);
+    if width != head_width {
+        bail!("{NAME}: hidden states of {width} values, a head that takes {head_width}");
+    }
+    if labels.len() != rows || token_scale.is_some_and(|scale| scale.len() != rows) {
+        let scales = token_scale.map_or(rows, <[f32]>::len);
+        bail!("{NAME}: {rows} rows, {} labels, {scales} scales", labels.len());
+    }
+    if let Some(label) = labels.iter().flatten().find(|label| **label as usize >= vocabulary) {
+        bail!("{NAME}: label {label} is not in a vocabulary of {vocabulary}");
+    }
+    let (device, shape) = (hidden.device(), weight.shape());
+    let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
+    let head = Head {
+        weight: &Values::of(NAME, &weight)?,
+        width,
+        vocabulary,
+        chunk: (LOGITS / vocabulary.max(1)).clamp(*ROWS.start(), *ROWS.end()),
+        gradients,
+    };
+    let labelled: Vec<Labelled> = labels
+        .iter()
+        .enumerate()
+        .filter_map(|(row, label)| {
+            let scale = token_scale.map_or(1.0, |scale| scale[row]);
+            label.map(|label| Labelled { row, label: label as usize, scale })
+        })
+        .collect();
+    let sums = head.run(&Values::of(NAME, &hidden)?, rows, &labelled);
+    Ok(CrossEntropy {
+        loss_sum: sums.loss_sum,
+        token_losses: sums.token_losses,
+        grad_hidden: Tensor::from_vec(sums.grad_hidden, (rows, width), device)?,
+        grad_weight: sums.grad_weight.map(|grad| Tensor::from_vec(grad, shape, device)).transpose()?,
+    })
+}
+
+/// A row with something to learn.
+#[derive(Clone, Copy)]
+struct Labelled {
+    row: usize,
+    label: usize,
+    scale: f32,
+}
+
+struct Head<'a> {
+    weight: &'a [f32],
+    width: usize,
+    vocabulary: usize,
+    chunk: usize,
+    gradients: Gradients,
+}
+
+struct Sums {
+    loss_sum: f64,
+    token_losses: Vec<f32>,
+    grad_hidden: Vec<f32>,
+    grad_weight: Option<Vec<f32>>,
+}
+
+impl Head<'_> {
+    fn run(&self, hidden: &[f32], rows: usize, labelled: &[Labelled]) -> Sums {
+        let (width, vocabulary) = (self.width, self.vocabulary);
+        let weight = Matrix::new(self.weight, vocabulary, width);
+        let mut sums = Sums {
+            loss_sum: 0.0,
+            token_losses: vec![0f32; rows],
+            grad_hidden: vec![0f32; rows * width],
+            grad_weight: (self.gradients == Gradients::HiddenAndWeight).then(|| vec![0f32; self.weight.len()]),
+        };
+        let (mut gathered, mut logits, mut grads) = (Vec::new(), Vec::new(), Vec::new());
+        for chunk in labelled.chunks(self.chunk) {
+            gathered.clear();
+            for at in chunk {
+                gathered.extend_from_slice(&hidden[at.row * width..(at.row + 1) * width]);
+            }
+            let seen = Matrix::new(&gathered, chunk.len(), width);
+            logits.resize(chunk.len() * vocabulary, 0.0);
+            matmul(&mut logits, Write::Replace, 1.0, seen, weight.t(), Threads::All);
+            let losses: Vec<f32> = logits
+                .par_chunks_exact_mut(vocabulary)
+                .zip(chunk)
+                .map(|(logits, at)| loss_and_slopes(logits, *at, self.gradients))
+                .collect();
+            for (at, loss) in chunk.iter().zip(losses) {
+                sums.token_losses[at.row] = loss;
+                sums.loss_sum += f64::from(at.scale) * f64::from(loss);
+            }
+            if self.gradients == Gradients::None {
+                continue;
+            }
+            let slopes = Matrix::new(&logits, chunk.len(), vocabulary);
+            grads.resize(chunk.len() * width, 0.0);
+            matmul(&mut grads, Write::Replace, 1.0, slopes, weight, Threads::All);
+            for (at, grad) in chunk.iter().zip(grads.chunks_exact(width.max(1))) {
+                sums.grad_hidden[at.row * width..(at.row + 1) * width].copy_from_slice(grad);
+            }
+            if let Some(grad_weight) = &mut sums.grad_weight {
+                matmul(grad_weight, Write::Add, 1.0, slopes.t(), seen, Threads::All);
+            }
+        }
+        sums
+    }
+}
+
+/// The loss of one row; its logits become scale · (softmax - one-hot) where a gradient is wanted.
+fn loss_and_slopes(logits: &mut [f32], at: Labelled, gradients: Gradients) -> f32 {
+    vectorized(|| {
+        let target = logits[at.label];
+        let largest = max(logits);
+        let sum = exp_and_sum(logits, largest);
+        if gradients != Gradients::None {
+            let factor = at.scale / sum;
+            for p in logits.iter_mut() {
+                *p *= factor;
+            }
+            logits[at.label] -= at.scale;
+        }
+        sum.ln() + (largest - target)
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+//! A linear map with a low-rank update (LoRA, arXiv 2106.09685): y = xWᵀ + b + s·(drop(x)Aᵀ)Bᵀ.
+//! Where W and b are frozen all of it is one operation, so the backward pass costs two products with
+//! W's shape instead of three and keeps nothing but x.
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::dropout::Dropout;
+use super::linear::{self, Sizes, linear};
+use super::matmul::{Matrix, Threads, Write, matmul};
+use super::operand::{Values, values};
+
+const NAME: &str = "lora_linear";
+
+/// `x` `[N, in]`, `weight` `[out, in]`, `bias` `[out]`, `a` `[r, in]`, `b` `[out, r]`: `[N, out]`.
+/// Dropout falls on the input of the update alone, as in peft.
+///
+/// # Errors
+/// When the shapes do not fit, the dropout's probability is outside `[0, 1)`, or an operand is not
+/// f32 on the CPU.
+pub fn lora_linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    a: &Tensor,
+    b: &Tensor,
+    scale: f64,
+    dropout: Option<&Dropout>,
+) -> Result<Tensor> {
+    let sizes = Sizes::of(NAME, x.shape(), weight.shape(), bias.map(Tensor::shape))?;
+    let ((rank, inputs), (outputs, rank_of_b)) = (a.dims2()?, b.dims2()?);
+    if (inputs, outputs) != (sizes.inputs, sizes.outputs) || rank != rank_of_b {
+        bail!("{NAME}: A {:?} and B {:?} do not make an update of W {:?}", a.shape(), b.shape(), weight.shape());
+    }
+    let dropout = dropout.filter(|dropout| dropout.probability != 0.0).copied();
+    if let Some(dropout) = &dropout {
+        dropout.check()?;
+    }
+    let (x, a, b) = (x.contiguous()?, a.contiguous()?, b.contiguous()?);
+    let trains = weight.track_op() || bias.is_some_and(Tensor::track_op);
+    if trains {
+        let update = LoraLinear { base: None, outputs, rank, scale, dropout };
+        return linear(&x, weight, bias)? + x.apply_op3(&a, &b, update)?;
+    }
+    let base = Base { weight: weight.contiguous()?, bias: bias.map(Tensor::contiguous).transpose()? };
+    x.apply_op3(&a, &b, LoraLinear { base: Some(base), outputs, rank, scale, dropout })
+}
+
+/// The frozen part; it has no place among candle's three operands and needs no gradient.
+struct Base {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+struct LoraLinear {
+    /// `None` where the base trains too and is computed beside.
+    base: Option<Base>,
+    outputs: usize,
+    rank: usize,
+    scale: f64,
+    dropout: Option<Dropout>,
+}
+
+impl LoraLinear {
+    fn drop(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.dropout {
+            Some(dropout) => dropout.apply(x),
+            None => Ok(x.clone()),
+        }
+    }
+
+    fn base_forward(&self, x: &[f32], sizes: Sizes) -> Result<Vec<f32>> {
+        let Some(base) = &self.base else { return Ok(vec![0f32; sizes.rows * sizes.outputs]) };
+        let weight = Values::of(NAME, &base.weight)?;
+        let bias = base.bias.as_ref().map(|bias| Values::of(NAME, bias)).transpose()?;
+        Ok(linear::forward(x, &weight, bias.as_deref(), sizes))
+    }
+}
+
+impl CustomOp3 for LoraLinear {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        a: &CpuStorage,
+        al: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (rows, inputs) = xl.shape().dims2()?;
+        let (outputs, rank) = (self.outputs, self.rank);
+        let (x, a, b) = (values(NAME, x, xl)?, values(NAME, a, al)?, values(NAME, b, bl)?);
+        let mut out = self.base_forward(x, Sizes { rows, inputs, outputs })?;
+        let dropped = self.dropout.map(|dropout| dropout.masked(x));
+        let seen = Matrix::new(dropped.as_deref().unwrap_or(x), rows, inputs);
+        let mut low = vec![0f32; rows * rank];
+        matmul(&mut low, Write::Replace, 1.0, seen, Matrix::new(a, rank, inputs).t(), Threads::All);
+        let (low, b) = (Matrix::new(&low, rows, rank), Matrix::new(b, outputs, rank));
+        matmul(&mut out, Write::Add, self.scale as f32, low, b.t(), Threads::All);
+        Ok((CpuStorage::F32(out), (rows, outputs).into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        a: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        // Detached: the products of a backward pass must not grow a graph of their own.
+        let (frozen_x, frozen_a, frozen_b) = (x.detach(), a.detach(), b.detach());
+        let seen = self.drop(&frozen_x)?;
+        let grad_low = (grad.matmul(&frozen_b)? * self.scale)?;
+        let grad_a = a.track_op().then(|| grad_low.t()?.matmul(&seen)).transpose()?;
+        let grad_b = b.track_op().then(|| {
+            // [N, r] is cheap to make again, so the forward pass does not keep it.
+            let low = (seen.matmul(&frozen_a.t()?)? * self.scale)?;
+            grad.t()?.matmul(&low)
+        });
+        let grad_x = x.track_op().then(|| {
+            let update = self.drop(&grad_low.matmul(&frozen_a)?)?;
+            match &self.base {
+                Some(base) => grad.matmul(&base.weight.detach())? + update,
+                None => Ok(update),
+            }
+        });
+        Ok((grad_x.transpose()?, grad_a, grad_b.transpose()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+    use crate::kernels::gradcheck::{self, operand};
+
+    fn operands() -> [Tensor; 5] {
+        [operand(&[6, 5], 1), operand(&[4, 5], 2), operand(&[4], 3), operand(&[2, 5], 4), operand(&[4, 2], 5)]
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences_with_a_frozen_base() {
+        let [x, weight, bias, a, b] = operands();
+        for dropout in [None, Some(Dropout { probability: 0.3, key: 5 })] {
+            gradcheck::check(&[x.clone(), a.clone(), b.clone()], |t| {
+                lora_linear(&t[0], &weight, Some(&bias), &t[1], &t[2], 1.5, dropout.as_ref())
+            });
+        }
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences_when_the_base_trains_too() {
+        gradcheck::check(&operands(), |t| lora_linear(&t[0], &t[1], Some(&t[2]), &t[3], &t[4], 0.5, None));
+    }
+
+    #[test]
+    fn a_zero_b_gives_the_base() {
+        let [x, weight, bias, a, b] = operands();
+        let tuned = lora_linear(&x, &weight, Some(&bias), &a, &b.zeros_like().unwrap(), 2.0, None).unwrap();
+        gradcheck::assert_close(&tuned, &linear(&x, &weight, Some(&bias)).unwrap(), 1e-6);
+    }
+
+    #[test]
+    fn a_frozen_base_and_a_frozen_input_get_no_gradient() {
+        let [x, weight, bias, a, b] = operands();
+        let (a, b) = (Var::from_tensor(&a).unwrap(), Var::from_tensor(&b).unwrap());
+        let y = lora_linear(&x, &weight, Some(&bias), &a, &b, 1.0, None).unwrap();
+        let grads = y.sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(&a).is_some() && grads.get(&b).is_some());
+        assert!([&x, &weight, &bias].iter().all(|frozen| grads.get(frozen).is_none()));
+    }
+
+    #[test]
+    fn factors_that_do_not_fit_the_weight_are_refused() {
+        let [x, weight, _, a, _] = operands();
+        let wrong = operand(&[3, 2], 1);
+        assert!(lora_linear(&x, &weight, None, &a, &wrong, 1.0, None).is_err());
+    }
+}
