@@ -1,0 +1,205 @@
+//! The six rules, one by one. `worlds.rs` plays them all at once.
+
+use std::time::Duration;
+
+use tunesmith::clock::Clock;
+use tunesmith::jobs::job::Stage;
+use tunesmith::jobs::queue::STRIKE_LIMIT;
+use tunesmith::jobs::{Held, Queue, sweep};
+use tunesmith::store::jobs::{self, Accepted, Progress, StopRequest};
+use tunesmith::store::{Db, Status, TaskStatus, custom_models, job_events, tags};
+
+use super::database::on_both;
+use super::{ACCOUNT, STRANGER, model_of, spec};
+
+const LEASE: Duration = Duration::from_secs(60);
+
+fn queue(db: &Db) -> (Queue, Clock) {
+    let clock = Clock::system();
+    (Queue::new(db.clone(), clock.clone(), LEASE), clock)
+}
+
+async fn status(db: &Db, n: usize) -> Status {
+    jobs::find(db, ACCOUNT, &format!("job-{n}")).await.unwrap().unwrap().status
+}
+
+on_both! {
+    async fn the_oldest_job_is_claimed_first_and_only_once(db: Db) {
+        let (queue, _) = queue(&db);
+        assert!(queue.claim("a").await.unwrap().is_none());
+        for n in [2, 1, 3] {
+            jobs::insert(&db, &spec(n), &[]).await.unwrap();
+        }
+        let first = queue.claim("a").await.unwrap().unwrap();
+        assert_eq!((first.job.spec.name.as_str(), first.attempt()), ("job-1", 1));
+        assert_eq!(queue.claim("b").await.unwrap().unwrap().job.spec.name, "job-2");
+        assert_eq!(queue.claim("a").await.unwrap().unwrap().job.spec.name, "job-3");
+        assert!(queue.claim("b").await.unwrap().is_none());
+    }
+}
+
+on_both! {
+    async fn workers_that_claim_at_once_get_different_jobs(db: Db) {
+        let (queue, _) = queue(&db);
+        for n in 0..16 {
+            jobs::insert(&db, &spec(n), &[]).await.unwrap();
+        }
+        let claims = (0..24).map(|n| {
+            let queue = queue.clone();
+            tokio::spawn(async move { queue.claim(&format!("worker-{n}")).await.unwrap().map(|claim| claim.job.spec.id) })
+        });
+        let mut claimed: Vec<String> =
+            futures::future::join_all(claims).await.into_iter().filter_map(Result::unwrap).collect();
+        // On Postgres a claimer may look away from a row that another has locked; what is left is left for the next.
+        while let Some(claim) = queue.claim("late").await.unwrap() {
+            claimed.push(claim.job.spec.id);
+        }
+        claimed.sort();
+        assert_eq!(claimed, (0..16).map(|n| spec(n).id).collect::<Vec<_>>());
+    }
+}
+
+on_both! {
+    async fn a_stale_worker_changes_nothing(db: Db) {
+        let (queue, clock) = queue(&db);
+        jobs::insert(&db, &spec(1), &[]).await.unwrap();
+        let mut stale = queue.claim("a").await.unwrap().unwrap();
+        assert!(queue.claim("b").await.unwrap().is_none());
+        clock.jump(LEASE + Duration::from_secs(1), false);
+        let fresh = queue.claim("b").await.unwrap().unwrap();
+        assert_eq!(fresh.attempt(), 2);
+
+        let before = jobs::find(&db, ACCOUNT, "job-1").await.unwrap();
+        let events = job_events::list(&db, ACCOUNT, &spec(1).id).await.unwrap();
+        assert_eq!(stale.renew().await.unwrap(), None);
+        assert_eq!(stale.holds().await.unwrap(), Held::No);
+        assert_eq!(stale.progress(&Progress::default(), true).await.unwrap(), Held::No);
+        assert_eq!(stale.reach(Stage::Training).await.unwrap(), Held::No);
+        assert_eq!(stale.publish(&serde_json::json!({})).await.unwrap(), Held::No);
+        assert_eq!(stale.complete(&model_of(&stale.job, 5)).await.unwrap(), Held::No);
+        assert_eq!(stale.fail("stale").await.unwrap(), Held::No);
+        assert_eq!(stale.stopped().await.unwrap(), Held::No);
+        assert_eq!(stale.release("stale").await.unwrap(), Held::No);
+        assert_eq!(stale.crashed("stale").await.unwrap(), Held::No);
+        assert_eq!(jobs::find(&db, ACCOUNT, "job-1").await.unwrap(), before);
+        assert_eq!(job_events::list(&db, ACCOUNT, &spec(1).id).await.unwrap(), events);
+        assert!(custom_models::find(&db, ACCOUNT, "model-1").await.unwrap().is_none());
+
+        assert_eq!(fresh.complete(&model_of(&fresh.job, 6)).await.unwrap(), Held::Yes);
+        assert_eq!(status(&db, 1).await, Status::Completed);
+    }
+}
+
+on_both! {
+    async fn a_job_and_its_model_appear_together_with_its_tags(db: Db) {
+        let (queue, _) = queue(&db);
+        let mut wanted = spec(1);
+        wanted.model_tags = vec![tags::Tag { key: "team".into(), value: "blue".into() }].into();
+        jobs::insert(&db, &wanted, &[]).await.unwrap();
+        let mut claim = queue.claim("a").await.unwrap().unwrap();
+        assert_eq!(claim.reach(Stage::Training).await.unwrap(), Held::Yes);
+        assert_eq!(claim.publish(&serde_json::json!({"files": {}})).await.unwrap(), Held::Yes);
+        assert_eq!(claim.publish(&serde_json::json!({})).await.unwrap(), Held::No, "decided once");
+        let model = model_of(&claim.job, 2_000_000);
+        assert_eq!(claim.complete(&model).await.unwrap(), Held::Yes);
+        assert_eq!(claim.complete(&model).await.unwrap(), Held::No, "ended once");
+
+        let job = jobs::find(&db, ACCOUNT, "job-1").await.unwrap().unwrap();
+        assert_eq!(job.output_model_arn.as_deref(), Some(model.arn.as_str()));
+        assert_eq!((job.end_time, job.training_loss), (Some(2_000_000), Some(0.25)));
+        assert_eq!(job.tasks.training.status, TaskStatus::Completed);
+        assert_eq!((job.worker, job.lease_until), (None, None));
+        assert_eq!(custom_models::find(&db, ACCOUNT, &model.arn).await.unwrap().unwrap(), model);
+        assert_eq!(tags::list(&db, ACCOUNT, &model.arn).await.unwrap().unwrap(), wanted.model_tags.0);
+        let listed = custom_models::list(&db, ACCOUNT, &Default::default(), &Default::default()).await.unwrap();
+        assert_eq!(listed.items, [model.clone()]);
+
+        // The name is taken while the model lives, and free once it is deleted.
+        let mut next = spec(2);
+        next.output_model_name = model.name.clone();
+        assert_eq!(jobs::insert(&db, &next, &[]).await.unwrap(), Accepted::ModelNameTaken);
+        assert!(custom_models::delete(&db, STRANGER, &model.name).await.unwrap().is_none());
+        assert_eq!(custom_models::delete(&db, ACCOUNT, &model.name).await.unwrap().unwrap(), model);
+        assert!(custom_models::delete(&db, ACCOUNT, &model.name).await.unwrap().is_none());
+        assert_eq!(jobs::insert(&db, &next, &[]).await.unwrap(), Accepted::Inserted);
+        assert_eq!(status(&db, 1).await, Status::Completed);
+    }
+}
+
+on_both! {
+    async fn a_stop_is_seen_at_the_next_renewal_and_no_model_comes_out(db: Db) {
+        let (queue, _) = queue(&db);
+        jobs::insert(&db, &spec(1), &[]).await.unwrap();
+        let claim = queue.claim("a").await.unwrap().unwrap();
+        assert_eq!(claim.renew().await.unwrap(), Some(Status::InProgress));
+        assert_eq!(claim.stopped().await.unwrap(), Held::No, "nobody asked");
+        assert_eq!(jobs::request_stop(&db, ACCOUNT, "job-1", 9).await.unwrap(), StopRequest::Accepted);
+        assert_eq!(status(&db, 1).await, Status::Stopping);
+        assert_eq!(jobs::request_stop(&db, ACCOUNT, "job-1", 9).await.unwrap(), StopRequest::AlreadyStopping);
+        assert_eq!(claim.renew().await.unwrap(), Some(Status::Stopping));
+
+        assert_eq!(claim.publish(&serde_json::json!({})).await.unwrap(), Held::No);
+        assert_eq!(claim.complete(&model_of(&claim.job, 10)).await.unwrap(), Held::No);
+        assert_eq!(claim.fail("too late").await.unwrap(), Held::No);
+        assert_eq!(claim.stopped().await.unwrap(), Held::Yes);
+        assert_eq!(status(&db, 1).await, Status::Stopped);
+        assert!(custom_models::find(&db, ACCOUNT, "model-1").await.unwrap().is_none());
+    }
+}
+
+on_both! {
+    async fn a_stopping_job_whose_worker_died_is_stopped_by_the_sweep(db: Db) {
+        let (queue, clock) = queue(&db);
+        jobs::insert(&db, &spec(1), &[]).await.unwrap();
+        let claim = queue.claim("a").await.unwrap().unwrap();
+        jobs::request_stop(&db, ACCOUNT, "job-1", 9).await.unwrap();
+        assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 0, "its worker may still confirm");
+        clock.jump(LEASE + Duration::from_secs(1), false);
+        assert!(queue.claim("b").await.unwrap().is_none(), "nobody takes up a job that is being stopped");
+        assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 1);
+        assert_eq!(status(&db, 1).await, Status::Stopped);
+        assert_eq!(claim.stopped().await.unwrap(), Held::No);
+    }
+}
+
+on_both! {
+    async fn a_released_job_is_taken_at_once_and_a_buried_workers_jobs_too(db: Db) {
+        let (queue, _) = queue(&db);
+        jobs::insert(&db, &spec(1), &[]).await.unwrap();
+        let first = queue.claim("a").await.unwrap().unwrap();
+        assert_eq!(first.release("drain").await.unwrap(), Held::Yes);
+        let second = queue.claim("b").await.unwrap().unwrap();
+        assert_eq!((second.attempt(), second.job.strikes), (2, 0));
+        assert_eq!(queue.bury("a").await.unwrap(), 0);
+        assert_eq!(queue.bury("b").await.unwrap(), 1);
+        let third = queue.claim("c").await.unwrap().unwrap();
+        assert_eq!((third.attempt(), third.job.strikes), (3, 1));
+        assert_eq!(second.holds().await.unwrap(), Held::No);
+    }
+}
+
+on_both! {
+    async fn a_job_that_kills_its_workers_fails_with_advice(db: Db) {
+        let (queue, clock) = queue(&db);
+        jobs::insert(&db, &spec(1), &[]).await.unwrap();
+        let mut attempts = 0;
+        while let Some(claim) = queue.claim("a").await.unwrap() {
+            attempts += 1;
+            assert_eq!(claim.crashed("panicked").await.unwrap(), Held::Yes);
+        }
+        assert_eq!(attempts, 3);
+        assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 1);
+        let job = jobs::find(&db, ACCOUNT, "job-1").await.unwrap().unwrap();
+        assert_eq!(job.status, Status::Failed);
+        assert!(job.failure_message.unwrap().contains("batchSize"));
+
+        // A job that writes checkpoints may be killed as often as the machine likes.
+        jobs::insert(&db, &spec(2), &[]).await.unwrap();
+        for _ in 0..STRIKE_LIMIT * 3 {
+            let claim = queue.claim("a").await.unwrap().unwrap();
+            assert_eq!(claim.progress(&Progress::default(), true).await.unwrap(), Held::Yes);
+            clock.jump(LEASE + Duration::from_secs(1), false);
+            assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 0);
+        }
+    }
+}
