@@ -74,7 +74,7 @@ pub(super) fn matmul(out: &mut [f32], into: Write, scale: f32, lhs: Matrix<'_>, 
         return;
     }
     // A weight matrix seen transposed: its rows, our columns, are contiguous.
-    let few = lhs.rows <= FEW_ROWS && lhs.col_stride == 1 && rhs.row_stride == 1;
+    let few = lhs.rows <= FEW_ROWS && lhs.cols > 0 && lhs.col_stride == 1 && rhs.row_stride == 1;
     if !few {
         return gemm_into(out, into, scale, lhs, rhs, threads);
     }

@@ -18,6 +18,8 @@ mod rms_norm;
 mod rope;
 mod spans;
 mod swiglu;
+#[cfg(test)]
+mod threads;
 mod vector;
 
 pub use attention::attention;

@@ -1,0 +1,3 @@
+//! Values that other libraries computed, committed as small fixtures beside the scripts that made them.
+
+mod kernels;
