@@ -1,1 +1,22 @@
-//! From text to token batches: JSONL lines, records, chat templates, packed batches.
+//! Text to token batches. [`jsonl`] reads lines, [`records`] says what they mean, [`chat`] writes a
+//! conversation the way the base model knows it, [`encode`] turns text into tokens and marks what is
+//! learned, [`prepare`] does all of it for whole files and either writes a [`Corpus`] or reports every
+//! bad line, and [`Batches`] deals the corpus out in a seeded order.
+
+pub mod batches;
+pub mod chat;
+pub mod corpus;
+pub mod encode;
+mod json;
+pub mod jsonl;
+pub mod prepare;
+pub mod records;
+pub mod report;
+mod shuffle;
+
+pub use batches::{Batch, BatchSettings, Batches, Cursor, MicroBatch, in_order};
+pub use corpus::{Corpus, Manifest};
+pub use encode::{Encoded, Encoder};
+pub use prepare::{Options, Prepared, Progress, Source, prepare};
+pub use records::{Conversation, Format, Message, Objective, Record, Role};
+pub use report::{BadLine, DataReport, REPORT_FILE};

@@ -1,0 +1,171 @@
+//! The order in which a corpus is learned. Each epoch has its own seeded order; a batch is what one
+//! optimizer step sees; it is cut into micro-batches that fit a budget of tokens. Micro-batches are one
+//! flat stream of tokens without padding, and `lengths` says where each record ends. Where the run
+//! stands is two numbers, so a resumed run sees what the uninterrupted one would have seen.
+
+use serde::{Deserialize, Serialize};
+
+use super::corpus::Corpus;
+use super::shuffle::Shuffle;
+
+/// How batches are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchSettings {
+    /// Decides the order of every epoch.
+    pub seed: u64,
+    /// Records per optimizer step; with `row_tokens`, rows.
+    pub batch_size: usize,
+    /// The most tokens of a micro-batch; a record that has more stands alone.
+    pub token_budget: usize,
+    /// For continued pre-training: a row is as many sequences as fit into this many tokens.
+    pub row_tokens: Option<usize>,
+}
+
+/// Where a run stands: the next batch begins here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cursor {
+    /// From 0.
+    pub epoch: u64,
+    /// How many records of the epoch are done.
+    pub position: u64,
+}
+
+/// What one optimizer step sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// The epoch it belongs to, from 0.
+    pub epoch: u64,
+    /// Its parts, in order.
+    pub micro: Vec<MicroBatch>,
+    /// Labelled tokens of all parts: what the sum of losses is divided by.
+    pub labelled: usize,
+    /// Is it the last of its epoch?
+    pub ends_epoch: bool,
+}
+
+/// A flat stream of several records.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MicroBatch {
+    /// Tokens of all records, one after the other.
+    pub tokens: Vec<u32>,
+    /// For each token, the one the model shall say next, when that is to be learned.
+    pub labels: Vec<Option<u32>>,
+    /// Tokens of each record; they sum to the number of tokens.
+    pub lengths: Vec<usize>,
+    /// Which record of the corpus each is.
+    pub records: Vec<usize>,
+}
+
+impl MicroBatch {
+    /// The records `records` of `corpus`.
+    pub fn gather(corpus: &Corpus, records: Vec<usize>) -> Self {
+        let mut batch = Self { records, ..Self::default() };
+        for &i in &batch.records {
+            let record = corpus.record(i);
+            let next = record.tokens.iter().zip(&record.learn).skip(1).map(|(token, learn)| learn.then_some(*token));
+            batch.labels.extend(next.chain([None]));
+            batch.lengths.push(record.tokens.len());
+            batch.tokens.extend(record.tokens);
+        }
+        batch
+    }
+
+    /// How many tokens have a label.
+    pub fn labelled(&self) -> usize {
+        self.labels.iter().filter(|label| label.is_some()).count()
+    }
+}
+
+/// Deals out a corpus without end, epoch after epoch.
+#[derive(Debug)]
+pub struct Batches<'a> {
+    corpus: &'a Corpus,
+    settings: BatchSettings,
+    cursor: Cursor,
+}
+
+impl<'a> Batches<'a> {
+    /// From `cursor` on; the default cursor is the beginning.
+    pub fn new(corpus: &'a Corpus, settings: BatchSettings, cursor: Cursor) -> Self {
+        Self { corpus, settings, cursor }
+    }
+
+    /// Where the next batch begins: goes into checkpoints.
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// How many optimizer steps `epochs` epochs take.
+    pub fn steps(&self, epochs: u64) -> u64 {
+        let n = self.corpus.len() as u64;
+        if self.settings.row_tokens.is_none() {
+            return n.div_ceil(self.settings.batch_size.max(1) as u64) * epochs;
+        }
+        // How documents fall into rows depends on the order.
+        let mut steps = 0;
+        for epoch in 0..epochs {
+            let order = Shuffle::new(n, self.settings.seed, epoch);
+            let mut position = 0;
+            while position < n {
+                position = self.end_of_batch(&order, position);
+                steps += 1;
+            }
+        }
+        steps
+    }
+
+    /// The next batch.
+    pub fn next_batch(&mut self) -> Batch {
+        let Cursor { epoch, position } = self.cursor;
+        let n = self.corpus.len() as u64;
+        let order = Shuffle::new(n, self.settings.seed, epoch);
+        let end = self.end_of_batch(&order, position);
+        let records = (position..end).map(|at| order.at(at) as usize);
+        let micro: Vec<MicroBatch> = cut(self.corpus, records, self.settings.token_budget).collect();
+        let ends_epoch = end >= n;
+        self.cursor =
+            if ends_epoch { Cursor { epoch: epoch + 1, position: 0 } } else { Cursor { epoch, position: end } };
+        let labelled = micro.iter().map(MicroBatch::labelled).sum();
+        Batch { epoch, micro, labelled, ends_epoch }
+    }
+
+    /// Where the batch that begins at `position` ends; the last of an epoch may be smaller.
+    fn end_of_batch(&self, order: &Shuffle, position: u64) -> u64 {
+        let n = self.corpus.len() as u64;
+        let batch_size = self.settings.batch_size.max(1);
+        let Some(row_tokens) = self.settings.row_tokens else {
+            return n.min(position + batch_size as u64);
+        };
+        let mut end = position;
+        for _ in 0..batch_size {
+            let mut tokens = 0;
+            while end < n {
+                tokens += self.corpus.length(order.at(end) as usize);
+                if tokens > row_tokens && tokens > self.corpus.length(order.at(end) as usize) {
+                    break;
+                }
+                end += 1;
+            }
+        }
+        end
+    }
+}
+
+/// The corpus once, in its own order: for validation.
+pub fn in_order(corpus: &Corpus, token_budget: usize) -> impl Iterator<Item = MicroBatch> {
+    cut(corpus, 0..corpus.len(), token_budget)
+}
+
+/// Consecutive `records` as micro-batches of at most `token_budget` tokens, or of one record that has more.
+fn cut(corpus: &Corpus, records: impl Iterator<Item = usize>, token_budget: usize) -> impl Iterator<Item = MicroBatch> {
+    let mut records = records.peekable();
+    std::iter::from_fn(move || {
+        let mut taken = vec![records.next()?];
+        let mut tokens = corpus.length(taken[0]);
+        while let Some(next) = records.next_if(|next| tokens + corpus.length(*next) <= token_budget) {
+            tokens += corpus.length(next);
+            taken.push(next);
+        }
+        Some(MicroBatch::gather(corpus, taken))
+    })
+}

@@ -1,0 +1,228 @@
+//! The base model's chat template: conversations to text, for training and for serving alike, and
+//! which parts of the text the assistant spoke.
+//!
+//! Templates are Jinja as `transformers` runs it (`apply_chat_template`): blocks trimmed, Python's
+//! string methods, `raise_exception`, `tojson` without HTML escapes. `{% generation %}` marks the
+//! assistant's words where a template has it; elsewhere they are found by rendering the conversation
+//! with a stand-in for each answer.
+
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Environment, ErrorKind, context};
+use regex::Regex;
+
+use super::records::{Conversation, Message, Role};
+use crate::error::{Error, Result};
+
+/// Noncharacters of Unicode: reserved for use inside a program, so no text may hold them.
+const OPEN: char = '\u{FDD0}';
+const CLOSE: char = '\u{FDD1}';
+const STAND_IN: &str = "\u{FDD2}";
+
+/// The date that `strftime_now` gives: fixed, because an answer learned under one date and asked for
+/// under another would be asked with a prompt it never saw. It is what Llama's template falls back to.
+const DATE: jiff::civil::Date = jiff::civil::date(2024, 7, 26);
+
+/// A compiled chat template with the special tokens it may name.
+#[derive(Debug)]
+pub struct Template {
+    environment: Environment<'static>,
+    bos: Option<String>,
+    eos: Option<String>,
+    marked: bool,
+}
+
+/// A rendered conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text; it holds the template's special tokens, so it is tokenised without adding more.
+    pub text: String,
+    /// Byte ranges that the assistant spoke, each with the marker that ends its turn.
+    pub spoken: Vec<Range<usize>>,
+    /// What ends the assistant's turn (`<|eot_id|>`, `</s>`, …); empty when the template has no marker.
+    pub end_of_turn: String,
+}
+
+impl Template {
+    /// Compiles `source`; `bos` and `eos` are the tokenizer's special tokens as text.
+    pub fn parse(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<Self> {
+        let refused = |error: minijinja::Error| {
+            Error::validation(format!("The model's chat template cannot be compiled: {error:#}"))
+        };
+        static GENERATION: LazyLock<Option<Regex>> =
+            LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").ok());
+        let mut marked = false;
+        // Still a block tag to the trimming rules, as `{% generation %}` is.
+        let source = match &*GENERATION {
+            Some(tag) => tag.replace_all(source, |found: &regex::Captures<'_>| {
+                marked = true;
+                let mark = if found.get(2).is_some() { CLOSE } else { OPEN };
+                format!("{{%{} if true %}}{mark}{{% endif {}%}}", &found[1], &found[3])
+            }),
+            None => source.into(),
+        };
+        let mut environment = Environment::new();
+        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(refused)?);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", tojson);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("strftime_now", |format: String| DATE.strftime(&format).to_string());
+        environment.add_template_owned("chat", source.into_owned()).map_err(refused)?;
+        Ok(Self { environment, bos: bos.map(str::to_owned), eos: eos.map(str::to_owned), marked })
+    }
+
+    /// The text of a conversation; with `add_generation_prompt` it ends where the assistant begins to speak.
+    pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
+        let text = self.run(conversation, add_generation_prompt)?;
+        Ok(if self.marked { text.replace([OPEN, CLOSE], "") } else { text })
+    }
+
+    /// The text of a whole conversation and what the assistant spoke in it.
+    pub fn render_spoken(&self, conversation: &Conversation) -> Result<Rendered> {
+        if conversation.messages.last().is_none_or(|last| last.role != Role::Assistant) {
+            return Err(Error::validation("The conversation does not end with the assistant's answer"));
+        }
+        let (text, contents) =
+            if self.marked { unmark(&self.run(conversation, false)?)? } else { self.find_answers(conversation)? };
+        let last_end = contents.last().map_or(text.len(), |last| last.end);
+        // What stands after the last answer ends the turn; a line break after the marker belongs to the layout.
+        let tail = &text[last_end..];
+        let end_of_turn = if tail.trim_end().is_empty() { tail } else { tail.trim_end() }.to_owned();
+        let spoken = contents
+            .into_iter()
+            .map(|span| {
+                let ends = text[span.end..].starts_with(&end_of_turn);
+                span.start..if ends { span.end + end_of_turn.len() } else { span.end }
+            })
+            .collect();
+        Ok(Rendered { text, spoken, end_of_turn: end_of_turn.trim().to_owned() })
+    }
+
+    /// Where the answers stand in the text of a template without `{% generation %}`: each is replaced by
+    /// a stand-in, and what differs is the answer. It begins where the generation prompt ends, so that
+    /// everything a served model must say by itself is learned.
+    fn find_answers(&self, conversation: &Conversation) -> Result<(String, Vec<Range<usize>>)> {
+        let text = self.run(conversation, false)?;
+        let mut answers = Vec::new();
+        let last = conversation.messages.len() - 1;
+        for (i, message) in conversation.messages.iter().enumerate() {
+            if message.role != Role::Assistant {
+                continue;
+            }
+            let unclear = || {
+                Error::validation(format!(
+                    "The base model's chat template does not show where the answer of messages[{i}] stands: it changes \
+                     the answer's text. Give the template {{% generation %}} marks around the assistant's words"
+                ))
+            };
+            let mut changed = conversation.clone();
+            changed.messages[i].text = STAND_IN.to_owned();
+            let changed = self.run(&changed, false)?;
+            let (before, after) = changed.split_once(STAND_IN).ok_or_else(unclear)?;
+            let fits = text.len() >= before.len() + after.len() && text.starts_with(before) && text.ends_with(after);
+            if !fits || text[before.len()..text.len() - after.len()].trim() != message.text.trim() {
+                return Err(unclear());
+            }
+            let asked =
+                Conversation { system: conversation.system.clone(), messages: conversation.messages[..i].to_vec() };
+            let prompt = self.run(&asked, true)?;
+            let start = if before.starts_with(&prompt) {
+                prompt.len()
+            } else if i == last {
+                return Err(Error::validation(format!(
+                    "The base model's chat template writes the conversation before messages[{i}] differently when it \
+                     asks for an answer and when the answer is there, so training and serving would not agree"
+                )));
+            } else {
+                // Some templates write earlier turns differently once others follow; the answer itself still stands.
+                before.len()
+            };
+            answers.push(start..text.len() - after.len());
+        }
+        Ok((text, answers))
+    }
+
+    fn run(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
+        let reserved = |text: &str| text.contains([OPEN, CLOSE]);
+        if conversation.system.as_deref().is_some_and(reserved)
+            || conversation.messages.iter().any(|message| reserved(&message.text))
+        {
+            return Err(Error::validation("The text holds U+FDD0 or U+FDD1, which Unicode reserves; remove it"));
+        }
+        let system = conversation.system.as_deref().map(|text| context! { role => "system", content => text });
+        let turns = conversation
+            .messages
+            .iter()
+            .map(|Message { role, text }| context! { role => role.name(), content => text.as_str() });
+        let context = context! {
+            messages => system.into_iter().chain(turns).collect::<Vec<Value>>(),
+            add_generation_prompt,
+            tools => Value::from(()),
+            documents => Value::from(()),
+        };
+        let token = |name: &'static str, token: &Option<String>| token.as_ref().map(|token| (name, token.clone()));
+        let tokens: Value =
+            [token("bos_token", &self.bos), token("eos_token", &self.eos)].into_iter().flatten().collect();
+        let template = self.environment.get_template("chat").map_err(Error::internal)?;
+        template.render(context! { ..context, ..tokens }).map_err(|error| {
+            let detail = error.detail().map_or_else(|| error.to_string(), str::to_owned);
+            Error::validation(format!("The base model's chat template refuses this conversation: {detail}"))
+                .because(error)
+        })
+    }
+}
+
+/// Takes the marks of `{% generation %}` out of a text and says where they stood.
+fn unmark(marked: &str) -> Result<(String, Vec<Range<usize>>)> {
+    let mut text = String::with_capacity(marked.len());
+    let mut spans = Vec::new();
+    let mut open = None;
+    for c in marked.chars() {
+        match (c, open) {
+            (OPEN, None) => open = Some(text.len()),
+            (CLOSE, Some(start)) => {
+                spans.push(start..text.len());
+                open = None;
+            }
+            (OPEN | CLOSE, _) => {
+                return Err(Error::validation("The base model's chat template nests {% generation %} blocks"));
+            }
+            _ => text.push(c),
+        }
+    }
+    if spans.is_empty() {
+        return Err(Error::validation("The base model's chat template marks nothing with {% generation %}"));
+    }
+    Ok((text, spans))
+}
+
+/// `tojson` as `transformers` defines it: Python's `json.dumps`, nothing escaped for HTML.
+fn tojson(value: &Value, indent: Option<Value>, arguments: Kwargs) -> Result<Value, minijinja::Error> {
+    // Python's other arguments do not change what templates print in practice; non-ASCII stays as it is.
+    let _: Option<bool> = arguments.get("ensure_ascii")?;
+    let escaped = minijinja::filters::tojson(value, indent, arguments)?.to_string();
+    let mut text = String::with_capacity(escaped.len());
+    let mut rest = escaped.as_str();
+    while let Some(at) = rest.find('\\') {
+        text.push_str(&rest[..at]);
+        let plain = [("\\u003c", '<'), ("\\u003e", '>'), ("\\u0026", '&'), ("\\u0027", '\'')];
+        match plain.iter().find(|(escape, _)| rest[at..].starts_with(escape)) {
+            Some((escape, c)) => {
+                text.push(*c);
+                rest = &rest[at + escape.len()..];
+            }
+            // An escape is a backslash and one ASCII character more: "\\\\" must not be read as the start of another.
+            None => {
+                text.push_str(&rest[at..at + 2]);
+                rest = &rest[at + 2..];
+            }
+        }
+    }
+    text.push_str(rest);
+    Ok(Value::from(text))
+}

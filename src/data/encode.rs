@@ -1,0 +1,199 @@
+//! Text to tokens, with one bool per token: is it to be learned? The answer comes from the token's
+//! place in the text, never from its id, so an end-of-text token is learned where the answer ends and
+//! nowhere else. Training and serving tokenise through the same [`Encoder`].
+
+use std::ops::Range;
+
+use sha2::{Digest, Sha256};
+use tokenizers::Tokenizer;
+
+use super::chat::Template;
+use super::records::{Conversation, Message, Record, Role};
+use crate::error::{Error, Result};
+
+/// A tokenizer with its chat template.
+#[derive(Debug)]
+pub struct Encoder {
+    tokenizer: Tokenizer,
+    template: Option<Template>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    /// Special tokens as text: a prompt that holds one was rendered by its author.
+    special: Vec<String>,
+    digest: String,
+}
+
+/// The tokens of one record.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// For each token: is the model to predict it from the ones before? Never true for the first.
+    pub learn: Vec<bool>,
+}
+
+impl Encoder {
+    /// `bos` and `eos` are special tokens as text, `template` the source of the chat template.
+    pub fn new(mut tokenizer: Tokenizer, bos: Option<&str>, eos: Option<&str>, template: Option<&str>) -> Result<Self> {
+        // A tokenizer.json may carry settings of whoever saved it; they would cut records silently.
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(broken)?;
+        let id = |token: Option<&str>| match token {
+            None => Ok(None),
+            Some(text) => tokenizer.token_to_id(text).map(Some).ok_or_else(|| {
+                Error::validation(format!("The tokenizer has no token \"{text}\", which its configuration names"))
+            }),
+        };
+        let (bos_id, eos_id) = (id(bos)?, id(eos)?);
+        let special =
+            tokenizer.get_added_tokens_decoder().into_values().filter(|t| t.special).map(|t| t.content).collect();
+        let mut digest = Sha256::new();
+        digest.update(tokenizer.to_string(false).map_err(broken)?);
+        for part in [bos, eos, template] {
+            // The length keeps parts apart.
+            digest.update(part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
+            digest.update(part.unwrap_or_default());
+        }
+        let template = template.map(|source| Template::parse(source, bos, eos)).transpose()?;
+        let digest = hex::encode(digest.finalize());
+        Ok(Self { tokenizer, template, bos: bos_id, eos: eos_id, special, digest })
+    }
+
+    /// SHA-256 over everything that decides how text becomes tokens, for the manifest.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// The chat template, when the base has one.
+    pub fn template(&self) -> Option<&Template> {
+        self.template.as_ref()
+    }
+
+    /// The tokens of a record. A prompt with its completion is one turn through the chat template when the
+    /// base has one, else the two texts joined, then end-of-text.
+    pub fn record(&self, record: &Record) -> Result<Encoded> {
+        match record {
+            Record::Text(text) => {
+                let mut encoded = self.plain(text, 0..text.len())?;
+                self.end(&mut encoded);
+                Ok(encoded)
+            }
+            Record::Completion { prompt, completion } if self.written_out(prompt) => {
+                let text = format!("{prompt}{completion}");
+                let mut encoded = self.plain(&text, prompt.len()..text.len())?;
+                self.end(&mut encoded);
+                Ok(encoded)
+            }
+            Record::Completion { prompt, completion } => {
+                let mut conversation = question(prompt);
+                conversation.messages.push(Message { role: Role::Assistant, text: completion.clone() });
+                self.conversation(&conversation)
+            }
+            Record::Conversation(conversation) => self.conversation(conversation),
+        }
+    }
+
+    /// The prompt of a native request (`InvokeModel`): rendered as one user's turn when the base has a chat
+    /// template, as `{"prompt", "completion"}` records are in training, unless it already holds special
+    /// tokens, that is, its author rendered it.
+    pub fn text_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
+        if self.written_out(prompt) {
+            let mut encoded = self.plain(prompt, 0..0)?;
+            // A tokenizer that ends every text would end the prompt before the answer.
+            if self.eos.is_some() && encoded.tokens.last() == self.eos.as_ref() && !self.ends_with_eos(prompt) {
+                encoded.tokens.pop();
+            }
+            return Ok(encoded.tokens);
+        }
+        self.chat_prompt(&question(prompt))
+    }
+
+    /// The prompt of a conversation that ends with the user's turn.
+    pub fn chat_prompt(&self, conversation: &Conversation) -> Result<Vec<u32>> {
+        let template = self.need_template()?;
+        let text = template.render(conversation, true)?;
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(broken)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    fn conversation(&self, conversation: &Conversation) -> Result<Encoded> {
+        let rendered = self.need_template()?.render_spoken(conversation)?;
+        let encoding = self.tokenizer.encode(rendered.text.as_str(), false).map_err(broken)?;
+        let mut encoded = self.mark(&encoding, &rendered.spoken);
+        if rendered.end_of_turn.is_empty() {
+            self.end(&mut encoded);
+        }
+        // What follows the last learned token teaches nothing.
+        let length = encoded.learn.iter().rposition(|learn| *learn).map_or(0, |last| last + 1);
+        encoded.tokens.truncate(length);
+        encoded.learn.truncate(length);
+        Ok(encoded)
+    }
+
+    /// Text without a template, with the special tokens that the tokenizer adds by itself.
+    fn plain(&self, text: &str, learned: Range<usize>) -> Result<Encoded> {
+        let encoding = self.tokenizer.encode(text, true).map_err(broken)?;
+        let mut encoded = self.mark(&encoding, &[learned]);
+        if self.bos.is_some_and(|bos| encoded.tokens.starts_with(&[bos, bos])) {
+            // The text brought its own and the tokenizer added another.
+            encoded.tokens.remove(0);
+            encoded.learn.remove(0);
+        }
+        if let Some(first) = encoded.learn.first_mut() {
+            *first = false;
+        }
+        Ok(encoded)
+    }
+
+    /// Puts end-of-text at the end, once, and has it learned.
+    fn end(&self, encoded: &mut Encoded) {
+        let Some(eos) = self.eos else { return };
+        if encoded.tokens.last() == Some(&eos) && encoded.tokens.len() > 1 {
+            encoded.learn.pop();
+        } else {
+            encoded.tokens.push(eos);
+        }
+        encoded.learn.push(true);
+    }
+
+    /// Which tokens lie, at least in part, in one of the `spans` (byte ranges in order).
+    fn mark(&self, encoding: &tokenizers::Encoding, spans: &[Range<usize>]) -> Encoded {
+        let mut learn = Vec::with_capacity(encoding.len());
+        let mut covered = 0;
+        for (i, (start, end)) in encoding.get_offsets().iter().copied().enumerate() {
+            // Tokenizers may trim white space off the offsets, and give every piece of a split character
+            // the whole character: a token covers what lies between the last one's end and its own.
+            let start = start.min(covered);
+            let inside = spans.iter().any(|span| start < span.end && end > span.start);
+            learn.push(inside && i > 0);
+            covered = covered.max(end);
+        }
+        Encoded { tokens: encoding.get_ids().to_vec(), learn }
+    }
+
+    fn need_template(&self) -> Result<&Template> {
+        self.template.as_ref().ok_or_else(|| {
+            Error::validation(
+                "This base model has no chat template and cannot take conversations; give {\"prompt\": \"...\", \
+                 \"completion\": \"...\"}",
+            )
+        })
+    }
+
+    /// Is the prompt to be taken as it is?
+    fn written_out(&self, prompt: &str) -> bool {
+        self.template.is_none() || self.special.iter().any(|token| prompt.contains(token.as_str()))
+    }
+
+    fn ends_with_eos(&self, prompt: &str) -> bool {
+        self.eos.and_then(|eos| self.tokenizer.id_to_token(eos)).is_some_and(|token| prompt.ends_with(&token))
+    }
+}
+
+fn question(prompt: &str) -> Conversation {
+    Conversation { system: None, messages: vec![Message { role: Role::User, text: prompt.to_owned() }] }
+}
+
+fn broken(cause: tokenizers::Error) -> Error {
+    Error::internal(anyhow::anyhow!("tokenizer: {cause}"))
+}
