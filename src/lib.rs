@@ -25,6 +25,7 @@ pub mod jobs;
 pub mod kernels;
 pub mod models;
 pub mod objects;
+pub mod rng;
 pub mod routes;
 pub mod service;
 pub mod store;

@@ -1,1 +1,22 @@
 //! The base models: which there are, how their weights are read, and the decoder that runs them.
+//! One decoder serves Llama 2/3.x, Mistral, Qwen2 and Qwen3: they differ only by what
+//! [`DecoderConfig`] reads from `config.json`.
+
+mod config;
+mod decoder;
+mod layer;
+mod packing;
+mod registry;
+mod rotary;
+mod tokenizer;
+mod tuning;
+mod weights;
+
+pub use config::{Architecture, DecoderConfig, RopeScaling};
+pub use decoder::Decoder;
+pub use layer::Memory;
+pub use packing::{MicroBatch, Packing};
+pub use registry::{Customization, FoundationModel, Registry, Unreadable, is_model_id};
+pub use tokenizer::Tokenizer;
+pub use tuning::{Frozen, Projection, Site, Tuning};
+pub use weights::{Precision, Weights, save_tensors};

@@ -1,0 +1,242 @@
+//! The decoder: embedding, layers, final norm, head. The caller drives it layer by layer, because
+//! training keeps only each layer's input and runs the layer again in the backward pass.
+//!
+//! Reference: transformers' `modeling_llama.py`, `modeling_mistral.py`, `modeling_qwen2.py` and
+//! `modeling_qwen3.py`; weights carry their names.
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor, Var};
+
+use super::config::DecoderConfig;
+use super::layer::{Layer, Linear, Memory};
+use super::packing::Packing;
+use super::rotary::Rotary;
+use super::tuning::{Projection, Site, Tuning};
+use super::weights::{Precision, Weights, save_tensors};
+use crate::error::{Error, Result};
+use crate::kernels;
+use crate::rng::Rng;
+
+/// Standard deviation of a new model's weights, transformers' `initializer_range`.
+const INITIAL_DEVIATION: f32 = 0.02;
+
+/// A base model in memory, in f32.
+pub struct Decoder {
+    config: DecoderConfig,
+    device: Device,
+    rotary: Rotary,
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    /// The embedding itself when the model ties them.
+    head: Tensor,
+    /// Every weight by its Hugging Face name, in the order of the layers; a tied head is not listed.
+    named: Vec<(String, Tensor)>,
+}
+
+impl Decoder {
+    /// Reads a Hugging Face model directory. With `trainable` every weight is a variable, for full
+    /// tuning; otherwise none is, and none costs a gradient.
+    ///
+    /// # Errors
+    /// When the configuration is not supported, or a weight is missing or has another shape; the
+    /// message names it.
+    pub fn load(dir: &Path, device: &Device, trainable: bool) -> Result<Self> {
+        let config = DecoderConfig::read(dir)?;
+        let weights = Weights::open(dir)?;
+        Self::build(config, device, trainable, |name, shape| weights.get(name, shape, device))
+    }
+
+    /// A new model: normal weights with deviation 0.02, those that write into the residual stream
+    /// divided by √(2·layers) so that its variance does not grow with depth (GPT-2); norms one,
+    /// biases zero. The same seed gives the same model.
+    ///
+    /// # Errors
+    /// When the device cannot hold it.
+    pub fn random(config: DecoderConfig, seed: u64, device: &Device, trainable: bool) -> Result<Self> {
+        let depth = (2.0 * config.layers as f32).sqrt();
+        Self::build(config, device, trainable, |name, shape| {
+            let count = shape.iter().product();
+            let values = if name.ends_with("norm.weight") {
+                vec![1.0; count]
+            } else if name.ends_with("bias") {
+                vec![0.0; count]
+            } else {
+                let into_stream = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+                let deviation = if into_stream { INITIAL_DEVIATION / depth } else { INITIAL_DEVIATION };
+                Rng::new(seed, name, 0).normals(count, deviation)
+            };
+            Ok(Tensor::from_vec(values, shape, device)?)
+        })
+    }
+
+    /// Asks `source` for each weight by name and shape.
+    fn build(
+        config: DecoderConfig,
+        device: &Device,
+        trainable: bool,
+        mut source: impl FnMut(&str, &[usize]) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let mut named = Vec::new();
+        let mut take = |name: String, shape: &[usize]| -> Result<Tensor> {
+            let mut tensor = source(&name, shape)?;
+            if trainable {
+                tensor = Var::from_tensor(&tensor)?.into_inner();
+            }
+            named.push((name, tensor.clone()));
+            Ok(tensor)
+        };
+        let embedding = take("model.embed_tokens.weight".into(), &[config.vocab_size, config.hidden_size])?;
+        let mut layers = Vec::with_capacity(config.layers);
+        for index in 0..config.layers {
+            layers.push(layer(&config, index, &mut take)?);
+        }
+        let norm = take("model.norm.weight".into(), &[config.hidden_size])?;
+        let head = if config.tied {
+            embedding.clone()
+        } else {
+            take("lm_head.weight".into(), &[config.vocab_size, config.hidden_size])?
+        };
+        let rotary = Rotary::new(&config);
+        Ok(Self { config, device: device.clone(), rotary, embedding, layers, norm, head, named })
+    }
+
+    /// The model's shape and constants.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Where the weights lie.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Every weight by its Hugging Face name, embedding first. A tied head is not listed.
+    pub fn named_weights(&self) -> &[(String, Tensor)] {
+        &self.named
+    }
+
+    /// The packing of whole records, each from position 0.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn packing(&self, lengths: &[usize]) -> Result<Packing> {
+        Packing::records(&self.rotary, lengths, &self.device)
+    }
+
+    /// The packing of `new` tokens of one record after the `held` that went through before.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn continuation(&self, held: usize, new: usize) -> Result<Packing> {
+        Packing::continued(&self.rotary, held, new, &self.device)
+    }
+
+    /// Token ids to `[N, hidden]`.
+    ///
+    /// # Errors
+    /// When an id lies outside the vocabulary.
+    pub fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= self.config.vocab_size) {
+            return Err(Error::validation(format!(
+                "token id {id} lies outside the model's vocabulary of {}; the tokenizer does not belong to this model",
+                self.config.vocab_size
+            )));
+        }
+        let ids = Tensor::from_slice(tokens, tokens.len(), &self.device)?;
+        Ok(kernels::embedding(&self.embedding, &ids)?)
+    }
+
+    /// Layer `index`: `[N, hidden]` to `[N, hidden]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn layer(&self, index: usize, x: &Tensor, packing: &Packing, tuning: &dyn Tuning) -> Result<Tensor> {
+        Ok(self.layers[index].forward(&self.config, x, packing, tuning, None)?)
+    }
+
+    /// As [`Decoder::layer`], with the keys and values of earlier tokens in `memory`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn layer_with_memory(
+        &self,
+        index: usize,
+        x: &Tensor,
+        packing: &Packing,
+        tuning: &dyn Tuning,
+        memory: &mut dyn Memory,
+    ) -> Result<Tensor> {
+        Ok(self.layers[index].forward(&self.config, x, packing, tuning, Some(memory))?)
+    }
+
+    /// The final norm: `[N, hidden]` to `[N, hidden]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn finish(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(kernels::rms_norm(x, &self.norm, self.config.norm_eps)?)
+    }
+
+    /// The output head, `[vocab, hidden]`.
+    pub fn head(&self) -> &Tensor {
+        &self.head
+    }
+
+    /// Logits of every token, `[N, vocab]`: for tests and short inputs, since it holds them all.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn logits(&self, tokens: &[u32], lengths: &[usize], tuning: &dyn Tuning) -> Result<Tensor> {
+        let packing = self.packing(lengths)?;
+        let mut x = self.embed(tokens)?;
+        for index in 0..self.layers.len() {
+            x = self.layer(index, &x, &packing, tuning)?.detach();
+        }
+        Ok(kernels::linear(&self.finish(&x)?, &self.head, None)?)
+    }
+
+    /// Writes `config.json` and `model.safetensors` into `dir`, which transformers can load.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save(&self, dir: &Path, precision: Precision) -> Result<()> {
+        std::fs::create_dir_all(dir)?;
+        let mut config = self.config.to_json();
+        let dtype = if precision == Precision::F32 { "float32" } else { "bfloat16" };
+        config["torch_dtype"] = dtype.into();
+        std::fs::write(dir.join("config.json"), format!("{config:#}\n"))?;
+        save_tensors(&dir.join("model.safetensors"), &self.named, precision)
+    }
+}
+
+fn layer(
+    config: &DecoderConfig,
+    index: usize,
+    take: &mut impl FnMut(String, &[usize]) -> Result<Tensor>,
+) -> Result<Layer> {
+    let prefix = format!("model.layers.{index}");
+    let mut linears = Vec::with_capacity(Projection::ALL.len());
+    for projection in Projection::ALL {
+        let (outputs, inputs) = config.sizes(projection);
+        let name = Site { layer: index, projection }.name();
+        let weight = take(format!("{name}.weight"), &[outputs, inputs])?;
+        let biased = match projection {
+            Projection::Query | Projection::Key | Projection::Value => config.qkv_bias,
+            Projection::Output => config.output_bias,
+            Projection::Gate | Projection::Up | Projection::Down => config.mlp_bias,
+        };
+        let bias = if biased { Some(take(format!("{name}.bias"), &[outputs])?) } else { None };
+        linears.push(Linear { weight, bias });
+    }
+    let attention_norm = take(format!("{prefix}.input_layernorm.weight"), &[config.hidden_size])?;
+    let mlp_norm = take(format!("{prefix}.post_attention_layernorm.weight"), &[config.hidden_size])?;
+    let query_key_norms = if config.qk_norm() {
+        let query = take(format!("{prefix}.self_attn.q_norm.weight"), &[config.head_dim])?;
+        Some((query, take(format!("{prefix}.self_attn.k_norm.weight"), &[config.head_dim])?))
+    } else {
+        None
+    };
+    Ok(Layer { index, linears, attention_norm, mlp_norm, query_key_norms, window: config.windows[index] })
+}

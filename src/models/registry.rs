@@ -1,0 +1,203 @@
+//! Which base models there are: one Hugging Face directory each, named by the model's Bedrock id.
+//! A directory that cannot be used is reported with the reason and left out; the rest stays usable.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use regex::Regex;
+use serde::Deserialize;
+
+use super::config::DecoderConfig;
+use super::tokenizer::Tokenizer;
+use super::weights::Weights;
+use crate::error::{Error, Result};
+
+/// What a base model may be customized with, by Bedrock's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Customization {
+    /// Supervised training on prompts and answers.
+    FineTuning,
+    /// Training on plain text.
+    ContinuedPreTraining,
+}
+
+impl Customization {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FineTuning => "FINE_TUNING",
+            Self::ContinuedPreTraining => "CONTINUED_PRE_TRAINING",
+        }
+    }
+}
+
+/// A base model that can be trained on and asked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FoundationModel {
+    /// Bedrock id, for example `meta.llama3-2-1b-instruct-v1:0`.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Who made it.
+    pub provider: String,
+    /// The Hugging Face directory.
+    pub dir: PathBuf,
+    /// Longest sequence, in tokens.
+    pub context_length: usize,
+    /// What it may be customized with.
+    pub customizations: Vec<Customization>,
+    /// It has a chat template: conversations can be learned and held.
+    pub chat: bool,
+}
+
+/// `card.toml`, which may lie in a model's directory.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Card {
+    provider: Option<String>,
+    name: Option<String>,
+    customizations: Option<Vec<Customization>>,
+    context_length: Option<usize>,
+}
+
+/// A directory that was left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The directory.
+    pub dir: PathBuf,
+    /// Why, in a sentence for the operator.
+    pub reason: String,
+}
+
+/// All base models, by id.
+#[derive(Debug, Clone, Default)]
+pub struct Registry {
+    models: BTreeMap<String, FoundationModel>,
+    unreadable: Vec<Unreadable>,
+}
+
+impl Registry {
+    /// Looks through `roots`: each is a folder of model directories. Of two directories with the
+    /// same name the one in the earlier root counts.
+    ///
+    /// # Errors
+    /// When a root cannot be listed. A directory inside that cannot be used is no error; see
+    /// [`Registry::unreadable`].
+    pub fn open(roots: &[PathBuf]) -> Result<Self> {
+        let mut registry = Self::default();
+        for root in roots {
+            let listing = |cause: std::io::Error| {
+                Error::validation(format!("cannot list the models folder {}: {cause}", root.display()))
+            };
+            let mut dirs = Vec::new();
+            for entry in std::fs::read_dir(root).map_err(listing)? {
+                let path = entry.map_err(listing)?.path();
+                // Dot folders are caches and version control; plain files are notes beside the models.
+                if path.is_dir() && !file_name(&path).starts_with('.') {
+                    dirs.push(path);
+                }
+            }
+            dirs.sort();
+            for dir in dirs {
+                registry.add(dir);
+            }
+        }
+        Ok(registry)
+    }
+
+    fn add(&mut self, dir: PathBuf) {
+        match inspect(&dir) {
+            Ok(model) if self.models.contains_key(&model.id) => {
+                let reason = format!("{} is already there from another folder", model.id);
+                self.leave_out(dir, reason);
+            }
+            Ok(model) => drop(self.models.insert(model.id.clone(), model)),
+            Err(error) => self.leave_out(dir, error.message().to_string()),
+        }
+    }
+
+    fn leave_out(&mut self, dir: PathBuf, reason: String) {
+        tracing::warn!(model.dir = %dir.display(), model.reason = %reason, "a model directory was left out: {reason}");
+        self.unreadable.push(Unreadable { dir, reason });
+    }
+
+    /// The model of this id.
+    pub fn get(&self, id: &str) -> Option<&FoundationModel> {
+        self.models.get(id)
+    }
+
+    /// All models, sorted by id.
+    pub fn all(&self) -> impl Iterator<Item = &FoundationModel> {
+        self.models.values()
+    }
+
+    /// The directories that were left out, and why.
+    pub fn unreadable(&self) -> &[Unreadable] {
+        &self.unreadable
+    }
+}
+
+/// Whether this is an id that Bedrock's clients accept for a base model: two names joined by one
+/// dot, then at most two version parts behind colons.
+pub fn is_model_id(id: &str) -> bool {
+    static PATTERN: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new("^[a-z0-9-]{1,63}[.][a-z0-9-]{1,63}([:][a-z0-9-]{1,63}){0,2}$").ok());
+    PATTERN.as_ref().is_some_and(|pattern| pattern.is_match(id))
+}
+
+/// Reads what the registry needs; weights are mapped and their names checked, not loaded.
+fn inspect(dir: &Path) -> Result<FoundationModel> {
+    let id = file_name(dir);
+    if !is_model_id(&id) {
+        return Err(Error::validation(format!(
+            "the directory's name is the model's id and {id:?} is none: lower-case letters, digits and '-', with exactly \
+             one dot, for example meta.llama3-2-1b-instruct-v1:0"
+        )));
+    }
+    let config = DecoderConfig::read(dir)?;
+    let tokenizer = Tokenizer::read(dir)?;
+    let weights = Weights::open(dir)?;
+    let table = [config.vocab_size, config.hidden_size];
+    match weights.shape("model.embed_tokens.weight") {
+        Some(shape) if shape == table => {}
+        Some(shape) => {
+            return Err(Error::validation(format!(
+                "the tensor model.embed_tokens.weight has shape {shape:?}, config.json asks for {table:?}"
+            )));
+        }
+        None => return Err(Error::validation("the weights lack the tensor model.embed_tokens.weight")),
+    }
+    let card = card(&dir.join("card.toml"))?;
+    if let Some(length) = card.context_length.filter(|length| *length == 0 || *length > config.max_positions) {
+        return Err(Error::validation(format!(
+            "card.toml: context_length {length} must be between 1 and the model's {}",
+            config.max_positions
+        )));
+    }
+    let (provider, name) = id.split_once('.').unwrap_or((&id, &id));
+    Ok(FoundationModel {
+        name: card.name.unwrap_or_else(|| name.to_string()),
+        provider: card.provider.unwrap_or_else(|| provider.to_string()),
+        dir: dir.to_path_buf(),
+        context_length: card.context_length.unwrap_or(config.max_positions),
+        customizations: card
+            .customizations
+            .unwrap_or_else(|| vec![Customization::FineTuning, Customization::ContinuedPreTraining]),
+        chat: tokenizer.chat_template().is_some(),
+        id,
+    })
+}
+
+fn card(path: &Path) -> Result<Card> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => toml::from_str(&text).map_err(|cause| Error::validation(format!("card.toml: {}", cause.message()))),
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(Card::default()),
+        Err(cause) => Err(Error::validation(format!("cannot read {}: {cause}", path.display()))),
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,223 @@
+//! A model directory's tokenizer with what belongs to it: the special tokens, the chat template,
+//! and which tokens end an answer.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::config::{DecoderConfig, OneOrMany};
+use crate::error::{Error, Result};
+
+/// Text to token ids and back.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bos: Option<String>,
+    eos: Option<String>,
+    chat_template: Option<String>,
+    ends: Vec<u32>,
+}
+
+/// `tokenizer_config.json`.
+#[derive(Deserialize, Default)]
+struct Settings {
+    bos_token: Option<Special>,
+    eos_token: Option<Special>,
+    chat_template: Option<Template>,
+}
+
+/// A special token: its text, or the text with flags.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Special {
+    Text(String),
+    Flagged { content: String },
+}
+
+/// One template, or several of which `default` is meant.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Template {
+    One(String),
+    Named(Vec<NamedTemplate>),
+}
+
+#[derive(Deserialize)]
+struct NamedTemplate {
+    name: String,
+    template: String,
+}
+
+/// `generation_config.json`.
+#[derive(Deserialize, Default)]
+struct Generation {
+    eos_token_id: Option<OneOrMany>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` and, where they exist, `tokenizer_config.json`, `chat_template.jinja`
+    /// and `generation_config.json`.
+    ///
+    /// # Errors
+    /// When `tokenizer.json` is missing, or a file cannot be understood; the message names the file.
+    pub fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        if !path.exists() {
+            return Err(Error::validation(format!("{} has no tokenizer.json", dir.display())));
+        }
+        let broken = |cause: tokenizers::Error| Error::validation(format!("cannot read {}: {cause}", path.display()));
+        let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(broken)?;
+        // A tokenizer.json may carry the settings of whoever saved it; they would cut texts silently.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(broken)?;
+
+        let settings: Settings = read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
+        let generation: Generation = read_json(&dir.join("generation_config.json"))?.unwrap_or_default();
+        let config: Option<Value> = read_json(&dir.join("config.json"))?;
+
+        let text = |special: Option<Special>| special.map(Special::into_text);
+        let (bos, eos) = (text(settings.bos_token), text(settings.eos_token));
+        let mut ends = generation.eos_token_id.map(OneOrMany::into_vec).unwrap_or_default();
+        if config.is_some() {
+            ends.extend(DecoderConfig::read(dir)?.eos_token_ids);
+        }
+        ends.extend(eos.as_deref().and_then(|eos| inner.token_to_id(eos)));
+        ends.sort_unstable();
+        ends.dedup();
+
+        let jinja = dir.join("chat_template.jinja");
+        let chat_template = if jinja.exists() {
+            let text = std::fs::read_to_string(&jinja)
+                .map_err(|cause| Error::validation(format!("cannot read {}: {cause}", jinja.display())))?;
+            Some(text)
+        } else {
+            settings.chat_template.and_then(Template::into_default)
+        };
+        Ok(Self { inner, bos, eos, chat_template, ends })
+    }
+
+    /// The tokenizer itself.
+    pub fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
+    }
+
+    /// The token that begins a text, if the model has one.
+    pub fn bos(&self) -> Option<&str> {
+        self.bos.as_deref()
+    }
+
+    /// The token that ends a text, if the model has one.
+    pub fn eos(&self) -> Option<&str> {
+        self.eos.as_deref()
+    }
+
+    /// The source of the chat template, if the model has one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// The tokens after which the model has said all: end-of-text and end-of-turn.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// The ids of a text. With `special` the tokenizer adds what it puts around every text.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot take the text.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, special).map_err(failed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of ids; special tokens are left out unless `special`.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot take the ids.
+    pub fn decode(&self, ids: &[u32], special: bool) -> Result<String> {
+        self.inner.decode(ids, !special).map_err(failed)
+    }
+}
+
+fn failed(cause: tokenizers::Error) -> Error {
+    Error::internal(anyhow::anyhow!("tokenizer: {cause}"))
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let wrong = |cause: &dyn std::fmt::Display| Error::validation(format!("cannot read {}: {cause}", path.display()));
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|cause| wrong(&cause)),
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(wrong(&cause)),
+    }
+}
+
+impl Special {
+    fn into_text(self) -> String {
+        match self {
+            Self::Text(text) | Self::Flagged { content: text } => text,
+        }
+    }
+}
+
+impl Template {
+    fn into_default(self) -> Option<String> {
+        match self {
+            Self::One(template) => Some(template),
+            Self::Named(all) => all.into_iter().find(|one| one.name == "default").map(|one| one.template),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A word-level tokenizer of five words, two of them special.
+    pub(crate) const WORDS: &str = r#"{
+        "version": "1.0", "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+        "padding": null, "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+        "decoder": null, "added_tokens": [
+            {"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true},
+            {"id": 1, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],
+        "model": {"type": "WordLevel", "vocab": {"<s>": 0, "</s>": 1, "red": 2, "blue": 3, "[UNK]": 4}, "unk_token": "[UNK]"}
+    }"#;
+
+    #[test]
+    fn special_tokens_template_and_ends_come_from_the_files_around_the_tokenizer() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        assert!(Tokenizer::read(dir.path()).unwrap_err().message().contains("no tokenizer.json"));
+        write("tokenizer.json", WORDS);
+        let bare = Tokenizer::read(dir.path()).unwrap();
+        assert_eq!((bare.bos(), bare.eos(), bare.chat_template(), bare.ends()), (None, None, None, &[][..]));
+
+        write(
+            "tokenizer_config.json",
+            r#"{"bos_token": {"content": "<s>", "special": true}, "eos_token": "</s>",
+                "chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]}"#,
+        );
+        write("generation_config.json", r#"{"eos_token_id": [3, 1]}"#);
+        let full = Tokenizer::read(dir.path()).unwrap();
+        assert_eq!((full.bos(), full.eos(), full.chat_template()), (Some("<s>"), Some("</s>"), Some("d")));
+        assert_eq!(full.ends(), [1, 3]);
+
+        write("chat_template.jinja", "from the file");
+        assert_eq!(Tokenizer::read(dir.path()).unwrap().chat_template(), Some("from the file"));
+
+        write("generation_config.json", "{");
+        assert!(Tokenizer::read(dir.path()).unwrap_err().message().contains("generation_config.json"));
+    }
+
+    #[test]
+    fn a_saved_truncation_setting_does_not_cut_texts() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tokenizer.json"), WORDS).unwrap();
+        let tokenizer = Tokenizer::read(dir.path()).unwrap();
+        let ids = tokenizer.encode("red blue red blue", true).unwrap();
+        assert_eq!(ids, [2, 3, 2, 3]);
+        assert_eq!(tokenizer.decode(&[0, 2, 1], false).unwrap(), "red");
+        assert_eq!(tokenizer.decode(&[0, 2], true).unwrap(), "<s> red");
+    }
+}

@@ -1,0 +1,108 @@
+//! Where a tuning method enters the decoder. The decoder calls these hooks; a method overrides the
+//! ones it needs, and the bodies here are the plain model.
+
+use candle_core::{Result, Tensor};
+
+use crate::kernels;
+
+/// One of the seven linear maps of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Projection {
+    /// Hidden to queries.
+    Query,
+    /// Hidden to keys.
+    Key,
+    /// Hidden to values.
+    Value,
+    /// Attention's result back to hidden.
+    Output,
+    /// Hidden to the MLP's gate.
+    Gate,
+    /// Hidden to the MLP's other half.
+    Up,
+    /// The MLP's inside back to hidden.
+    Down,
+}
+
+impl Projection {
+    /// All seven, in the order they run.
+    pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+
+    /// The last part of the module's name in transformers, as `target_modules` lists it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Query => "q_proj",
+            Self::Key => "k_proj",
+            Self::Value => "v_proj",
+            Self::Output => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
+
+    /// The module's name within its layer.
+    pub fn module(self) -> &'static str {
+        match self {
+            Self::Query => "self_attn.q_proj",
+            Self::Key => "self_attn.k_proj",
+            Self::Value => "self_attn.v_proj",
+            Self::Output => "self_attn.o_proj",
+            Self::Gate => "mlp.gate_proj",
+            Self::Up => "mlp.up_proj",
+            Self::Down => "mlp.down_proj",
+        }
+    }
+}
+
+/// A linear map in the decoder: which one, in which layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Site {
+    /// Counted from the embedding, first is 0.
+    pub layer: usize,
+    /// Which of the layer's maps.
+    pub projection: Projection,
+}
+
+impl Site {
+    /// The module's full name in transformers, for example `model.layers.0.self_attn.q_proj`.
+    pub fn name(self) -> String {
+        format!("model.layers.{}.{}", self.layer, self.projection.module())
+    }
+}
+
+/// What a tuning method changes in the decoder.
+pub trait Tuning: Send + Sync {
+    /// A linear map: `x` `[N, in]`, `weight` `[out, in]`, `bias` `[out]` to `[N, out]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn linear(&self, site: Site, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let _ = site;
+        kernels::linear(x, weight, bias)
+    }
+
+    /// What attention adds to the residual stream: `residual` and `added` are `[N, hidden]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn after_attention(&self, layer: usize, residual: &Tensor, added: Tensor) -> Result<Tensor> {
+        let _ = (layer, residual);
+        Ok(added)
+    }
+
+    /// What the MLP adds to the residual stream: `residual` and `added` are `[N, hidden]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn after_mlp(&self, layer: usize, residual: &Tensor, added: Tensor) -> Result<Tensor> {
+        let _ = (layer, residual);
+        Ok(added)
+    }
+}
+
+/// The base model as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Frozen;
+
+impl Tuning for Frozen {}

@@ -1,0 +1,299 @@
+//! Reading and writing safetensors files. Files are mapped, not read: a tensor's bytes are touched
+//! once, when it becomes an f32 tensor, so loading needs no second copy of the model.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, SafeTensors, View, serialize_to_file};
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+/// The tensors of a model or an adapter, in one safetensors file or several.
+pub struct Weights {
+    /// What messages call this set of tensors: its folder or file.
+    place: String,
+    files: Vec<Mmap>,
+    /// Where each tensor lies.
+    tensors: BTreeMap<String, Entry>,
+}
+
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: std::ops::Range<usize>,
+}
+
+/// `model.safetensors.index.json`.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Maps the weights in a model directory: `model.safetensors`, or the shards that
+    /// `model.safetensors.index.json` lists.
+    ///
+    /// # Errors
+    /// When there is neither, a shard is missing, or a file is damaged; the message names the file.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let single = dir.join("model.safetensors");
+        let index = dir.join("model.safetensors.index.json");
+        if single.exists() || !index.exists() {
+            if !single.exists() {
+                return Err(Error::validation(format!(
+                    "{} has neither model.safetensors nor model.safetensors.index.json; weights must be in the \
+                     safetensors format",
+                    dir.display()
+                )));
+            }
+            return Self::open_file(&single);
+        }
+        let text = std::fs::read_to_string(&index).map_err(|cause| unreadable(&index, cause))?;
+        let parsed: Index = serde_json::from_str(&text).map_err(|cause| unreadable(&index, cause))?;
+        let mut names: Vec<&String> = parsed.weight_map.values().collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut weights = Self { place: dir.display().to_string(), files: Vec::new(), tensors: BTreeMap::new() };
+        for name in names {
+            // The index comes with the model: it must not name files outside of it.
+            if Path::new(name).components().count() != 1 || name == ".." {
+                return Err(Error::validation(format!("{}: {name:?} is not a file name", index.display())));
+            }
+            weights.map(dir.join(name))?;
+        }
+        Ok(weights)
+    }
+
+    /// Maps one safetensors file.
+    ///
+    /// # Errors
+    /// When it is missing or damaged.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let mut weights = Self { place: path.display().to_string(), files: Vec::new(), tensors: BTreeMap::new() };
+        weights.map(path.to_path_buf())?;
+        Ok(weights)
+    }
+
+    fn map(&mut self, path: PathBuf) -> Result<()> {
+        let file = File::open(&path).map_err(|cause| unreadable(&path, cause))?;
+        #[expect(
+            unsafe_code,
+            reason = "a mapping is only sound while nobody truncates the file; model and adapter files are written \
+                      once under a temporary name and never changed in place"
+        )]
+        let map = unsafe { Mmap::map(&file) }.map_err(|cause| unreadable(&path, cause))?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|cause| unreadable(&path, cause))?;
+        // Eight bytes of header length, the header, then the data that offsets count from.
+        let start = 8 + header;
+        for (name, info) in metadata.tensors() {
+            let bytes = start + info.data_offsets.0..start + info.data_offsets.1;
+            let entry = Entry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), bytes };
+            self.tensors.insert(name, entry);
+        }
+        self.files.push(map);
+        Ok(())
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// The shape of a tensor, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// A tensor as f32, which must have this shape.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape, or is stored in a type other than f32, f16 or bf16.
+    pub fn get(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let Some(entry) = self.tensors.get(name) else {
+            return Err(Error::validation(format!("{} lacks the tensor {name}", self.place)));
+        };
+        if entry.shape != shape {
+            return Err(Error::validation(format!(
+                "{}: the tensor {name} has shape {:?}, its configuration asks for {shape:?}",
+                self.place, entry.shape
+            )));
+        }
+        let dtype = match entry.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => {
+                return Err(Error::validation(format!(
+                    "{}: the tensor {name} is stored as {other:?}; F32, F16 and BF16 can be read",
+                    self.place
+                )));
+            }
+        };
+        let bytes = &self.files[entry.file][entry.bytes.clone()];
+        Ok(Tensor::from_raw_buffer(bytes, dtype, shape, device)?.to_dtype(DType::F32)?)
+    }
+}
+
+fn unreadable(path: &Path, cause: impl std::fmt::Display) -> Error {
+    Error::validation(format!("cannot read {}: {cause}", path.display()))
+}
+
+/// How numbers are stored in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// 32 bits, exact.
+    F32,
+    /// The upper 16 of those bits, rounded to nearest even.
+    Bf16,
+}
+
+/// A tensor on its way into a file.
+struct Outgoing {
+    shape: Vec<usize>,
+    values: Vec<f32>,
+    precision: Precision,
+}
+
+impl View for Outgoing {
+    fn dtype(&self) -> Dtype {
+        match self.precision {
+            Precision::F32 => Dtype::F32,
+            Precision::Bf16 => Dtype::BF16,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self.precision {
+            Precision::F32 => self.values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>().into(),
+            Precision::Bf16 => {
+                self.values.iter().flat_map(|value| bf16(*value).to_le_bytes()).collect::<Vec<_>>().into()
+            }
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.values.len() * if self.precision == Precision::F32 { 4 } else { 2 }
+    }
+}
+
+/// The nearest bf16, ties to even; a NaN stays one.
+fn bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    if value.is_nan() {
+        // Rounding could carry a NaN's mantissa into infinity: keep it quiet instead.
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+/// Writes tensors as one safetensors file that torch, transformers and peft read. The same tensors
+/// give the same bytes.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save_tensors(path: &Path, tensors: &[(String, Tensor)], precision: Precision) -> Result<()> {
+    let outgoing = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let values = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+            Ok((name.as_str(), Outgoing { shape: tensor.dims().to_vec(), values, precision }))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // transformers refuses a file that does not say which framework wrote it.
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    Ok(serialize_to_file(outgoing, Some(metadata), path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
+        Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn tensors_read_back_as_written_in_both_precisions() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let values = [1.0, -2.5, 0.1, 3.0e8, f32::MIN_POSITIVE, 0.0];
+        for (precision, exact) in [(Precision::F32, true), (Precision::Bf16, false)] {
+            save_tensors(&path, &[("x".into(), tensor(&values, &[2, 3]))], precision).unwrap();
+            let read = Weights::open_file(&path).unwrap().get("x", &[2, 3], &Device::Cpu).unwrap();
+            for (read, written) in read.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().zip(values) {
+                assert!(if exact { *read == written } else { (read - written).abs() <= written.abs() / 256.0 });
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_to_nearest_even_and_keeps_nan() {
+        assert_eq!(bf16(f32::from_bits(0x3f80_8000)), 0x3f80);
+        assert_eq!(bf16(f32::from_bits(0x3f81_8000)), 0x3f82);
+        assert_eq!(bf16(f32::from_bits(0x3f80_8001)), 0x3f81);
+        assert!(f32::from_bits(u32::from(bf16(f32::NAN)) << 16).is_nan());
+        assert_eq!(bf16(f32::INFINITY), 0x7f80);
+    }
+
+    #[test]
+    fn f16_files_are_read_as_f32() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("half.safetensors");
+        let half = tensor(&[1.5, -0.25], &[2]).to_dtype(DType::F16).unwrap();
+        half.save_safetensors("h", &path).unwrap();
+        let read = Weights::open_file(&path).unwrap().get("h", &[2], &Device::Cpu).unwrap();
+        assert_eq!(read.to_vec1::<f32>().unwrap(), [1.5, -0.25]);
+    }
+
+    #[test]
+    fn shards_are_found_through_the_index() {
+        let dir = tempfile::tempdir().unwrap();
+        for (file, name) in [("a.safetensors", "first"), ("b.safetensors", "second")] {
+            save_tensors(&dir.path().join(file), &[(name.into(), tensor(&[1.0], &[1]))], Precision::F32).unwrap();
+        }
+        let index = r#"{"metadata": {}, "weight_map": {"first": "a.safetensors", "second": "b.safetensors"}}"#;
+        std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+        let weights = Weights::open(dir.path()).unwrap();
+        assert_eq!(weights.names().collect::<Vec<_>>(), ["first", "second"]);
+        assert!(weights.get("second", &[1], &Device::Cpu).is_ok());
+
+        let escape = index.replace("b.safetensors", "../b.safetensors");
+        std::fs::write(dir.path().join("model.safetensors.index.json"), escape).unwrap();
+        assert!(Weights::open(dir.path()).err().unwrap().message().contains("is not a file name"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_weights_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = Weights::open(dir.path()).err().unwrap();
+        assert!(missing.message().contains("neither model.safetensors"), "{missing}");
+
+        let path = dir.path().join("model.safetensors");
+        save_tensors(&path, &[("x".into(), tensor(&[1.0, 2.0], &[2]))], Precision::F32).unwrap();
+        let weights = Weights::open(dir.path()).unwrap();
+        let absent = weights.get("y", &[2], &Device::Cpu).unwrap_err();
+        assert!(absent.message().ends_with("lacks the tensor y"), "{absent}");
+        let misshapen = weights.get("x", &[1, 2], &Device::Cpu).unwrap_err();
+        assert!(misshapen.message().contains("x has shape [2], its configuration asks for [1, 2]"), "{misshapen}");
+
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        let cut = Weights::open(dir.path()).err().unwrap();
+        assert!(cut.message().contains("model.safetensors"), "{cut}");
+    }
+}

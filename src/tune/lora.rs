@@ -1,0 +1,223 @@
+//! LoRA (Hu et al. 2021, arXiv 2106.09685) as `peft` computes it: y = Wx + b + s·B·A·dropout(x) with
+//! the base frozen, A drawn uniformly, B zero, so that training starts from the base model exactly.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+
+use super::{Method, Place, Trainable};
+use crate::error::{Error, Result};
+use crate::kernels::{self, Dropout};
+use crate::models::{DecoderConfig, Projection, Site, Tuning};
+use crate::rng::{self, Rng};
+
+/// What `peft` puts before the module's name in an adapter.
+pub(super) const PREFIX: &str = "base_model.model.";
+
+/// What a LoRA is made with; the defaults are today's norm for small adapters: rank 16 on every
+/// linear map but the output head, s = 1.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraConfig {
+    /// Rank `r` of the update.
+    pub rank: usize,
+    /// Numerator of the scale.
+    pub alpha: f64,
+    /// Chance that an input element is dropped in training.
+    pub dropout: f32,
+    /// s = alpha / √r instead of alpha / r (Kalajdzievski 2023, arXiv 2312.03732).
+    pub rank_stabilized: bool,
+    /// Which maps of every layer are tuned.
+    pub targets: Vec<Projection>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self { rank: 16, alpha: 16.0, dropout: 0.0, rank_stabilized: false, targets: Projection::ALL.to_vec() }
+    }
+}
+
+impl LoraConfig {
+    /// The factor `s` before the update of a map with this rank.
+    pub fn scale(&self, rank: usize) -> f64 {
+        let rank = rank as f64;
+        self.alpha / if self.rank_stabilized { rank.sqrt() } else { rank }
+    }
+}
+
+/// The update of one linear map.
+pub(super) struct Update {
+    /// `[r, in]`.
+    pub(super) a: Tensor,
+    /// `[out, r]`.
+    pub(super) b: Tensor,
+    pub(super) scale: f64,
+}
+
+/// Low-rank updates of a decoder's linear maps.
+pub struct Lora {
+    config: LoraConfig,
+    updates: BTreeMap<Site, Update>,
+    trainables: Vec<Trainable>,
+    dropout_key: Option<u64>,
+}
+
+impl Lora {
+    /// A new LoRA for training: A from U(-1/√in, 1/√in), which is `peft`'s kaiming-uniform with
+    /// a = √5; B zero. The same seed gives the same A.
+    ///
+    /// # Errors
+    /// When the rank is 0, nothing is targeted, or the dropout is outside `[0, 1)`.
+    pub fn new(base: &DecoderConfig, config: LoraConfig, seed: u64, device: &Device) -> Result<Self> {
+        if config.rank == 0 || config.targets.is_empty() {
+            return Err(Error::validation("a LoRA needs a rank of at least 1 and at least one target module"));
+        }
+        if !(0.0..1.0).contains(&config.dropout) {
+            return Err(Error::validation(format!("the LoRA dropout is {}; it must be in [0, 1)", config.dropout)));
+        }
+        let scale = config.scale(config.rank);
+        let mut updates = BTreeMap::new();
+        let mut trainables = Vec::new();
+        for site in sites(base.layers, &config.targets) {
+            let (outputs, inputs) = base.sizes(site.projection);
+            let (a_name, b_name) = names(site);
+            let bound = 1.0 / (inputs as f32).sqrt();
+            let values = Rng::new(seed, &a_name, 0).uniforms(config.rank * inputs, -bound, bound);
+            let a = Var::from_vec(values, (config.rank, inputs), device)?;
+            let b = Var::zeros((outputs, config.rank), candle_core::DType::F32, device)?;
+            updates.insert(site, Update { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale });
+            let place = Place::Layer(site.layer);
+            trainables.push(Trainable { name: a_name, var: a, place });
+            trainables.push(Trainable { name: b_name, var: b, place });
+        }
+        Ok(Self { config, updates, trainables, dropout_key: None })
+    }
+
+    /// A LoRA that only answers: nothing in it trains.
+    pub(super) fn fixed(config: LoraConfig, updates: BTreeMap<Site, Update>) -> Self {
+        Self { config, updates, trainables: Vec::new(), dropout_key: None }
+    }
+
+    /// What it was made with.
+    pub fn config(&self) -> &LoraConfig {
+        &self.config
+    }
+}
+
+/// Every targeted map, layer by layer, in the order they run.
+fn sites(layers: usize, targets: &[Projection]) -> impl Iterator<Item = Site> {
+    let chosen = Projection::ALL.into_iter().filter(move |projection| targets.contains(projection));
+    (0..layers).flat_map(move |layer| chosen.clone().map(move |projection| Site { layer, projection }))
+}
+
+/// The names of A and B in the artifact.
+pub(super) fn names(site: Site) -> (String, String) {
+    let module = site.name();
+    (format!("{PREFIX}{module}.lora_A.weight"), format!("{PREFIX}{module}.lora_B.weight"))
+}
+
+impl Tuning for Lora {
+    fn linear(&self, site: Site, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
+        let Some(update) = self.updates.get(&site) else {
+            return kernels::linear(x, weight, bias);
+        };
+        let dropout = self.dropout_key.filter(|_| self.config.dropout > 0.0).map(|key| {
+            let place = (site.layer * Projection::ALL.len() + site.projection as usize) as u64;
+            Dropout { probability: self.config.dropout, key: rng::key(key, "lora dropout", place) }
+        });
+        kernels::lora_linear(x, weight, bias, &update.a, &update.b, update.scale, dropout.as_ref())
+    }
+}
+
+impl Method for Lora {
+    fn trainables(&self) -> &[Trainable] {
+        &self.trainables
+    }
+
+    fn set_dropout_key(&mut self, key: Option<u64>) {
+        self.dropout_key = key;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::models::{Decoder, Frozen};
+
+    fn base() -> DecoderConfig {
+        let file = json!({"model_type": "llama", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 12,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1});
+        DecoderConfig::parse(&file.to_string()).unwrap()
+    }
+
+    fn logits(decoder: &Decoder, tuning: &dyn Tuning) -> Vec<f32> {
+        decoder.logits(&[1, 2, 3], &[3], tuning).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn a_new_lora_leaves_the_base_as_it_is_and_names_its_weights_as_peft_does() {
+        let decoder = Decoder::random(base(), 1, &Device::Cpu, false).unwrap();
+        let config = LoraConfig { rank: 2, targets: vec![Projection::Value, Projection::Query], ..Default::default() };
+        let lora = Lora::new(&base(), config, 7, &Device::Cpu).unwrap();
+        let names: Vec<_> = lora.trainables().iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names.len(), 8);
+        assert_eq!(names[0], "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
+        assert_eq!(names[7], "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight");
+        assert_eq!(lora.trainables()[0].var.dims(), [2, 8]);
+        assert_eq!(lora.trainables()[3].var.dims(), [4, 2]);
+        assert_eq!(logits(&decoder, &lora), logits(&decoder, &Frozen));
+    }
+
+    #[test]
+    fn a_stays_within_its_bounds_and_follows_the_seed() {
+        let make = |seed| Lora::new(&base(), LoraConfig::default(), seed, &Device::Cpu).unwrap();
+        let values =
+            |lora: &Lora, i: usize| -> Vec<f32> { lora.trainables[i].var.flatten_all().unwrap().to_vec1().unwrap() };
+        let lora = make(3);
+        let bound = 1.0 / 8f32.sqrt();
+        let a = values(&lora, 0);
+        assert!(a.iter().all(|v| v.abs() <= bound) && a.iter().any(|v| v.abs() > 0.9 * bound));
+        assert!(values(&lora, 1).iter().all(|v| *v == 0.0));
+        assert_eq!(a, values(&make(3), 0));
+        assert_ne!(a, values(&make(4), 0));
+        assert_ne!(a, values(&lora, 2), "two maps of one layer start differently");
+    }
+
+    #[test]
+    fn setting_a_weight_changes_the_answer_and_dropout_only_acts_under_a_key() {
+        let decoder = Decoder::random(base(), 1, &Device::Cpu, false).unwrap();
+        let config = LoraConfig { rank: 2, dropout: 0.5, ..Default::default() };
+        let mut lora = Lora::new(&base(), config, 7, &Device::Cpu).unwrap();
+        let b = &lora.trainables()[1].var;
+        b.set(&b.ones_like().unwrap()).unwrap();
+        let without = logits(&decoder, &lora);
+        assert_ne!(without, logits(&decoder, &Frozen));
+        lora.set_dropout_key(Some(1));
+        let first = logits(&decoder, &lora);
+        assert_eq!(first, logits(&decoder, &lora));
+        lora.set_dropout_key(Some(2));
+        assert_ne!(first, logits(&decoder, &lora));
+        lora.set_dropout_key(None);
+        assert_eq!(without, logits(&decoder, &lora));
+    }
+
+    #[test]
+    fn the_scale_follows_the_rank_and_its_stabilized_form_the_root() {
+        let mut config = LoraConfig { rank: 4, alpha: 8.0, ..Default::default() };
+        assert_eq!(config.scale(4), 2.0);
+        config.rank_stabilized = true;
+        assert_eq!(config.scale(4), 4.0);
+    }
+
+    #[test]
+    fn settings_that_make_no_lora_are_refused() {
+        for config in [
+            LoraConfig { rank: 0, ..Default::default() },
+            LoraConfig { targets: vec![], ..Default::default() },
+            LoraConfig { dropout: 1.0, ..Default::default() },
+        ] {
+            assert!(Lora::new(&base(), config, 0, &Device::Cpu).is_err());
+        }
+    }
+}
