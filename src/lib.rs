@@ -15,6 +15,7 @@
 pub mod app;
 pub mod artifacts;
 pub mod bedrock;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod data;

@@ -1,11 +1,5 @@
-//! The command line.
+//! The `tunesmith` command; `tunesmith::cli` is the command line itself.
 
-use clap::Parser;
-
-#[derive(Parser)]
-#[command(version, about)]
-struct Cli {}
-
-fn main() {
-    let Cli {} = Cli::parse();
+fn main() -> std::process::ExitCode {
+    tunesmith::cli::main()
 }

@@ -1,1 +1,53 @@
-//! Every route, in the order of Bedrock's own list: match on the raw path, then decode each segment.
+//! Every route, in the order of Bedrock's own list. The router matches the raw path and decodes each
+//! segment afterwards, so an ARN with `%2F` in it is one segment.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::middleware::from_fn_with_state;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::app::App;
+use crate::http::identify::identify;
+use crate::http::receive::receive;
+use crate::http::{health, openapi, reply};
+
+/// The operations, each registered together with its description.
+fn operations() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(openapi::document())
+}
+
+/// The document that describes the operations.
+pub fn document() -> OpenApi {
+    operations().into_openapi()
+}
+
+/// The whole service: operations behind a key; health and the document open.
+pub fn router(app: Arc<App>) -> Router {
+    let (operations, document) = operations().split_for_parts();
+    let document: Arc<str> = openapi::text(&document).into();
+    operations
+        .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
+        .layer(from_fn_with_state(Arc::clone(&app), receive))
+        .merge(
+            Router::new()
+                .route("/healthz", get(health::healthz))
+                .route("/readyz", get(health::readyz))
+                .route("/openapi.json", get(|| async move { json(&document) })),
+        )
+        .layer(from_fn_with_state(Arc::clone(&app), identify))
+        .with_state(app)
+}
+
+async fn unknown() -> impl IntoResponse {
+    reply::refuse(StatusCode::NOT_FOUND, "UnknownOperationException", "There is no such operation")
+}
+
+fn json(text: &str) -> impl IntoResponse + use<> {
+    ([(header::CONTENT_TYPE, "application/json")], text.to_string())
+}

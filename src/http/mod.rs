@@ -1,1 +1,18 @@
-//! The wire: connections, authentication, replies, pages. It knows no operation.
+//! The wire: accepts connections, bounds what a client may send, authenticates it, and turns errors
+//! into Bedrock's replies. It knows no operation; [`crate::routes`] says which there are.
+
+pub mod auth;
+pub mod credentials;
+pub mod extract;
+pub mod health;
+pub mod identify;
+pub mod openapi;
+mod pace;
+pub mod page;
+pub mod receive;
+pub mod reply;
+pub mod serve;
+pub mod sigv4;
+
+pub use auth::Caller;
+pub use serve::{Limits, serve};

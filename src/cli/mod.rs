@@ -1,0 +1,81 @@
+//! The command line: one file per command. Settings are flags with environment variables of the same
+//! meaning; each command's `--help` explains them.
+
+mod keys;
+mod logging;
+mod migrate;
+mod openapi;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+
+/// A self-hosted service with the wire contract of Amazon Bedrock's model-customization API
+#[derive(Parser)]
+#[command(name = "tunesmith", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    logging: logging::Logging,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service: the API, the trainer, or both
+    Serve(serve::Serve),
+    /// Run only the trainer, against a database and an object store that API processes share
+    Worker(serve::Worker),
+    /// Bring the database's schema up to this version and exit
+    Migrate(migrate::Migrate),
+    /// Add, list and revoke the keys that open the API
+    #[command(subcommand)]
+    Keys(keys::Keys),
+    /// Print the OpenAPI document of the API
+    Openapi,
+}
+
+/// Parses the command line and runs the command.
+pub fn main() -> ExitCode {
+    let Cli { command, logging } = Cli::parse();
+    logging.start();
+    match run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A person at a terminal may know the cause; only callers over the wire may not.
+            eprintln!("tunesmith: {}", error.message());
+            tracing::debug!(cause = %error.log(), "the command failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Serve(serve) => block_on(serve.run()),
+        Command::Worker(worker) => block_on(worker.run()),
+        Command::Migrate(migrate) => block_on(migrate.run()),
+        Command::Keys(keys) => block_on(keys.run()),
+        Command::Openapi => {
+            openapi::run();
+            Ok(())
+        }
+    }
+}
+
+fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+}

@@ -1,0 +1,124 @@
+//! What handlers take from a request: path segments decoded after the path was split, the query with
+//! AWS's rules, and JSON bodies. A wrong request is a ValidationException in every case.
+
+use std::collections::BTreeMap;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
+use bytes::Bytes;
+use percent_encoding::percent_decode_str;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// The one parameter in the path. The router splits the raw path, so an ARN's `%2F` separates nothing.
+pub struct Segment(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Segment {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| Error::validation("The path holds bytes that are not UTF-8"))?;
+        Ok(Self(text))
+    }
+}
+
+/// The query by name. A literal `+` is a plus sign, not a space: SDKs encode both.
+pub struct Query(BTreeMap<String, String>);
+
+impl Query {
+    /// The value of a parameter.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Query {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
+        let decode = |text: &str| {
+            let decoded = percent_decode_str(text).decode_utf8();
+            decoded.map(String::from).map_err(|_| Error::validation("The query holds bytes that are not UTF-8"))
+        };
+        let mut values = BTreeMap::new();
+        for pair in parts.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            values.insert(decode(name)?, decode(value)?);
+        }
+        Ok(Self(values))
+    }
+}
+
+/// A JSON body. No content type is asked for, because not every client sends one; an empty body is `{}`.
+/// Nesting is bounded by serde_json's own limit of 128.
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        let body = Bytes::from_request(request, state)
+            .await
+            .map_err(|_| Error::validation("The request body could not be read"))?;
+        parse(&body).map(Self)
+    }
+}
+
+/// Reads a JSON document sent by a caller.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
+    let value: Value = if body.is_empty() {
+        Value::Object(serde_json::Map::new())
+    } else {
+        serde_json::from_slice(body)
+            .map_err(|cause| Error::validation(format!("The request body is not valid JSON: {cause}")))?
+    };
+    if !value.is_object() {
+        return Err(Error::validation("The request body must be a JSON object"));
+    }
+    // Postgres stores no NUL in text, and no field has a use for one.
+    if has_nul(&value) {
+        return Err(Error::validation("The request body holds the character U+0000, which no field allows"));
+    }
+    serde_json::from_value(value).map_err(|cause| Error::validation(format!("Malformed request: {cause}")))
+}
+
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(items) => items.iter().any(has_nul),
+        Value::Object(members) => members.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_nested_ten_thousand_deep_is_refused() {
+        let deep = format!("{}{}", "{\"a\":".repeat(10_000), "1");
+        assert!(parse::<Value>(deep.as_bytes()).unwrap_err().message().contains("recursion"));
+    }
+
+    #[test]
+    fn an_empty_body_is_an_empty_object_and_other_json_is_refused() {
+        assert_eq!(parse::<Value>(b"").unwrap(), serde_json::json!({}));
+        assert!(parse::<Value>(b"[]").is_err());
+        assert!(parse::<Value>(b"{\"a\":\"\\u0000\"}").is_err());
+        assert!(parse::<Value>(b"{\"a\":\xff}").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_plus_in_the_query_is_a_plus() {
+        let request = axum::http::Request::get("/x?nameContains=a+b%2Bc&flag").body(()).unwrap();
+        let query = Query::from_request_parts(&mut request.into_parts().0, &()).await.unwrap();
+        assert_eq!(query.get("nameContains"), Some("a+b+c"));
+        assert_eq!(query.get("flag"), Some(""));
+        assert_eq!(query.get("absent"), None);
+    }
+}
