@@ -170,18 +170,18 @@ impl AsyncWrite for Listening {
 mod tests {
     use super::*;
 
-    const HEAD: Duration = Duration::from_secs(5);
-    const IDLE: Duration = Duration::from_secs(60);
+    const HEAD: Duration = Duration::from_millis(40);
+    const IDLE: Duration = Duration::from_millis(400);
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_silent_new_connection_is_overdue_after_the_head_deadline() {
         let pace = Pace::new(HEAD, IDLE);
         let begun = Instant::now();
         pace.overdue().await;
-        assert_eq!(begun.elapsed(), HEAD);
+        assert!(begun.elapsed() >= HEAD && begun.elapsed() < IDLE, "{:?}", begun.elapsed());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_kept_connection_may_idle_but_not_dawdle_over_a_head() {
         let pace = Pace::new(HEAD, IDLE);
         drop(pace.begin(false));
@@ -193,14 +193,14 @@ mod tests {
         let begun = Instant::now();
         pace.lock().bytes_since = Some(begun);
         pace.overdue().await;
-        assert_eq!(begun.elapsed(), HEAD);
+        assert!(begun.elapsed() >= HEAD && begun.elapsed() < IDLE, "{:?}", begun.elapsed());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_request_under_way_is_never_overdue() {
         let pace = Pace::new(HEAD, IDLE);
         let request = pace.begin(false);
-        assert!(tokio::time::timeout(Duration::from_secs(3600), pace.overdue()).await.is_err());
+        assert!(tokio::time::timeout(3 * HEAD, pace.overdue()).await.is_err());
         drop(request);
         pace.overdue().await;
     }
