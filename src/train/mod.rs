@@ -1,3 +1,16 @@
-//! Tensors in, artifact out. No database, no S3, no HTTP, no async runtime.
+//! Tensors in, artifact out: the recipe that turns a base model and a data set into an adapter or a
+//! whole model. Knows no database, no object store, no HTTP and no async runtime; whoever calls
+//! [`run`] gives it folders, an [`Observer`] and a [`StopFlag`], so the service and
+//! `tunesmith train job.json` run the same code.
 
 pub mod backprop;
+mod observer;
+mod plan;
+mod recipe;
+mod settings;
+
+pub use observer::{Observer, Outcome, Phase, StepMetrics, StopFlag, Summary, ValidationMetrics};
+pub use plan::{Base, Plan};
+pub use crate::data::Objective;
+pub use recipe::run;
+pub use settings::{EarlyStopping, LoraSettings, Schedule, Setting, Settings, TuningMethod};

@@ -1,0 +1,63 @@
+//! Everything a run depends on. The same plan gives the same bits, however often it is interrupted.
+
+use std::path::PathBuf;
+
+use super::Settings;
+use crate::clock::Clock;
+use crate::data::Objective;
+
+/// Where the weights come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Base {
+    /// A Hugging Face model directory.
+    Directory(PathBuf),
+    /// Random weights, to train a model from nothing.
+    Random {
+        /// The `config.json` that gives the shape.
+        config: PathBuf,
+        /// The folder with `tokenizer.json` and what belongs to it.
+        tokenizer: PathBuf,
+        /// Seed of the initial weights.
+        seed: u64,
+    },
+}
+
+/// One training run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The model to begin with.
+    pub base: Base,
+    /// What adapter and manifest call it.
+    pub base_id: String,
+    /// Training records, JSON Lines.
+    pub training: PathBuf,
+    /// Validation records, one file per validator; may be empty.
+    pub validation: Vec<PathBuf>,
+    /// What is learned from a record.
+    pub objective: Objective,
+    /// The hyperparameters.
+    pub settings: Settings,
+    /// Used when the hyperparameters name no seed; must be the same on every attempt of a job.
+    pub seed: u64,
+    /// Folder of this run alone: `checkpoints/`, `output/`, prepared data.
+    pub work_dir: PathBuf,
+    /// What durations are measured with.
+    pub clock: Clock,
+}
+
+impl Plan {
+    /// Where whole checkpoints lie, one folder `step-XXXXXXXX` each.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.work_dir.join("checkpoints")
+    }
+
+    /// Where the outputs lie.
+    pub fn output(&self) -> PathBuf {
+        self.work_dir.join("output")
+    }
+
+    /// The seed of this run.
+    pub fn seed(&self) -> u64 {
+        self.settings.seed.unwrap_or(self.seed)
+    }
+}

@@ -1,0 +1,274 @@
+//! Hyperparameters: a map of strings on the wire, checked against the one table and turned into
+//! numbers. Values are read leniently, because clients write `"1e-5"`, `"20.0"` and `"Auto"`; names
+//! and ranges are not, because a misspelt name that is silently ignored costs a night of training.
+
+mod table;
+
+use std::collections::BTreeMap;
+
+pub use self::table::Setting;
+use self::table::{PROJECTIONS, TABLE, Takes};
+use crate::error::{Error, Result};
+
+/// What is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TuningMethod {
+    /// Low-rank adapters beside frozen weights.
+    Lora(LoraSettings),
+    /// Every weight.
+    Full,
+}
+
+/// How the adapters look (Hu et al. 2021, arXiv:2106.09685).
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraSettings {
+    /// Rank of A and B.
+    pub rank: usize,
+    /// The output is scaled by alpha / rank, or alpha / sqrt(rank).
+    pub alpha: f64,
+    /// Chance that an element of the input is dropped.
+    pub dropout: f64,
+    /// Names of the projections that get an adapter, in the order of the layer.
+    pub target_modules: Vec<String>,
+    /// Whether the rank's root scales (Kalajdzievski 2023, arXiv:2312.03732).
+    pub rank_stabilized: bool,
+}
+
+/// The course of the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Schedule {
+    /// Down to 0 in a straight line.
+    Linear,
+    /// Down to 0 along half a cosine.
+    Cosine,
+    /// Unchanged.
+    Constant,
+}
+
+/// When a run ends because it no longer improves.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EarlyStopping {
+    /// Least fall of the validation loss below the best that counts as improvement.
+    pub threshold: f64,
+    /// Validations in a row without improvement after which the run ends.
+    pub patience: u64,
+}
+
+/// The hyperparameters of a run. `None` stands for a default that depends on the data or the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Passes over the training data; not used when `step_count` is set.
+    pub epoch_count: u64,
+    /// Optimizer steps, instead of epochs.
+    pub step_count: Option<u64>,
+    /// Records per optimizer step.
+    pub batch_size: usize,
+    /// Highest learning rate, the multiplier applied.
+    pub learning_rate: f64,
+    /// Steps in which the learning rate rises from 0.
+    pub warmup_steps: Option<u64>,
+    /// Course of the learning rate.
+    pub schedule: Schedule,
+    /// When to end early, if at all.
+    pub early_stopping: Option<EarlyStopping>,
+    /// Percentage of the training records held out for validation.
+    pub eval_percentage: Option<f64>,
+    /// What is trained.
+    pub method: TuningMethod,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this norm.
+    pub max_gradient_norm: Option<f64>,
+    /// Decay of the mean of the gradients.
+    pub adam_beta1: f64,
+    /// Decay of the mean of their squares.
+    pub adam_beta2: f64,
+    /// Added to the root of the mean square.
+    pub adam_epsilon: f64,
+    /// Longest record in tokens.
+    pub max_sequence_length: Option<usize>,
+    /// Tokens that go through the model at a time.
+    pub micro_batch_tokens: usize,
+    /// Steps between validations.
+    pub evaluation_interval: Option<u64>,
+    /// Steps between checkpoints; by time when absent.
+    pub checkpoint_interval: Option<u64>,
+    /// Seed of everything drawn.
+    pub seed: Option<u64>,
+}
+
+impl Settings {
+    /// Checks and reads `given`; what is missing comes from the base model's own `defaults`, then
+    /// from the table.
+    ///
+    /// # Errors
+    /// `Validation` that names every unknown name, unreadable value and value out of range.
+    pub fn parse(given: &BTreeMap<String, String>, defaults: &BTreeMap<String, String>) -> Result<Self> {
+        let mut faults = Vec::new();
+        for (name, value) in given {
+            match TABLE.iter().find(|setting| setting.name == name) {
+                None => faults.push(unknown(name)),
+                Some(setting) => faults.extend(setting.fault(value)),
+            }
+        }
+        if is_set(given, "stepCount") && is_set(given, "epochCount") {
+            faults.push("set stepCount or epochCount, not both".into());
+        }
+        if !faults.is_empty() {
+            return Err(Error::validation(format!("Invalid hyperParameters: {}", faults.join("; "))));
+        }
+        let mut merged = defaults.clone();
+        if is_set(given, "epochCount") {
+            merged.remove("stepCount");
+        }
+        merged.extend(given.iter().filter(|(_, value)| !is_auto(value)).map(|(k, v)| (k.clone(), v.clone())));
+        Values(&merged).settings()
+    }
+
+    /// Every hyperparameter there is, for documentation.
+    pub fn table() -> &'static [Setting] {
+        TABLE
+    }
+
+    /// The documentation as a Markdown table.
+    pub fn markdown() -> String {
+        let mut text = String::from("| name | values | default | meaning |\n|---|---|---|---|\n");
+        for setting in TABLE {
+            let Setting { name, default, meaning, .. } = setting;
+            text += &format!("| `{name}` | {} | {default} | {meaning} |\n", setting.range());
+        }
+        text
+    }
+}
+
+/// Checked and merged values.
+struct Values<'a>(&'a BTreeMap<String, String>);
+
+impl Values<'_> {
+    fn settings(&self) -> Result<Settings> {
+        let rank = self.integer("loraRank")?.unwrap_or(16);
+        let method = match self.word("tuningMethod").as_deref() {
+            Some("full") => TuningMethod::Full,
+            _ => TuningMethod::Lora(LoraSettings {
+                rank: usize::try_from(rank).unwrap_or(usize::MAX),
+                alpha: self.number("loraAlpha")?.unwrap_or(2.0 * rank as f64),
+                dropout: self.number("loraDropout")?.unwrap_or(0.0),
+                target_modules: self.projections(),
+                rank_stabilized: self.word("rsLora").as_deref() == Some("true"),
+            }),
+        };
+        let learning_rate = self.number("learningRate")?.unwrap_or(match method {
+            TuningMethod::Lora(_) => 2e-4,
+            TuningMethod::Full => 2e-5,
+        });
+        let (threshold, patience) = (self.number("earlyStoppingThreshold")?, self.integer("earlyStoppingPatience")?);
+        Ok(Settings {
+            epoch_count: self.integer("epochCount")?.unwrap_or(3),
+            step_count: self.integer("stepCount")?,
+            batch_size: self.size("batchSize")?.unwrap_or(8),
+            learning_rate: learning_rate * self.number("learningRateMultiplier")?.unwrap_or(1.0),
+            warmup_steps: self.integer("learningRateWarmupSteps")?,
+            schedule: match self.word("learningRateSchedule").as_deref() {
+                Some("cosine") => Schedule::Cosine,
+                Some("constant") => Schedule::Constant,
+                _ => Schedule::Linear,
+            },
+            early_stopping: (threshold.is_some() || patience.is_some())
+                .then(|| EarlyStopping { threshold: threshold.unwrap_or(0.001), patience: patience.unwrap_or(2) }),
+            eval_percentage: self.number("evalPercentage")?,
+            method,
+            weight_decay: self.number("weightDecay")?.unwrap_or(0.0),
+            max_gradient_norm: Some(self.number("maxGradientNorm")?.unwrap_or(1.0)).filter(|norm| *norm > 0.0),
+            adam_beta1: self.number("adamBeta1")?.unwrap_or(0.9),
+            adam_beta2: self.number("adamBeta2")?.unwrap_or(0.999),
+            adam_epsilon: self.number("adamEpsilon")?.unwrap_or(1e-8),
+            max_sequence_length: self.size("maxSequenceLength")?,
+            micro_batch_tokens: self.size("microBatchTokens")?.unwrap_or(4096),
+            evaluation_interval: self.integer("evaluationInterval")?,
+            checkpoint_interval: self.integer("checkpointInterval")?,
+            seed: self.integer("seed")?,
+        })
+    }
+
+    /// A value that must be readable. The caller's values were checked with all others; a model
+    /// card's are checked here.
+    fn checked(&self, name: &str) -> Result<Option<&str>> {
+        let Some(value) = self.0.get(name).filter(|value| !is_auto(value)) else { return Ok(None) };
+        let fault = TABLE.iter().find(|setting| setting.name == name).and_then(|setting| setting.fault(value));
+        match fault {
+            Some(fault) => {
+                Err(Error::validation(format!("The base model's default hyperparameters are wrong: {fault}")))
+            }
+            None => Ok(Some(value)),
+        }
+    }
+
+    fn number(&self, name: &str) -> Result<Option<f64>> {
+        Ok(self.checked(name)?.and_then(|value| value.trim().parse().ok()))
+    }
+
+    fn integer(&self, name: &str) -> Result<Option<u64>> {
+        // Checked: a whole number below 2^53, which a float holds exactly.
+        Ok(self.number(name)?.map(|value| value as u64))
+    }
+
+    fn size(&self, name: &str) -> Result<Option<usize>> {
+        Ok(self.integer(name)?.and_then(|value| usize::try_from(value).ok()))
+    }
+
+    fn word(&self, name: &str) -> Option<String> {
+        self.0.get(name).map(|value| value.trim().to_ascii_lowercase())
+    }
+
+    fn projections(&self) -> Vec<String> {
+        let wanted = self.word("loraTargetModules").unwrap_or_else(|| "all-linear".into());
+        let names: Vec<&str> = wanted.split(',').map(str::trim).collect();
+        let all = names.contains(&"all-linear");
+        PROJECTIONS.iter().filter(|name| all || names.contains(name)).map(|name| (*name).into()).collect()
+    }
+}
+
+impl Setting {
+    /// What is wrong with `value`, if anything.
+    fn fault(&self, value: &str) -> Option<String> {
+        let text = value.trim();
+        let good = is_auto(text)
+            || match self.takes {
+                Takes::Integer { min, max } => {
+                    text.parse::<f64>().is_ok_and(|v| v.fract() == 0.0 && v >= min as f64 && v <= max as f64)
+                }
+                Takes::Number { min, max } => text.parse::<f64>().is_ok_and(|v| v >= min && v <= max),
+                Takes::Boolean => ["true", "false"].contains(&text.to_ascii_lowercase().as_str()),
+                Takes::OneOf(values) => values.contains(&text.to_ascii_lowercase().as_str()),
+                Takes::SomeOf(values, all) => text
+                    .split(',')
+                    .map(|name| name.trim().to_ascii_lowercase())
+                    .all(|name| name == all || values.contains(&name.as_str())),
+            };
+        (!good).then(|| format!("{} is {value:?} but must be {}", self.name, self.range()))
+    }
+}
+
+/// Whether the caller set this to something other than `auto`.
+fn is_set(given: &BTreeMap<String, String>, name: &str) -> bool {
+    given.get(name).is_some_and(|value| !is_auto(value))
+}
+
+/// `auto`, as some of Bedrock's models take it, is the same as leaving the name out.
+fn is_auto(value: &str) -> bool {
+    value.trim().eq_ignore_ascii_case("auto")
+}
+
+fn unknown(name: &str) -> String {
+    let near = TABLE.iter().find(|setting| setting.name.eq_ignore_ascii_case(name));
+    match near {
+        Some(setting) => format!("{name:?} is not known; did you mean {}?", setting.name),
+        None => {
+            let names: Vec<_> = TABLE.iter().map(|setting| setting.name).collect();
+            format!("{name:?} is not known; known are {}", names.join(", "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! The one table of hyperparameters: what may be set, within which range, and what it means. The
+//! checks, the `--help` text and the documentation are all made from it.
+
+/// One hyperparameter.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// As written in `hyperParameters`.
+    pub name: &'static str,
+    /// What values it takes.
+    pub(super) takes: Takes,
+    /// The default in words or as a value.
+    pub default: &'static str,
+    /// One line of documentation.
+    pub meaning: &'static str,
+}
+
+/// What values a hyperparameter takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Takes {
+    Integer {
+        min: u64,
+        max: u64,
+    },
+    Number {
+        min: f64,
+        max: f64,
+    },
+    Boolean,
+    OneOf(&'static [&'static str]),
+    /// Names separated by commas, or a word that stands for all.
+    SomeOf(&'static [&'static str], &'static str),
+}
+
+/// The projections of a decoder layer that LoRA can be put on, by their names in `transformers`.
+pub(super) const PROJECTIONS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// All of them, Bedrock's own first.
+pub(super) const TABLE: &[Setting] = &[
+    // Bedrock's names with Bedrock's meaning.
+    integer("epochCount", 1, 1000, "3", "passes over the training data"),
+    integer("batchSize", 1, 8192, "8", "records per optimizer step"),
+    number("learningRate", 1e-8, 1.0, "2e-4 for lora, 2e-5 for full", "highest learning rate of the schedule"),
+    number("learningRateMultiplier", 0.01, 100.0, "1", "multiplies the learning rate"),
+    integer("learningRateWarmupSteps", 0, 100_000, "3 % of the steps", "steps in which the learning rate rises from 0"),
+    integer("stepCount", 1, 10_000_000, "none", "optimizer steps, instead of epochCount"),
+    number(
+        "earlyStoppingThreshold",
+        0.0,
+        1.0,
+        "0.001 once earlyStoppingPatience is set",
+        "least improvement of the validation loss that counts as one",
+    ),
+    integer(
+        "earlyStoppingPatience",
+        1,
+        1000,
+        "2 once earlyStoppingThreshold is set",
+        "validations in a row without improvement after which training ends, with the best weights",
+    ),
+    number(
+        "evalPercentage",
+        1.0,
+        50.0,
+        "none",
+        "part of the training records held out for validation when no validation data is given",
+    ),
+    // Ours, all optional.
+    one_of("tuningMethod", &["lora", "full"], "lora", "what is trained: low-rank adapters, or every weight"),
+    integer("loraRank", 1, 1024, "16", "rank of the adapters"),
+    number("loraAlpha", 1e-3, 65_536.0, "twice the rank", "the adapters' output is scaled by alpha / rank"),
+    number("loraDropout", 0.0, 0.95, "0", "part of the adapters' input dropped while training"),
+    Setting {
+        name: "loraTargetModules",
+        takes: Takes::SomeOf(PROJECTIONS, "all-linear"),
+        default: "all-linear",
+        meaning: "the projections that get an adapter",
+    },
+    Setting { name: "rsLora", takes: Takes::Boolean, default: "false", meaning: "scale by alpha / sqrt(rank) instead" },
+    one_of(
+        "learningRateSchedule",
+        &["linear", "cosine", "constant"],
+        "linear",
+        "course of the learning rate after the warm-up",
+    ),
+    number("weightDecay", 0.0, 1.0, "0", "decoupled weight decay (AdamW)"),
+    number("maxGradientNorm", 0.0, 1e6, "1", "gradients are scaled down to this norm; 0 leaves them"),
+    number("adamBeta1", 0.0, 0.9999, "0.9", "decay of the mean of the gradients"),
+    number("adamBeta2", 0.0, 0.999_999, "0.999", "decay of the mean of their squares"),
+    number("adamEpsilon", 1e-16, 1.0, "1e-8", "added to the root of the mean square"),
+    integer("maxSequenceLength", 8, 1_048_576, "the model's context length", "longest record, in tokens"),
+    integer(
+        "microBatchTokens",
+        1,
+        16_777_216,
+        "4096",
+        "tokens that go through the model at a time; changes memory and speed, not the result",
+    ),
+    integer("evaluationInterval", 1, 10_000_000, "a tenth of the run", "steps between validations"),
+    integer("checkpointInterval", 1, 10_000_000, "30 seconds", "steps between checkpoints"),
+    integer(
+        "seed",
+        0,
+        (1 << 53) - 1,
+        "random, recorded in the manifest",
+        "seed of shuffling, dropout and initial weights",
+    ),
+];
+
+const fn integer(name: &'static str, min: u64, max: u64, default: &'static str, meaning: &'static str) -> Setting {
+    Setting { name, takes: Takes::Integer { min, max }, default, meaning }
+}
+
+const fn number(name: &'static str, min: f64, max: f64, default: &'static str, meaning: &'static str) -> Setting {
+    Setting { name, takes: Takes::Number { min, max }, default, meaning }
+}
+
+const fn one_of(
+    name: &'static str,
+    values: &'static [&'static str],
+    default: &'static str,
+    meaning: &'static str,
+) -> Setting {
+    Setting { name, takes: Takes::OneOf(values), default, meaning }
+}
+
+impl Setting {
+    /// The values it takes, in words: `1 to 1000`, `linear, cosine or constant`.
+    pub fn range(&self) -> String {
+        match self.takes {
+            Takes::Integer { min, max } => format!("a whole number from {min} to {max}"),
+            Takes::Number { min, max } => format!("a number from {} to {}", plain(min), plain(max)),
+            Takes::Boolean => "true or false".into(),
+            Takes::OneOf(values) => either(values),
+            Takes::SomeOf(values, all) => format!("{all}, or some of {} separated by commas", values.join(", ")),
+        }
+    }
+}
+
+/// Small and large numbers in the way people write them.
+fn plain(value: f64) -> String {
+    if value != 0.0 && value.abs() < 1e-3 { format!("{value:e}") } else { value.to_string() }
+}
+
+fn either(values: &[&str]) -> String {
+    match values {
+        [] => String::new(),
+        [one] => (*one).into(),
+        [first @ .., last] => format!("{} or {last}", first.join(", ")),
+    }
+}

@@ -1,0 +1,92 @@
+//! What the wire's strings become, and what is said about wrong ones.
+
+use super::*;
+
+fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
+}
+
+fn parse(pairs: &[(&str, &str)]) -> Result<Settings> {
+    Settings::parse(&map(pairs), &BTreeMap::new())
+}
+
+fn message(pairs: &[(&str, &str)]) -> String {
+    parse(pairs).unwrap_err().message().into()
+}
+
+#[test]
+fn numbers_are_read_however_clients_write_them() {
+    let settings = parse(&[
+        ("epochCount", "20.0"),
+        ("batchSize", " 1e1 "),
+        ("learningRate", "0.00001"),
+        ("learningRateMultiplier", "2"),
+        ("tuningMethod", "LoRA"),
+        ("rsLora", "True"),
+        ("loraTargetModules", "v_proj, q_proj"),
+        ("learningRateSchedule", "Cosine"),
+    ])
+    .unwrap();
+    assert_eq!((settings.epoch_count, settings.batch_size, settings.schedule), (20, 10, Schedule::Cosine));
+    assert!((settings.learning_rate - 2e-5).abs() < 1e-18);
+    let TuningMethod::Lora(lora) = settings.method else { panic!("not lora") };
+    assert_eq!((lora.target_modules.join(" ").as_str(), lora.rank_stabilized), ("q_proj v_proj", true));
+}
+
+#[test]
+fn auto_is_the_same_as_leaving_it_out() {
+    assert_eq!(parse(&[("epochCount", "Auto"), ("stepCount", "auto")]).unwrap(), parse(&[]).unwrap());
+}
+
+#[test]
+fn every_wrong_value_is_named_with_its_range_in_one_answer() {
+    let text = message(&[("epochCount", "0"), ("batchSize", "1.5"), ("learningRate", "fast"), ("rsLora", "yes")]);
+    assert_eq!(
+        text,
+        "Invalid hyperParameters: batchSize is \"1.5\" but must be a whole number from 1 to 8192; epochCount is \
+         \"0\" but must be a whole number from 1 to 1000; learningRate is \"fast\" but must be a number from 1e-8 \
+         to 1; rsLora is \"yes\" but must be true or false"
+    );
+    for wrong in ["nan", "inf", "-1", "", "1e400", "0x10"] {
+        assert!(message(&[("learningRate", wrong)]).contains("learningRate"), "{wrong}");
+    }
+}
+
+#[test]
+fn an_unknown_name_is_refused_and_a_near_one_suggested() {
+    assert!(message(&[("epochcount", "1")]).contains("did you mean epochCount?"));
+    let text = message(&[("epocs", "1")]);
+    assert!(text.contains("\"epocs\" is not known; known are epochCount, batchSize"), "{text}");
+    assert!(message(&[("loraTargetModules", "q_proj,lm_head")]).contains("all-linear, or some of q_proj"));
+}
+
+#[test]
+fn steps_and_epochs_together_are_a_contradiction() {
+    assert!(message(&[("stepCount", "10"), ("epochCount", "1")]).contains("not both"));
+}
+
+#[test]
+fn a_models_own_defaults_stand_behind_the_callers_values() {
+    let defaults = map(&[("learningRate", "3e-3"), ("epochCount", "7"), ("stepCount", "50")]);
+    let settings = Settings::parse(&map(&[("epochCount", "2")]), &defaults).unwrap();
+    assert_eq!((settings.epoch_count, settings.learning_rate, settings.step_count), (2, 3e-3, None));
+    let wrong = Settings::parse(&BTreeMap::new(), &map(&[("batchSize", "0")])).unwrap_err();
+    assert!(wrong.message().starts_with("The base model's default hyperparameters are wrong: batchSize"), "{wrong}");
+}
+
+#[test]
+fn early_stopping_is_on_when_either_of_its_names_is_set() {
+    assert_eq!(parse(&[]).unwrap().early_stopping, None);
+    let one = parse(&[("earlyStoppingPatience", "4")]).unwrap().early_stopping;
+    assert_eq!(one, Some(EarlyStopping { threshold: 0.001, patience: 4 }));
+    let other = parse(&[("earlyStoppingThreshold", "0")]).unwrap().early_stopping;
+    assert_eq!(other, Some(EarlyStopping { threshold: 0.0, patience: 2 }));
+}
+
+#[test]
+fn the_documentation_has_a_line_for_every_name() {
+    let text = Settings::markdown();
+    for setting in Settings::table() {
+        assert!(text.contains(&format!("| `{}` | {} | ", setting.name, setting.range())));
+    }
+}
