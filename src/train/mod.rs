@@ -9,8 +9,8 @@ mod plan;
 mod recipe;
 mod settings;
 
+pub use crate::data::Objective;
 pub use observer::{Observer, Outcome, Phase, StepMetrics, StopFlag, Summary, ValidationMetrics};
 pub use plan::{Base, Plan};
-pub use crate::data::Objective;
 pub use recipe::run;
 pub use settings::{EarlyStopping, LoraSettings, Schedule, Setting, Settings, TuningMethod};
