@@ -12,6 +12,8 @@
 //!
 //! Dependencies point one way; `tests/structure.rs` holds the arrows.
 
+#![warn(missing_docs, unreachable_pub)]
+
 pub mod app;
 pub mod artifacts;
 pub mod bedrock;
