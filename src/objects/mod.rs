@@ -1,10 +1,17 @@
-//! Objects in S3-compatible storage: the client, URIs, and the embedded server with its crash-safe
-//! store. Everything that reads or writes objects goes through [`Objects`], also when the server at
-//! the other end is our own: one path, so what is tested on one is what runs on the other.
+//! Objects in S3-compatible storage. [`Objects`] is the client (AWS, MinIO, Ceph, or our own
+//! server), [`Uri`] an `s3://bucket/key`, and [`embedded`] the server that is started when no
+//! endpoint is configured: the same protocol to ourselves, so there is one path to test.
 
 mod client;
 pub mod embedded;
+mod failure;
+mod listing;
+mod read;
 mod uri;
+mod write;
 
-pub use client::{Endpoint, Fetched, Head, Listed, Objects};
+pub use client::{Endpoint, Head, Objects};
+pub use listing::{Listed, Pages};
+pub use read::{Fetched, Opened};
 pub use uri::Uri;
+pub use write::Put;

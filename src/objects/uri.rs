@@ -1,5 +1,4 @@
-//! `s3://bucket/key`, checked against the pattern of Bedrock's service model. A key is an opaque
-//! name: it is never used as a path on a disk, so there is nothing in it to escape with.
+//! `s3://bucket/key`, as Bedrock's `S3Uri` pattern allows it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,17 +8,19 @@ use regex::Regex;
 
 use crate::error::{Error, Result};
 
-/// The pattern of the service model's `S3Uri` (source: botocore, bedrock 2023-04-20).
-const PATTERN: &str = r"s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](?:/[-!_*'().a-z0-9A-Z]+(?:/[-!_*'().a-z0-9A-Z]+)*)?/?";
+/// Bedrock's `S3Uri` pattern. The `regex` crate matches in linear time, so a hostile value cannot
+/// make it backtrack.
+static PATTERN: LazyLock<Regex> = LazyLock::new(|| {
+    #[expect(clippy::expect_used, reason = "the pattern is a constant, compiled by a unit test")]
+    Regex::new(r"\As3://([a-z0-9][-.a-z0-9]{1,61}[a-z0-9])(?:/([-!_*'().a-z0-9A-Z]+(?:/[-!_*'().a-z0-9A-Z]+)*)?/?)?\z")
+        .expect("the S3Uri pattern compiles")
+});
 
-/// The longest URI that a request may carry, in characters.
+/// Longest URI Bedrock takes.
 const MAX_LENGTH: usize = 1024;
 
-#[expect(clippy::expect_used, reason = "a constant pattern, compiled by a test")]
-static WHOLE: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(&format!("^(?:{PATTERN})$")).expect("the pattern compiles"));
-
-/// A bucket, and a key or a prefix of keys in it.
+/// A bucket and a key (or a prefix, or nothing) in it. The key is opaque: it never becomes a path
+/// of the file system, so `..` in it means two dots.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Uri {
     bucket: String,
@@ -27,23 +28,32 @@ pub struct Uri {
 }
 
 impl Uri {
-    /// Reads `s3://bucket/key`; a slash at the end is dropped, so `s3://b/out/` and `s3://b/out` are
-    /// the same place.
+    /// Reads what a caller sent.
     ///
     /// # Errors
-    /// `Validation` when the text is longer than 1,024 characters or does not match the pattern.
+    /// `Validation` when the text is longer than 1024 characters or does not match the pattern.
     pub fn parse(text: &str) -> Result<Self> {
-        if text.len() > MAX_LENGTH || !WHOLE.is_match(text) {
-            return Err(Error::validation(format!(
-                "{text:?} is not an S3 URI: write s3://bucket/key with letters, digits and -!_*'(). in the key"
-            )));
+        let wrong = |why: &str| {
+            // A caller's own text is repeated only as far as it stays readable.
+            let shown: String = text.chars().take(200).collect();
+            Error::validation(format!("{shown:?} is not an S3 URI: {why}"))
+        };
+        if text.len() > MAX_LENGTH {
+            return Err(wrong("it is longer than 1024 characters"));
         }
-        let rest = text.strip_prefix("s3://").unwrap_or_default();
-        let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
-        Ok(Self { bucket: bucket.to_string(), key: key.trim_end_matches('/').to_string() })
+        let parts = PATTERN.captures(text).ok_or_else(|| {
+            wrong(
+                "write s3://bucket/key, the bucket in lower-case letters, digits, '-' and '.', the key in letters, \
+                 digits and -!_*'(). between single slashes",
+            )
+        })?;
+        // The pattern leaves a trailing slash outside its groups; for a folder it belongs to the key.
+        let bucket = parts.get(1).map_or("", |m| m.as_str());
+        let key = text["s3://".len() + bucket.len()..].strip_prefix('/').unwrap_or_default();
+        Ok(Self::new(bucket, key))
     }
 
-    /// A place whose key need not fit the request's pattern, as listed by a server.
+    /// A URI from parts we already trust to belong together, such as a listing's answer. Any key is taken.
     pub fn new(bucket: impl Into<String>, key: impl Into<String>) -> Self {
         Self { bucket: bucket.into(), key: key.into() }
     }
@@ -53,31 +63,35 @@ impl Uri {
         &self.bucket
     }
 
-    /// The key, without a slash at either end; empty for the bucket itself.
+    /// The key without its leading slash; empty for the whole bucket.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// The place `name` under this one, with exactly one slash between.
-    ///
-    /// # Errors
-    /// `Validation` when the key would be longer than the 1,024 bytes that S3 allows.
-    pub fn join(&self, name: &str) -> Result<Self> {
-        let key = if self.key.is_empty() { name.to_string() } else { format!("{}/{name}", self.key) };
-        if key.len() > 1024 {
-            return Err(Error::validation(format!(
-                "The S3 key {:?} would be longer than 1024 bytes: choose a shorter outputDataConfig.s3Uri",
-                key.chars().take(60).chain("…".chars()).collect::<String>()
-            )));
-        }
-        Ok(Self { bucket: self.bucket.clone(), key })
+    /// What follows the key's last slash: the object's own name. Empty for a folder.
+    pub fn name(&self) -> &str {
+        self.key.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// This as a folder, and `below` in it, with exactly one slash between them.
+    #[must_use]
+    pub fn join(&self, below: &str) -> Self {
+        let folder = self.key.trim_end_matches('/');
+        let below = below.trim_start_matches('/');
+        let key = if folder.is_empty() { below.to_string() } else { format!("{folder}/{below}") };
+        Self { bucket: self.bucket.clone(), key }
+    }
+
+    /// This as a folder: listing it does not find `output-2` beside `output`.
+    #[must_use]
+    pub fn folder(&self) -> Self {
+        if self.key.is_empty() { self.clone() } else { self.join("") }
     }
 }
 
 impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "s3://{}", self.bucket)?;
-        if self.key.is_empty() { Ok(()) } else { write!(f, "/{}", self.key) }
+        write!(f, "s3://{}/{}", self.bucket, self.key)
     }
 }
 
@@ -96,38 +110,91 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_uri_is_a_bucket_and_a_key() {
-        let uri = Uri::parse("s3://my-bucket/data/train.jsonl").unwrap();
-        assert_eq!((uri.bucket(), uri.key()), ("my-bucket", "data/train.jsonl"));
-        assert_eq!(Uri::parse("s3://my-bucket").unwrap().key(), "");
-        assert_eq!(Uri::parse("s3://my-bucket/").unwrap(), Uri::parse("s3://my-bucket").unwrap());
-        assert_eq!(Uri::parse("s3://my-bucket/out/").unwrap().join("a").unwrap().to_string(), "s3://my-bucket/out/a");
+    fn bucket_and_key_are_told_apart() {
+        for (text, bucket, key) in [
+            ("s3://data/train.jsonl", "data", "train.jsonl"),
+            ("s3://my.data-1/a/b/c.jsonl", "my.data-1", "a/b/c.jsonl"),
+            ("s3://data", "data", ""),
+            ("s3://data/", "data", ""),
+            ("s3://data/output/", "data", "output/"),
+            ("s3://data/../../etc/passwd", "data", "../../etc/passwd"),
+        ] {
+            let uri = Uri::parse(text).unwrap();
+            assert_eq!((uri.bucket(), uri.key()), (bucket, key), "{text}");
+        }
     }
 
     #[test]
-    fn what_the_service_model_refuses_is_refused() {
+    fn what_bedrock_refuses_is_refused_with_a_reason() {
+        let long = format!("s3://data/{}", "a".repeat(1015));
         for text in [
             "",
+            "data/key",
+            "s3:/data/key",
             "s3://",
-            "s3://a",
-            "s3://My-bucket/k",
-            "s3://b_b/k",
-            "s3://bucket//k",
-            "s3://bucket/a b",
-            "https://b/k",
+            "s3:///key",
+            "s3://ab",
+            "s3://Data/key",
+            "s3://da_ta/key",
+            "s3://data//key",
+            "s3://data/a//b",
+            "s3://data/a b",
+            "s3://data/a//",
+            "s3://data/a\n",
+            "s3://data/a\0b",
+            "s3://data/a%2e%2e",
+            "s3://-data/key",
+            "https://data/key",
+            "s3://data/ключ",
+            "s3://data/a?b",
+            &long,
         ] {
-            assert!(Uri::parse(text).is_err(), "{text}");
+            let error = Uri::parse(text).unwrap_err();
+            assert!(error.message().contains("is not an S3 URI"), "{text}: {error}");
+            assert!(error.message().len() < 600, "{error}");
         }
-        assert!(Uri::parse(&format!("s3://bucket/{}", "k".repeat(1024))).is_err());
-        assert!(Uri::parse("s3://bucket/k").unwrap().join(&"k".repeat(1024)).is_err());
+    }
+
+    #[test]
+    fn joining_puts_one_slash_between() {
+        let folder = Uri::parse("s3://data/output/").unwrap();
+        assert_eq!(folder.join("x/y.csv").to_string(), "s3://data/output/x/y.csv");
+        assert_eq!(Uri::parse("s3://data/output").unwrap().join("/x").to_string(), "s3://data/output/x");
+        assert_eq!(Uri::parse("s3://data").unwrap().join("x").to_string(), "s3://data/x");
+        assert_eq!(Uri::parse("s3://data/output").unwrap().folder().key(), "output/");
+        assert_eq!(Uri::parse("s3://data").unwrap().folder().key(), "");
+        assert_eq!(folder.join("x/y.csv").name(), "y.csv");
     }
 
     proptest! {
         #[test]
-        fn any_text_is_refused_or_comes_back_as_it_was(text in ".{0,80}|s3://[a-z0-9.-]{3,10}(/[a-zA-Z0-9!_*'().-]{1,5}){0,4}/?") {
+        fn any_text_is_read_or_refused_and_what_is_read_reads_again_the_same(text in "(s3://)?[ -~\u{0}é/]{0,60}") {
             if let Ok(uri) = Uri::parse(&text) {
-                prop_assert_eq!(uri.to_string(), text.trim_end_matches('/'));
+                prop_assert_eq!(Uri::parse(&uri.to_string()).unwrap(), uri.clone());
+                prop_assert!(!uri.bucket().contains('/'));
+                prop_assert!(!uri.key().starts_with('/'));
+                prop_assert!(!uri.key().contains('\0'));
             }
+        }
+
+        #[test]
+        fn what_the_pattern_allows_is_read_whole(
+            bucket in "[a-z0-9][-.a-z0-9]{1,61}[a-z0-9]",
+            segments in prop::collection::vec("[-!_*'().a-z0-9A-Z]{1,20}", 0..5),
+            slash in any::<bool>(),
+        ) {
+            let key = segments.join("/") + if slash && !segments.is_empty() { "/" } else { "" };
+            let uri = Uri::parse(&format!("s3://{bucket}/{key}")).unwrap();
+            prop_assert_eq!(uri.bucket(), bucket);
+            prop_assert_eq!(uri.key(), key);
+        }
+
+        #[test]
+        fn joining_stays_inside_the_bucket_and_under_the_folder(below in "[/.a-z]{0,20}") {
+            let folder = Uri::new("data", "output");
+            let inside = folder.join(&below);
+            prop_assert_eq!(inside.bucket(), "data");
+            prop_assert!(inside.key().starts_with("output/"));
         }
     }
 }

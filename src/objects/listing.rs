@@ -1,0 +1,73 @@
+//! Listing objects page by page, so that a bucket of millions never lies in memory at once.
+
+use super::client::{bare, size};
+use super::failure::explain;
+use super::{Objects, Uri};
+use crate::clock::Millis;
+use crate::error::Result;
+
+/// One object of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Where it is.
+    pub uri: Uri,
+    /// Bytes.
+    pub size: u64,
+    /// Quotes removed.
+    pub etag: String,
+    /// When it was last written.
+    pub modified: Millis,
+}
+
+/// The pages of a listing, in the order of the keys' bytes.
+#[derive(Debug)]
+pub struct Pages {
+    objects: Objects,
+    prefix: Uri,
+    token: Option<String>,
+    done: bool,
+}
+
+impl Objects {
+    /// Everything whose key begins with `prefix`; use [`Uri::folder`] to stay inside a folder.
+    pub fn list(&self, prefix: &Uri) -> Pages {
+        Pages { objects: self.clone(), prefix: prefix.clone(), token: None, done: false }
+    }
+}
+
+impl Pages {
+    /// The next page (up to 1000 objects), or `None` after the last.
+    pub async fn next(&mut self) -> Result<Option<Vec<Listed>>> {
+        if self.done {
+            return Ok(None);
+        }
+        let page = self
+            .objects
+            .s3
+            .list_objects_v2()
+            .bucket(self.prefix.bucket())
+            .prefix(self.prefix.key())
+            .set_continuation_token(self.token.take())
+            .send()
+            .await
+            .map_err(|error| explain("ListObjectsV2", &self.prefix, error))?;
+        self.token = page.next_continuation_token().map(str::to_string);
+        self.done = !page.is_truncated().unwrap_or(false) || self.token.is_none();
+        let found = page.contents().iter().map(|object| Listed {
+            uri: Uri::new(self.prefix.bucket(), object.key().unwrap_or_default()),
+            size: size(object.size()),
+            etag: bare(object.e_tag()),
+            modified: object.last_modified().and_then(|at| at.to_millis().ok()).unwrap_or_default(),
+        });
+        Ok(Some(found.collect()))
+    }
+
+    /// All pages together; for prefixes we wrote ourselves and know to be small.
+    pub async fn all(mut self) -> Result<Vec<Listed>> {
+        let mut found = Vec::new();
+        while let Some(page) = self.next().await? {
+            found.extend(page);
+        }
+        Ok(found)
+    }
+}
