@@ -158,19 +158,22 @@ impl Head<'_> {
 
 /// The loss of one row; its logits become scale · (softmax - one-hot) where a gradient is wanted.
 fn loss_and_slopes(logits: &mut [f32], at: Labelled, gradients: Gradients) -> f32 {
-    vectorized(|| {
-        let target = logits[at.label];
-        let largest = max(logits);
-        let sum = exp_and_sum(logits, largest);
-        if gradients != Gradients::None {
-            let factor = at.scale / sum;
-            for p in logits.iter_mut() {
-                *p *= factor;
+    vectorized(
+        #[inline(always)]
+        || {
+            let target = logits[at.label];
+            let largest = max(logits);
+            let sum = exp_and_sum(logits, largest);
+            if gradients != Gradients::None {
+                let factor = at.scale / sum;
+                for p in logits.iter_mut() {
+                    *p *= factor;
+                }
+                logits[at.label] -= at.scale;
             }
-            logits[at.label] -= at.scale;
-        }
-        sum.ln() + (largest - target)
-    })
+            sum.ln() + (largest - target)
+        },
+    )
 }
 
 #[cfg(test)]

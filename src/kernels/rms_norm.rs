@@ -39,14 +39,17 @@ impl RmsNorm {
         let width = weight.len();
         let mut out = vec![0f32; x.len()];
         out.par_chunks_mut(CHUNK * width).zip(x.par_chunks(CHUNK * width)).for_each(|(out, x)| {
-            vectorized(|| {
-                for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                    let inverse = self.inverse(x);
-                    for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
-                        *out = x * inverse * w;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                        let inverse = self.inverse(x);
+                        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
+                            *out = x * inverse * w;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
         out
     }
@@ -57,19 +60,22 @@ impl RmsNorm {
         let mut out = vec![0f32; x.len()];
         let rows = out.par_chunks_mut(CHUNK * width).zip(x.par_chunks(CHUNK * width));
         rows.zip(grad.par_chunks(CHUNK * width)).for_each(|((out, x), grad)| {
-            vectorized(|| {
-                let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width));
-                for ((out, x), grad) in rows {
-                    let inverse = self.inverse(x);
-                    for ((out, grad), w) in out.iter_mut().zip(grad).zip(weight) {
-                        *out = grad * w;
+            vectorized(
+                #[inline(always)]
+                || {
+                    let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(grad.chunks_exact(width));
+                    for ((out, x), grad) in rows {
+                        let inverse = self.inverse(x);
+                        for ((out, grad), w) in out.iter_mut().zip(grad).zip(weight) {
+                            *out = grad * w;
+                        }
+                        let along = sum_of(out, x, |g, x| g * x) * inverse * inverse / width as f32;
+                        for (out, x) in out.iter_mut().zip(x) {
+                            *out = (*out - x * along) * inverse;
+                        }
                     }
-                    let along = sum_of(out, x, |g, x| g * x) * inverse * inverse / width as f32;
-                    for (out, x) in out.iter_mut().zip(x) {
-                        *out = (*out - x * along) * inverse;
-                    }
-                }
-            });
+                },
+            );
         });
         out
     }
@@ -78,14 +84,17 @@ impl RmsNorm {
     fn weight_gradient(&self, x: &[f32], grad: &[f32], width: usize) -> Vec<f32> {
         let chunks = x.par_chunks(CHUNK * width).zip(grad.par_chunks(CHUNK * width)).map(|(x, grad)| {
             let mut sum = vec![0f32; width];
-            vectorized(|| {
-                for (x, grad) in x.chunks_exact(width).zip(grad.chunks_exact(width)) {
-                    let inverse = self.inverse(x);
-                    for ((sum, x), grad) in sum.iter_mut().zip(x).zip(grad) {
-                        *sum += grad * x * inverse;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (x, grad) in x.chunks_exact(width).zip(grad.chunks_exact(width)) {
+                        let inverse = self.inverse(x);
+                        for ((sum, x), grad) in sum.iter_mut().zip(x).zip(grad) {
+                            *sum += grad * x * inverse;
+                        }
                     }
-                }
-            });
+                },
+            );
             sum
         });
         let chunks: Vec<Vec<f32>> = chunks.collect();

@@ -40,19 +40,22 @@ impl Rope {
         let tokens = out.par_chunks_mut(CHUNK * row).zip(x.par_chunks(CHUNK * row));
         tokens.zip(cos.par_chunks(CHUNK * half).zip(sin.par_chunks(CHUNK * half))).for_each(
             |((out, x), (cos, sin))| {
-                vectorized(|| {
-                    let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
-                    for ((out, x), (cos, sin)) in out.chunks_exact_mut(row).zip(x.chunks_exact(row)).zip(angles) {
-                        for (out, x) in out.chunks_exact_mut(self.size).zip(x.chunks_exact(self.size)) {
-                            let ((low, high), (out_low, out_high)) = (x.split_at(half), out.split_at_mut(half));
-                            for i in 0..half {
-                                let sin = turn * sin[i];
-                                out_low[i] = low[i] * cos[i] - high[i] * sin;
-                                out_high[i] = high[i] * cos[i] + low[i] * sin;
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+                        for ((out, x), (cos, sin)) in out.chunks_exact_mut(row).zip(x.chunks_exact(row)).zip(angles) {
+                            for (out, x) in out.chunks_exact_mut(self.size).zip(x.chunks_exact(self.size)) {
+                                let ((low, high), (out_low, out_high)) = (x.split_at(half), out.split_at_mut(half));
+                                for i in 0..half {
+                                    let sin = turn * sin[i];
+                                    out_low[i] = low[i] * cos[i] - high[i] * sin;
+                                    out_high[i] = high[i] * cos[i] + low[i] * sin;
+                                }
                             }
                         }
-                    }
-                });
+                    },
+                );
             },
         );
         out

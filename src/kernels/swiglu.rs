@@ -29,11 +29,14 @@ fn map(a: &[f32], b: &[f32], c: &[f32], term: impl Fn(f32, f32, f32) -> f32 + Sy
     let mut out = vec![0f32; a.len()];
     let operands = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK)).zip(c.par_chunks(CHUNK));
     out.par_chunks_mut(CHUNK).zip(operands).for_each(|(out, ((a, b), c))| {
-        vectorized(|| {
-            for (((out, a), b), c) in out.iter_mut().zip(a).zip(b).zip(c) {
-                *out = term(*a, *b, *c);
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                for (((out, a), b), c) in out.iter_mut().zip(a).zip(b).zip(c) {
+                    *out = term(*a, *b, *c);
+                }
+            },
+        );
     });
     out
 }

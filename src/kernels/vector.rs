@@ -5,14 +5,16 @@
 /// Partial sums of a reduction: enough to keep two 8-wide vector units busy.
 const LANES: usize = 16;
 
-/// Runs `body` compiled for the machine's own vector instructions.
+/// Runs `body` compiled for the machine's own vector instructions; that needs
+/// `#[inline(always)]` on the closure, or it stays a function for the oldest machine.
 #[inline]
 pub(super) fn vectorized<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
 }
 
 /// e^x to about two units in the last place, for x in [-87, 87] and clamped there: no result is
-/// zero, subnormal or infinite. NaN stays NaN. Coefficients: Cephes' single-precision `expf`.
+/// zero, subnormal or infinite. NaN stays NaN. Coefficients: Cephes' single-precision `expf`. Call it
+/// inside [`vectorized`]: elsewhere a fused multiply-add may be a library call.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     // Adding 1.5·2²³ rounds to an integer and leaves that integer in the low bits.
@@ -21,17 +23,15 @@ pub(super) fn exp(x: f32) -> f32 {
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let x = x.clamp(-87.0, 87.0);
-    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = rounded - ROUND;
-    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
-    let mut p = 1.987_569_1e-4;
-    p = p * r + 1.398_199_9e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, x));
+    let mut p = 1.987_569_1e-4f32;
+    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0] {
+        p = p.mul_add(r, coefficient);
+    }
     let power = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
-    (p * r * r + r + 1.0) * f32::from_bits(power)
+    p * f32::from_bits(power)
 }
 
 /// The logistic function 1 / (1 + e^-x).

@@ -24,6 +24,7 @@ pub(super) struct Forward<'a> {
 }
 
 /// A block of queries of one record and the keys that any of them sees, both counted in the span.
+#[derive(Clone)]
 struct Block {
     queries: Range<usize>,
     keys: Range<usize>,
@@ -76,14 +77,9 @@ impl Attention {
     /// The output `[N, Hq, d]` and the log-sum-exp of every row of scores `[N, Hq]`.
     pub(super) fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let Heads { heads, size, .. } = self.shape;
-        let tasks: Vec<(&Span, Block, usize)> = self
-            .spans
-            .iter()
-            .flat_map(|span| self.blocks(span).map(move |block| (span, block)))
-            .flat_map(|(span, Block { queries, keys })| {
-                (0..heads).map(move |head| (span, Block { queries: queries.clone(), keys: keys.clone() }, head))
-            })
-            .collect();
+        let blocks = self.spans.iter().flat_map(|span| self.blocks(span).map(move |block| (span, block)));
+        let tasks: Vec<(&Span, Block, usize)> =
+            blocks.flat_map(|(span, block)| (0..heads).map(move |head| (span, block.clone(), head))).collect();
         let done: Vec<(Vec<f32>, Vec<f32>)> = tasks
             .par_iter()
             .map_init(Vec::new, |scores, (span, block, head)| self.forward_block(scores, span, block, *head, q, k, v))
@@ -114,16 +110,19 @@ impl Attention {
         self.scores(scores, span, block, head, q, k);
         let mut sums = vec![0f32; rows];
         let mut log_sums = vec![0f32; rows];
-        vectorized(|| {
-            for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
-                let seen = self.visible(span, block, row);
-                let largest = max(&scores[seen.clone()]);
-                sums[row] = exp_and_sum(&mut scores[seen.clone()], largest);
-                log_sums[row] = largest + sums[row].ln();
-                scores[..seen.start].fill(0.0);
-                scores[seen.end..].fill(0.0);
-            }
-        });
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
+                    let seen = self.visible(span, block, row);
+                    let largest = max(&scores[seen.clone()]);
+                    sums[row] = exp_and_sum(&mut scores[seen.clone()], largest);
+                    log_sums[row] = largest + sums[row].ln();
+                    scores[..seen.start].fill(0.0);
+                    scores[seen.end..].fill(0.0);
+                }
+            },
+        );
         let mut out = vec![0f32; rows * size];
         let v = self.shape.key_rows(v, shift(&block.keys, span.keys.start), head);
         matmul(&mut out, Write::Replace, 1.0, Matrix::new(scores, rows, keys), v, Threads::One);
@@ -174,25 +173,28 @@ impl Attention {
             self.scores(&mut probabilities, span, &block, head, saved.q, saved.k);
             slopes.resize(rows * keys, 0.0);
             matmul(&mut slopes, Write::Replace, 1.0, grad_out, v.t(), Threads::One);
-            vectorized(|| {
-                let both = probabilities.chunks_exact_mut(keys).zip(slopes.chunks_exact_mut(keys));
-                for (row, (probabilities, slopes)) in both.enumerate() {
-                    let place = (span.queries.start + block.queries.start + row) * heads + head;
-                    let head_values = place * size..(place + 1) * size;
-                    // Σ over keys of p·dp, which equals the inner product of output and its gradient.
-                    let mean = dot(&saved.out[head_values.clone()], &grad[head_values]);
-                    let log_sum = saved.log_sums[place];
-                    let seen = self.visible(span, &block, row);
-                    for (p, slope) in probabilities[seen.clone()].iter_mut().zip(&mut slopes[seen.clone()]) {
-                        *p = exp(*p - log_sum);
-                        *slope = *p * (*slope - mean);
+            vectorized(
+                #[inline(always)]
+                || {
+                    let both = probabilities.chunks_exact_mut(keys).zip(slopes.chunks_exact_mut(keys));
+                    for (row, (probabilities, slopes)) in both.enumerate() {
+                        let place = (span.queries.start + block.queries.start + row) * heads + head;
+                        let head_values = place * size..(place + 1) * size;
+                        // Σ over keys of p·dp, which equals the inner product of output and its gradient.
+                        let mean = dot(&saved.out[head_values.clone()], &grad[head_values]);
+                        let log_sum = saved.log_sums[place];
+                        let seen = self.visible(span, &block, row);
+                        for (p, slope) in probabilities[seen.clone()].iter_mut().zip(&mut slopes[seen.clone()]) {
+                            *p = exp(*p - log_sum);
+                            *slope = *p * (*slope - mean);
+                        }
+                        for hidden in [0..seen.start, seen.end..keys] {
+                            probabilities[hidden.clone()].fill(0.0);
+                            slopes[hidden].fill(0.0);
+                        }
                     }
-                    for hidden in [0..seen.start, seen.end..keys] {
-                        probabilities[hidden.clone()].fill(0.0);
-                        slopes[hidden].fill(0.0);
-                    }
-                }
-            });
+                },
+            );
             let (probabilities, slopes) = (Matrix::new(&probabilities, rows, keys), Matrix::new(&slopes, rows, keys));
             let out_q = &mut grad_q[block.queries.start * size..block.queries.end * size];
             matmul(out_q, Write::Replace, self.scale, slopes, k, Threads::One);
