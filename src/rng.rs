@@ -123,8 +123,9 @@ fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// The finalizer of SplitMix64: neighbouring seeds get keys that share no bits.
-fn mix(mut z: u64) -> u64 {
+/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit,
+/// so neighbouring values get results that have nothing in common.
+pub(crate) fn mix(mut z: u64) -> u64 {
     z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -5,6 +5,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::operand::values;
+use crate::rng::mix;
 
 const NAME: &str = "dropout";
 /// Elements per parallel task.
@@ -54,14 +55,6 @@ impl Dropout {
         });
         out
     }
-}
-
-/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit.
-fn mix(mut z: u64) -> u64 {
-    z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 impl CustomOp1 for Dropout {
