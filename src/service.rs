@@ -1,38 +1,152 @@
-//! Starts the database, the object store, the API and the workers, and drains them on SIGTERM.
+//! Starts everything in the order in which one thing needs the other (database, first keys, object store,
+//! base models, API, workers), and ends it in the reverse order on SIGTERM or Ctrl-C.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
 
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{Config, Role};
 use crate::error::{Error, Result};
-use crate::http::{Limits, credentials, serve};
+use crate::http::credentials::{self, RootKeys};
+use crate::http::{Limits, serve};
+use crate::models::Registry;
+use crate::objects::{Endpoint, Objects};
 use crate::routes;
 use crate::store::Db;
+use crate::worker::Pool;
 
-/// Runs the service until SIGTERM or Ctrl-C. Once it is ready, the addresses it is bound to are printed
-/// and, when asked for, written to `ready_file` as `{"listen": "127.0.0.1:8080"}`.
-pub async fn run(config: Config, _role: Role, ready_file: Option<PathBuf>) -> Result<()> {
-    let clock = Clock::system();
-    let db = Db::connect(config.database().expose()).await?;
-    db.migrate().await?;
-    credentials::ensure_root(&config, &clock, &db).await?;
-    let limits = Limits { grace: config.grace(), ..Limits::default() };
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .map_err(|cause| Error::validation(format!("Cannot listen on {}: {cause}", config.listen)))?;
-    let app = Arc::new(App { config, clock, db });
+/// A running service.
+pub struct Service {
+    /// What it is built from.
+    pub app: Arc<App>,
+    /// The keys that open everything.
+    pub keys: RootKeys,
+    /// Where the API listens; `None` for a worker.
+    pub api: Option<SocketAddr>,
+    stop: watch::Sender<bool>,
+    server: Option<JoinHandle<()>>,
+    pool: Option<Pool>,
+}
+
+impl Service {
+    /// Brings the service up; when this returns, requests are answered and jobs are taken.
+    ///
+    /// # Errors
+    /// `Validation` for settings that cannot work and addresses in use, with what to change;
+    /// `Unavailable` when the database or the object store is away.
+    pub async fn start(config: Config, role: Role) -> Result<Self> {
+        let config = config.checked()?;
+        let clock = Clock::system();
+        let db = Db::connect(config.database().expose()).await?;
+        db.migrate().await?;
+        let keys = credentials::ensure_root(&config, &clock, &db).await?;
+        let objects = Objects::new(&endpoint(&config, &keys));
+        let registry = Registry::open(&model_folders(&config))?;
+        let app = Arc::new(App { config, clock, db, objects, registry, job_accepted: Notify::new() });
+
+        let (stop, stopping) = watch::channel(false);
+        let (mut api, mut server) = (None, None);
+        if role != Role::Worker {
+            let listener = listen(app.config.listen).await?;
+            api = Some(listener.local_addr()?);
+            let limits = Limits { grace: app.config.grace(), ..Limits::default() };
+            server = Some(tokio::spawn(serve(listener, routes::router(app.clone()), limits, told(stopping))));
+        }
+        let pool = if role == Role::Api { None } else { Some(Pool::start(app.clone()).await?) };
+        info!(?role, "service started");
+        Ok(Self { app, keys, api, stop, server, pool })
+    }
+
+    /// Takes nothing new, answers what is in flight, keeps a checkpoint of every running job and gives it
+    /// back; then closes the database. Ends within the grace period in any case: what is not given back by
+    /// then is taken up again when its lease has run out.
+    pub async fn stop(self) {
+        let grace = self.app.config.grace();
+        // Nobody listening means that there is no server to stop.
+        let _ = self.stop.send(true);
+        let server = async {
+            if let Some(server) = self.server
+                && let Err(cause) = server.await
+            {
+                warn!("the API ended badly: {cause}");
+            }
+        };
+        let pool = async {
+            if let Some(pool) = self.pool {
+                pool.drain().await;
+            }
+        };
+        let drained = tokio::time::timeout(grace, async { tokio::join!(server, pool) }).await;
+        if drained.is_err() {
+            warn!(grace_s = grace.as_secs(), "the grace period is over: unfinished work is left to its leases");
+        }
+        self.app.db.close().await;
+        info!("service stopped");
+    }
+}
+
+/// Runs the service until SIGTERM or Ctrl-C. Once it is ready, the addresses it is bound to are written
+/// to `ready_file`, when asked for, as `{"listen": "127.0.0.1:8080"}`.
+pub async fn run(config: Config, role: Role, ready_file: Option<PathBuf>) -> Result<()> {
+    // Installed first: a signal that arrives during the start is not lost.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let service = Service::start(config, role).await?;
     if let Some(path) = ready_file {
-        let ready = serde_json::json!({ "listen": listener.local_addr()?.to_string() });
+        let ready = serde_json::json!({ "listen": service.api.map(|address| address.to_string()) });
         std::fs::write(&path, ready.to_string())?;
     }
-    serve(listener, routes::router(app), limits, stop_asked()).await;
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: draining"),
+        _ = interrupt.recv() => info!("interrupted: draining"),
+    }
+    tokio::select! {
+        () = service.stop() => {}
+        // A second Ctrl-C means now.
+        _ = interrupt.recv() => warn!("interrupted again: unfinished work is left to its leases"),
+    }
     Ok(())
 }
 
-async fn stop_asked() {
-    let _ = tokio::signal::ctrl_c().await;
+/// The object store of the settings, or the embedded one.
+fn endpoint(config: &Config, keys: &RootKeys) -> Endpoint {
+    let region = config.region.clone();
+    match (&config.s3_endpoint, &config.s3_access_key, &config.s3_secret_key) {
+        (Some(url), Some(access_key), Some(secret_key)) => Endpoint {
+            url: url.clone(),
+            access_key: access_key.clone(),
+            secret_key: secret_key.expose().to_string(),
+            region,
+        },
+        _ => Endpoint {
+            url: format!("http://{}", config.s3_listen),
+            access_key: keys.access_key.clone(),
+            secret_key: keys.secret_key.expose().to_string(),
+            region,
+        },
+    }
+}
+
+/// The folders of base models.
+fn model_folders(config: &Config) -> Vec<PathBuf> {
+    config.models.iter().map(PathBuf::from).collect()
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|cause| Error::validation(format!("Cannot listen on {address}: {cause}; set TUNESMITH_LISTEN")))
+}
+
+/// Ends when the service is told to stop, or is dropped.
+async fn told(mut stopping: watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stop| *stop).await;
 }

@@ -109,9 +109,10 @@ impl Claim {
         queue::renew(&self.queue.db, &self.fence, until).await
     }
 
-    /// Whether the job is still ours, asked before something outside the database is written.
-    pub async fn holds(&self) -> Result<Held> {
-        Ok(queue::holds(&self.queue.db, &self.fence).await?.into())
+    /// The job's status if it is still ours. Asked each second for a request to stop, and before
+    /// something outside the database is written.
+    pub async fn status(&self) -> Result<Option<Status>> {
+        queue::status(&self.queue.db, &self.fence).await
     }
 
     /// Records how far the job is; `checkpointed` when a new checkpoint is safe in S3.

@@ -96,13 +96,11 @@ pub async fn renew(db: &Db, fence: &Fence, lease_until: Millis) -> Result<Option
         .await)?)
 }
 
-/// Whether the attempt still holds the job, without touching it.
-pub async fn holds(db: &Db, fence: &Fence) -> Result<bool> {
-    const SQL: &str = "SELECT COUNT(*) FROM customization_jobs
+/// The job's status if the attempt still holds it, without touching it.
+pub async fn status(db: &Db, fence: &Fence) -> Result<Option<Status>> {
+    const SQL: &str = "SELECT status FROM customization_jobs
         WHERE id = $1 AND attempt = $2 AND status IN ('InProgress', 'Stopping') AND lease_until IS NOT NULL";
-    let count: i64 =
-        run!(db, |on| sqlx::query_scalar(SQL).bind(&fence.job_id).bind(fence.attempt).fetch_one(on).await)?;
-    Ok(count == 1)
+    Ok(run!(db, |on| sqlx::query_scalar(SQL).bind(&fence.job_id).bind(fence.attempt).fetch_optional(on).await)?)
 }
 
 /// Records how far the job is. `checkpointed` clears its strikes: attempts that get somewhere may go on.

@@ -1,1 +1,33 @@
-//! Runs jobs: one slot per device, a lease behind each, four stages from data to a visible model.
+//! Runs jobs. [`pool`] has one slot per device, each of which claims a job and hands it to [`run`],
+//! which brings the data, trains on a thread of its own and publishes the result, while [`lease`] renews
+//! the claim behind it. What ends an attempt early is one flag ([`halt`]); what was being done is kept in
+//! [`checkpoints`].
+
+mod checkpoints;
+mod halt;
+mod layout;
+mod lease;
+mod observer;
+mod pool;
+mod presence;
+mod reporter;
+mod retry;
+mod run;
+mod scratch;
+mod stages;
+mod transfer;
+
+use std::sync::Arc;
+
+pub use pool::Pool;
+
+use crate::app::App;
+use crate::jobs::Queue;
+
+/// What every attempt of this process shares.
+#[derive(Debug)]
+struct Worker {
+    app: Arc<App>,
+    queue: Queue,
+    presence: presence::Presence,
+}

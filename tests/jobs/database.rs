@@ -34,11 +34,11 @@ macro_rules! on_both {
 }
 pub(crate) use on_both;
 
-pub fn block_on<F: Future>(work: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(work: F) -> F::Output {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(work)
 }
 
-pub fn on_sqlite<F: Future<Output = ()>>(check: impl FnOnce(Db) -> F) {
+pub(crate) fn on_sqlite<F: Future<Output = ()>>(check: impl FnOnce(Db) -> F) {
     let folder = tempfile::tempdir().unwrap();
     block_on(async {
         let url = format!("sqlite://{}", folder.path().join("inner/tunesmith.db").display());
@@ -48,7 +48,7 @@ pub fn on_sqlite<F: Future<Output = ()>>(check: impl FnOnce(Db) -> F) {
     });
 }
 
-pub fn on_postgres<F: Future<Output = ()>>(check: impl FnOnce(Db) -> F) {
+pub(crate) fn on_postgres<F: Future<Output = ()>>(check: impl FnOnce(Db) -> F) {
     let Some(url) = postgres() else { return };
     block_on(async {
         let schema = Schema::create(url).await;
@@ -64,15 +64,15 @@ pub fn on_postgres<F: Future<Output = ()>>(check: impl FnOnce(Db) -> F) {
 }
 
 /// A schema of a Postgres database that no other test sees.
-pub struct Schema {
+pub(crate) struct Schema {
     name: String,
     server: sqlx::PgPool,
     /// Connects into the schema.
-    pub url: String,
+    pub(crate) url: String,
 }
 
 impl Schema {
-    pub async fn create(url: &str) -> Self {
+    pub(crate) async fn create(url: &str) -> Self {
         let name = format!("test_{}", Clock::system().id());
         let server = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(url).await.unwrap();
         sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {name}"))).execute(&server).await.unwrap();
@@ -80,14 +80,14 @@ impl Schema {
         Self { url: format!("{url}{joint}options[search_path]={name}"), name, server }
     }
 
-    pub async fn remove(self) {
+    pub(crate) async fn remove(self) {
         let sql = format!("DROP SCHEMA {} CASCADE", self.name);
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&self.server).await.unwrap();
     }
 }
 
 /// The URL of a Postgres server, or `None` where there is none and the run does not insist.
-pub fn postgres() -> Option<&'static str> {
+pub(crate) fn postgres() -> Option<&'static str> {
     static URL: OnceLock<Option<String>> = OnceLock::new();
     let url = URL.get_or_init(|| variable("TEST_DATABASE_URL").or_else(start));
     if url.is_none() {
@@ -101,7 +101,7 @@ pub fn postgres() -> Option<&'static str> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "settings of the test run, which config.rs must not know")]
-pub fn variable(name: &str) -> Option<String> {
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 

@@ -1,6 +1,6 @@
 //! The store and the queue, on both databases.
 
-pub mod database;
+pub(crate) mod database;
 
 mod listing;
 mod queue;
@@ -12,11 +12,11 @@ use tunesmith::store::custom_models::CustomModel;
 use tunesmith::store::jobs::{Job, JobSpec};
 use tunesmith::store::{CustomizationType, ModelStatus};
 
-pub const ACCOUNT: &str = "111111111111";
-pub const STRANGER: &str = "222222222222";
+pub(crate) const ACCOUNT: &str = "111111111111";
+pub(crate) const STRANGER: &str = "222222222222";
 
 /// A job of [`ACCOUNT`] that nothing stands in the way of: name, token and id derive from `n`.
-pub fn spec(n: usize) -> JobSpec {
+pub(crate) fn spec(n: usize) -> JobSpec {
     let id = format!("job{n:09}");
     JobSpec {
         arn: format!("arn:aws:bedrock:us-east-1:{ACCOUNT}:model-customization-job/tunesmith.tiny-v1:0/{id}"),
@@ -45,7 +45,7 @@ pub fn spec(n: usize) -> JobSpec {
 }
 
 /// The model that `job` makes.
-pub fn model_of(job: &Job, now: i64) -> CustomModel {
+pub(crate) fn model_of(job: &Job, now: i64) -> CustomModel {
     let spec = &job.spec;
     CustomModel {
         id: spec.id.replace("job", "mod"),

@@ -72,7 +72,7 @@ on_both! {
         let before = jobs::find(&db, ACCOUNT, "job-1").await.unwrap();
         let events = job_events::list(&db, ACCOUNT, &spec(1).id).await.unwrap();
         assert_eq!(stale.renew().await.unwrap(), None);
-        assert_eq!(stale.holds().await.unwrap(), Held::No);
+        assert_eq!(stale.status().await.unwrap(), None);
         assert_eq!(stale.progress(&Progress::default(), true).await.unwrap(), Held::No);
         assert_eq!(stale.reach(Stage::Training).await.unwrap(), Held::No);
         assert_eq!(stale.publish(&serde_json::json!({})).await.unwrap(), Held::No);
@@ -174,7 +174,7 @@ on_both! {
         assert_eq!(queue.bury("b").await.unwrap(), 1);
         let third = queue.claim("c").await.unwrap().unwrap();
         assert_eq!((third.attempt(), third.job.strikes), (3, 1));
-        assert_eq!(second.holds().await.unwrap(), Held::No);
+        assert_eq!(second.status().await.unwrap(), None);
     }
 }
 

@@ -1,0 +1,71 @@
+//! Checkpoints in S3: addressed by attempt and step, whole when their listing is there. A new attempt
+//! goes on from the newest whose digests hold, whichever attempt wrote it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use tracing::{info, warn};
+
+use super::halt::Halt;
+use super::layout::{Layout, checkpoint_of};
+use super::retry::patiently;
+use super::transfer::{self, Listing};
+use crate::error::Result;
+use crate::objects::Objects;
+
+/// How many checkpoints of one attempt are kept: the newest, and one to fall back on.
+const KEPT: usize = 2;
+
+/// Where one attempt keeps its checkpoints.
+#[derive(Debug, Clone)]
+pub(crate) struct Checkpoints {
+    pub(crate) objects: Objects,
+    pub(crate) layout: Layout,
+    pub(crate) attempt: i64,
+    pub(crate) halt: Halt,
+}
+
+impl Checkpoints {
+    /// Uploads the checkpoint in `folder`, then removes this attempt's oldest.
+    pub(crate) async fn upload(&self, folder: &Path, step: u64) -> Result<()> {
+        let listing = Listing::of(folder).await?;
+        let to = self.layout.checkpoint(self.attempt, step);
+        transfer::upload(&self.objects, &self.halt, folder, &listing, &to, &self.layout.put()).await?;
+        let steps: BTreeSet<u64> =
+            self.list().await?.into_iter().filter(|c| c.0 == self.attempt).map(|c| c.1).collect();
+        for old in steps.iter().rev().skip(KEPT) {
+            let prefix = self.layout.checkpoint(self.attempt, *old).folder();
+            patiently(&self.halt, "removing an old checkpoint", async || self.objects.delete_prefix(&prefix).await)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Brings the newest whole checkpoint into `folder/step-<step>`; returns its step.
+    pub(crate) async fn download_newest(&self, folder: &Path) -> Result<Option<u64>> {
+        let mut found = self.list().await?;
+        // The newest step first; of equal steps, the newest attempt's.
+        found.sort_by_key(|&(attempt, step)| std::cmp::Reverse((step, attempt)));
+        for (attempt, step) in found {
+            let from = self.layout.checkpoint(attempt, step);
+            let Some(listing) = transfer::listing(&self.objects, &self.halt, &from).await? else { continue };
+            let into = folder.join(format!("step-{step:08}"));
+            if transfer::download(&self.objects, &self.halt, &from, &listing, &into).await? {
+                info!(checkpoint.step = step, checkpoint.attempt = attempt, "going on from a checkpoint");
+                return Ok(Some(step));
+            }
+            warn!(checkpoint.step = step, checkpoint.attempt = attempt, "a checkpoint does not match its digests");
+            std::fs::remove_dir_all(&into)?;
+        }
+        Ok(None)
+    }
+
+    /// Attempt and step of every checkpoint that has any object.
+    async fn list(&self) -> Result<Vec<(i64, u64)>> {
+        let prefix = self.layout.attempts();
+        let keys =
+            patiently(&self.halt, "listing checkpoints", async || self.objects.list(&prefix).all().await).await?;
+        let found: BTreeSet<_> = keys.iter().filter_map(|object| checkpoint_of(object.uri.key())).collect();
+        Ok(found.into_iter().collect())
+    }
+}

@@ -1,0 +1,161 @@
+//! The slots of this process: each device works on one job at a time, on a thread of its own. A slot
+//! claims by asking the database every half second, or at once when the API of the same process accepts
+//! a job.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{oneshot, watch};
+use tracing::{info, warn};
+
+use super::Worker;
+use super::halt::{Halt, Reason};
+use super::presence::{self, Presence};
+use super::run;
+use super::scratch;
+use crate::app::App;
+use crate::error::{Error, Result};
+use crate::jobs::{Queue, sweep};
+
+/// How often a free slot asks for a job.
+const POLL: Duration = Duration::from_millis(500);
+/// How often jobs are ended that no worker will end.
+const SWEEP: Duration = Duration::from_secs(2);
+/// How often leftovers in S3 are looked for.
+const SCRATCH: Duration = Duration::from_secs(30);
+
+/// The running slots.
+#[derive(Debug)]
+pub struct Pool {
+    /// Each resolves when its thread has ended.
+    threads: Vec<oneshot::Receiver<()>>,
+    draining: watch::Sender<bool>,
+}
+
+impl Pool {
+    /// Starts one slot per configured device, after freeing the jobs of workers of this data folder that
+    /// were killed.
+    ///
+    /// # Errors
+    /// `Validation` for a device this build does not have; `Unavailable` when the database is away.
+    pub async fn start(app: Arc<App>) -> Result<Self> {
+        let devices = devices(&app.config.devices)?;
+        let queue = Queue::new(app.db.clone(), app.clock.clone(), app.config.lease());
+        for dead in presence::dead(&app.config.data_dir)? {
+            let freed = queue.bury(&dead.worker).await?;
+            info!(worker = dead.worker, jobs = freed, "a worker of this folder was killed: its jobs are free");
+            dead.remove()?;
+        }
+        let presence = Presence::announce(&app.config.data_dir, format!("worker-{}", app.clock.id()))?;
+        let worker = Arc::new(Worker { app, queue, presence });
+
+        let (draining, watch) = watch::channel(false);
+        let mut threads = Vec::new();
+        for device in devices {
+            info!(worker = worker.presence.worker, device, "slot open");
+            let (worker, watch) = (worker.clone(), watch.clone());
+            threads.push(thread(format!("slot {device}"), async move || slot(&worker, watch).await)?);
+        }
+        threads.push(thread("housekeeping".into(), async move || housekeeping(&worker, watch).await)?);
+        Ok(Self { threads, draining })
+    }
+
+    /// Takes no more jobs, lets running ones write a checkpoint and gives them back.
+    pub async fn drain(self) {
+        // Nobody listening means that nothing runs.
+        let _ = self.draining.send(true);
+        for ended in self.threads {
+            // An error means that the thread panicked: it has ended too.
+            let _ = ended.await;
+        }
+    }
+}
+
+/// Runs `work` on a thread of its own, with the drivers of this runtime.
+fn thread(name: String, work: impl AsyncFnOnce() + Send + 'static) -> Result<oneshot::Receiver<()>> {
+    let runtime = Handle::current();
+    let (ended, receiver) = oneshot::channel();
+    std::thread::Builder::new().name(name).spawn(move || {
+        runtime.block_on(work());
+        // Nobody waits when the pool was dropped.
+        let _ = ended.send(());
+    })?;
+    Ok(receiver)
+}
+
+/// The devices of a setting such as `auto` or `cpu`.
+fn devices(setting: &str) -> Result<Vec<String>> {
+    let names: Vec<String> = setting.split(',').map(|name| name.trim().to_string()).collect();
+    for name in &names {
+        if !matches!(name.as_str(), "auto" | "cpu") {
+            return Err(Error::validation(format!(
+                "TUNESMITH_DEVICES: {name:?} is not a device of this build; it has `cpu` (or leave it at `auto`)"
+            )));
+        }
+    }
+    Ok(names.into_iter().map(|name| if name == "auto" { "cpu".into() } else { name }).collect())
+}
+
+async fn slot(worker: &Worker, mut draining: watch::Receiver<bool>) {
+    while !*draining.borrow() {
+        match worker.queue.claim(&worker.presence.worker).await {
+            Ok(Some(claim)) => {
+                let halt = Halt::default();
+                let drain = async {
+                    // An error means that the pool was dropped: the same as a drain.
+                    let _ = draining.wait_for(|draining| *draining).await;
+                    halt.raise(Reason::Drain);
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    () = run::run(worker, claim, halt.clone()) => {}
+                    () = drain => {}
+                }
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) => warn!("no job could be claimed: {}", error.log()),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(POLL) => {}
+            () = worker.app.job_accepted.notified() => {}
+            _ = draining.wait_for(|draining| *draining) => {}
+        }
+    }
+}
+
+/// Ends jobs that no worker will end, and removes what ended jobs left in S3.
+async fn housekeeping(worker: &Worker, mut draining: watch::Receiver<bool>) {
+    let mut scratched = worker.app.clock.monotonic();
+    while !*draining.borrow() {
+        match sweep::sweep(&worker.app.db, &worker.app.clock).await {
+            Ok(0) => {}
+            Ok(ended) => info!(jobs = ended, "ended jobs that no worker would end"),
+            Err(error) => warn!("the sweep failed: {}", error.log()),
+        }
+        let now = worker.app.clock.monotonic();
+        if now.duration_since(scratched) >= SCRATCH {
+            scratched = now;
+            if let Err(error) = scratch::remove(worker).await {
+                warn!("leftovers of ended jobs were not removed: {}", error.log());
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => {}
+            _ = draining.wait_for(|draining| *draining) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_slot_per_device_and_only_devices_there_are() {
+        assert_eq!(devices("auto").unwrap(), ["cpu"]);
+        assert_eq!(devices("cpu, cpu").unwrap().len(), 2);
+        assert!(devices("cuda:0").unwrap_err().message().contains("TUNESMITH_DEVICES"));
+    }
+}

@@ -1,0 +1,192 @@
+//! One attempt at a job, from claim to end. Whatever happens inside, the job is left in one of four
+//! ways: completed, failed with a reason for its owner, stopped, or given back for another attempt.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+
+use super::Worker;
+use super::halt::{Halt, Reason};
+use super::layout::{DATA_REPORT, Layout, TRAINING_METRICS};
+use super::lease;
+use super::retry::patiently;
+use super::stages;
+use crate::error::{Error, Kind, Result};
+use crate::jobs::{Claim, Held};
+
+/// How an attempt came to its end.
+pub(crate) enum End {
+    /// The job is completed.
+    Completed,
+    /// The trainer ended early because it was told to.
+    Interrupted,
+    /// The trainer panicked with this message.
+    Crashed(String),
+}
+
+/// An attempt under way, as its stages see it.
+pub(crate) struct Attempt {
+    pub(crate) claim: Claim,
+    pub(crate) halt: Halt,
+    pub(crate) layout: Layout,
+    /// A folder for this attempt alone: `data/`, `checkpoints/`, `output/`.
+    pub(crate) work_dir: PathBuf,
+}
+
+/// Works on a claimed job until it ends or has to be given back.
+pub(crate) async fn run(worker: &Worker, claim: Claim, halt: Halt) {
+    let work_dir = worker.presence.work_dir.join(format!("{}-{}", claim.job.spec.id, claim.attempt()));
+    info!(job.id = claim.job.spec.id, job.name = claim.job.spec.name, job.attempt = claim.attempt(), "job begun");
+    let outcome = {
+        let watch = lease::keep(&claim, worker.queue.lease(), &worker.app.clock, &halt);
+        let work = attempt(worker, claim.clone(), halt.clone(), work_dir.clone());
+        tokio::pin!(watch, work);
+        tokio::select! {
+            outcome = &mut work => outcome,
+            // The lease is lost and the flag raised: what is under way ends at its next look.
+            () = &mut watch => work.await,
+        }
+    };
+    settle(worker, &claim, &halt, &work_dir, outcome).await;
+    if let Err(cause) = std::fs::remove_dir_all(&work_dir)
+        && work_dir.exists()
+    {
+        warn!(job.id = claim.job.spec.id, "the work folder stays until the next start: {cause}");
+    }
+}
+
+async fn attempt(worker: &Worker, claim: Claim, halt: Halt, work_dir: PathBuf) -> Result<End> {
+    let layout = Layout::of(&claim.job.spec)?;
+    let attempt = Attempt { claim, halt, layout, work_dir };
+    let output = attempt.work_dir.join("output");
+    std::fs::create_dir_all(&output)?;
+
+    // Another attempt has trained and decided; what is left is to show its result.
+    if let Some((decider, decision)) = stages::publish::decided(&attempt.claim)? {
+        let publisher = attempt.publisher(worker);
+        publisher.fetch(&decision, decider, &output).await?;
+        publisher.finish(&decision, &output).await?;
+        return Ok(End::Completed);
+    }
+
+    let plan = stages::prepare::plan(worker, &attempt).await?;
+    let summary = match stages::train::train(worker, &attempt, plan).await? {
+        stages::train::Trained::Completed(summary) => summary,
+        stages::train::Trained::Interrupted => return Ok(End::Interrupted),
+        stages::train::Trained::Crashed(panic) => return Ok(End::Crashed(panic)),
+    };
+    let publisher = attempt.publisher(worker);
+    let decision = publisher.decide(&output, &summary).await?;
+    publisher.finish(&decision, &output).await?;
+    Ok(End::Completed)
+}
+
+impl Attempt {
+    pub(crate) fn publisher<'a>(&'a self, worker: &'a Worker) -> stages::publish::Publisher<'a> {
+        stages::publish::Publisher {
+            claim: &self.claim,
+            objects: &worker.app.objects,
+            layout: &self.layout,
+            clock: &worker.app.clock,
+            halt: &self.halt,
+        }
+    }
+}
+
+/// Writes down how the attempt ended.
+async fn settle(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &std::path::Path, outcome: Result<End>) {
+    let id = claim.job.spec.id.as_str();
+    if halt.reason() == Some(Reason::Lost) {
+        return info!(job.id = id, job.attempt = claim.attempt(), "attempt abandoned");
+    }
+    let held = match (outcome, halt.reason()) {
+        (Ok(End::Completed), _) => {
+            return info!(job.id = id, job.attempt = claim.attempt(), "job completed");
+        }
+        // A job that is being stopped ends as stopped, whatever else went wrong meanwhile.
+        (_, Some(Reason::Stop)) => persist(worker, "stopping the job", || claim.stopped()).await,
+        (Ok(End::Crashed(panic)), _) => {
+            error!(job.id = id, job.attempt = claim.attempt(), "training panicked: {panic}");
+            persist(worker, "giving the job back", || claim.crashed(&panic)).await
+        }
+        (Ok(End::Interrupted), _) => persist(worker, "giving the job back", || claim.release("drained")).await,
+        (Err(error), Some(Reason::Drain)) if error.kind() == Kind::Unavailable => {
+            persist(worker, "giving the job back", || claim.release("drained")).await
+        }
+        (Err(error), _) => {
+            error!(job.id = id, job.attempt = claim.attempt(), "job failed: {}", error.log());
+            // The report of every bad line, and the losses so far, are the owner's even if no model is.
+            if let Err(error) = keep_reports(worker, claim, halt, work_dir).await {
+                warn!(job.id = id, "reports of the failed job were not kept: {}", error.log());
+            }
+            let message = failure(&error, id);
+            persist(worker, "failing the job", || claim.fail(&message)).await
+        }
+    };
+    match held {
+        Some(Held::Yes) => info!(job.id = id, job.attempt = claim.attempt(), "attempt ended"),
+        // A stop arrived between the last look and the write: the job is still ours, and is to be stopped.
+        Some(Held::No) => drop(persist(worker, "stopping the job", || claim.stopped()).await),
+        None => warn!(job.id = id, "the end was not written; the lease will run out and another attempt follow"),
+    }
+}
+
+/// Repeats a last write through an outage, for as long as the lease may last.
+async fn persist<F: Future<Output = Result<Held>>>(worker: &Worker, what: &str, write: impl Fn() -> F) -> Option<Held> {
+    let until = worker.queue.lease() * 3 / 4;
+    match tokio::time::timeout(until, patiently(&Halt::default(), what, async || write().await)).await {
+        Ok(Ok(held)) => Some(held),
+        Ok(Err(error)) => {
+            error!("{what}: {}", error.log());
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+async fn keep_reports(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &std::path::Path) -> Result<()> {
+    let layout = Layout::of(&claim.job.spec)?;
+    for name in [DATA_REPORT, TRAINING_METRICS] {
+        let path = work_dir.join("output").join(name);
+        if path.is_file() && claim.status().await?.is_some() {
+            let (uri, put) = (layout.output(name), layout.put());
+            let upload =
+                patiently(halt, "keeping a report", async || worker.app.objects.put_file(&uri, &path, &put).await);
+            tokio::time::timeout(Duration::from_secs(30), upload).await.map_err(Error::unavailable)??;
+        }
+    }
+    Ok(())
+}
+
+/// What the owner of a failed job is told.
+fn failure(error: &Error, job_id: &str) -> String {
+    match error.kind() {
+        Kind::Validation | Kind::NotFound | Kind::AccessDenied | Kind::Conflict | Kind::QuotaExceeded => {
+            error.message().to_string()
+        }
+        // The operating system's number is the same wherever the sentence around it comes from.
+        _ if error.log().contains("(os error 28)") => format!(
+            "There is no space left on the disk of the worker that ran this job. Free space in the service's data \
+             folder, or use a smaller data set, then create a new job (job id {job_id})."
+        ),
+        _ => format!(
+            "Encountered an unexpected error when processing the request, please try again. Look for job id {job_id} \
+             in the log of the service for the cause."
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_learns_what_can_be_mended_and_nothing_else() {
+        assert_eq!(failure(&Error::validation("line 3 is wrong"), "j"), "line 3 is wrong");
+        let secret = failure(&Error::internal(anyhow::anyhow!("password")), "abc123");
+        assert!(secret.contains("abc123") && !secret.contains("password"));
+        let full = failure(&std::io::Error::from_raw_os_error(28).into(), "j");
+        assert!(full.contains("no space left"), "{full}");
+    }
+}

@@ -1,0 +1,99 @@
+//! Brings what the trainer needs into the attempt's folder: the base model's place, the data sets, and
+//! the newest whole checkpoint of an earlier attempt.
+
+use std::collections::BTreeMap;
+
+use super::super::Worker;
+use super::super::checkpoints::Checkpoints;
+use super::super::retry::patiently;
+use super::super::run::Attempt;
+use crate::error::{Error, Result};
+use crate::objects::Uri;
+use crate::store::CustomizationType;
+use crate::train::{Base, Objective, Plan, Settings};
+
+/// The plan of this attempt; the same for every attempt of the job, apart from its folder.
+pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
+    let spec = &attempt.claim.job.spec;
+    let objective = match spec.customization_type {
+        CustomizationType::FineTuning => Objective::FineTuning,
+        CustomizationType::ContinuedPreTraining => Objective::ContinuedPreTraining,
+        other => return Err(Error::validation(format!("This version cannot run jobs of type {other}."))),
+    };
+    if spec.base_model_arn != spec.foundation_model_arn {
+        return Err(Error::validation(
+            "This version can customize foundation models only: give a foundation model as baseModelIdentifier.",
+        ));
+    }
+    let Some(base) = worker.app.registry.get(&spec.base_model_id) else {
+        return Err(Error::validation(format!(
+            "The worker that took this job does not have the base model {}. Put its directory into the folder that \
+             TUNESMITH_MODELS names on every worker, then create a new job.",
+            spec.base_model_id
+        )));
+    };
+    let settings = Settings::parse(&spec.hyper_parameters, &BTreeMap::new())?;
+
+    let data = attempt.work_dir.join("data");
+    std::fs::create_dir_all(&data)?;
+    let uri = spec.training_uri().ok_or_else(|| Error::validation("trainingDataConfig.s3Uri is missing"))?;
+    let training = data.join(file_name(uri, "training.jsonl"));
+    fetch(worker, attempt, uri, &training).await?;
+    let mut validation = Vec::new();
+    for (n, uri) in spec.validation_uris().into_iter().enumerate() {
+        // A folder each: validators may have files of the same name, which stand in messages as they are.
+        let folder = data.join(format!("validator-{n}"));
+        std::fs::create_dir_all(&folder)?;
+        let path = folder.join(file_name(uri, "validation.jsonl"));
+        fetch(worker, attempt, uri, &path).await?;
+        validation.push(path);
+    }
+
+    let plan = Plan {
+        base: Base::Directory(base.dir.clone()),
+        base_id: base.id.clone(),
+        training,
+        validation,
+        objective,
+        settings,
+        seed: u64::try_from(spec.seed).unwrap_or_default(),
+        work_dir: attempt.work_dir.clone(),
+        clock: worker.app.clock.clone(),
+    };
+    checkpoints(worker, attempt).download_newest(&plan.checkpoints()).await?;
+    Ok(plan)
+}
+
+/// Where this attempt keeps its checkpoints.
+pub(crate) fn checkpoints(worker: &Worker, attempt: &Attempt) -> Checkpoints {
+    Checkpoints {
+        objects: worker.app.objects.clone(),
+        layout: attempt.layout.clone(),
+        attempt: attempt.claim.attempt(),
+        halt: attempt.halt.clone(),
+    }
+}
+
+/// The object's own name, because messages about bad lines name the file.
+fn file_name<'a>(uri: &'a str, otherwise: &'a str) -> &'a str {
+    uri.rsplit('/').next().filter(|name| !matches!(*name, "" | "." | "..")).unwrap_or(otherwise)
+}
+
+async fn fetch(worker: &Worker, attempt: &Attempt, uri: &str, path: &std::path::Path) -> Result<()> {
+    let uri = Uri::parse(uri)?;
+    patiently(&attempt.halt, "downloading a data set", async || worker.app.objects.get_to_file(&uri, path).await)
+        .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_set_keeps_its_name_unless_it_has_none() {
+        assert_eq!(file_name("s3://b/folder/tickets.jsonl", "x"), "tickets.jsonl");
+        assert_eq!(file_name("s3://b/folder/", "x"), "x");
+        assert_eq!(file_name("s3://b/..", "x"), "x");
+    }
+}
