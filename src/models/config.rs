@@ -114,10 +114,6 @@ pub struct DecoderConfig {
 /// `config.json` as it stands in the file; every release of transformers wrote a little differently.
 #[derive(Deserialize)]
 struct File {
-    #[serde(default)]
-    architectures: Option<Vec<String>>,
-    #[serde(default)]
-    model_type: Option<String>,
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,

@@ -15,7 +15,7 @@ mod weights;
 pub use config::{Architecture, DecoderConfig, RopeScaling};
 pub use decoder::Decoder;
 pub use layer::Memory;
-pub use packing::{MicroBatch, Packing};
+pub use packing::Packing;
 pub use registry::{Customization, FoundationModel, Registry, Unreadable, is_model_id};
 pub use tokenizer::Tokenizer;
 pub use tuning::{Frozen, Projection, Site, Tuning};

@@ -4,9 +4,9 @@
 
 use candle_core::{Tensor, Var};
 
+pub use crate::data::MicroBatch;
 use crate::error::Result;
 use crate::kernels::{Gradients as Wanted, linear_cross_entropy};
-pub use crate::models::MicroBatch;
 use crate::models::{Decoder, Tuning};
 use crate::tune::{Method, Place, Trainable};
 

@@ -1,0 +1,151 @@
+//! Keeps bases and adapters in memory and answers prompts with them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use candle_core::Device;
+
+use super::generate::{Answer, Options, Speaker};
+use super::loaded::Loaded;
+use crate::data::{Conversation, Encoder};
+use crate::error::Result;
+use crate::models::{Decoder, Frozen, Tokenizer, Tuning};
+use crate::tune::{Lora, read_adapter};
+
+/// How many models stay in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Base models.
+    pub bases: usize,
+    /// Adapters, of all bases together.
+    pub adapters: usize,
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Self { bases: 2, adapters: 32 }
+    }
+}
+
+/// Who is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The base's Hugging Face directory.
+    pub base_dir: PathBuf,
+    /// A shorter context than the base's configuration allows.
+    pub context_length: Option<usize>,
+    /// What tunes it.
+    pub adapter: Option<Adapter>,
+}
+
+/// An adapter in `peft`'s format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adapter {
+    /// Names it in memory; a custom model's ARN. One id is always the same adapter.
+    pub id: String,
+    /// Where its files are.
+    pub dir: PathBuf,
+}
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prompt {
+    /// A text: one user's turn where the base has a chat template, and taken as it is where it has
+    /// none or the text was already rendered by its author.
+    Text(String),
+    /// A conversation that ends with the user's turn, through the base's chat template.
+    Chat(Conversation),
+}
+
+/// A base in memory with all that belongs to it.
+struct Base {
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    encoder: Encoder,
+}
+
+/// Answers prompts. Share one; every method may be called from many threads.
+pub struct Engine {
+    device: Device,
+    bases: Loaded<PathBuf, Base>,
+    adapters: Loaded<(String, PathBuf), Lora>,
+}
+
+impl Engine {
+    /// Nothing in memory yet.
+    pub fn new(device: Device, capacity: Capacity) -> Self {
+        Self { device, bases: Loaded::new(capacity.bases), adapters: Loaded::new(capacity.adapters) }
+    }
+
+    /// Answers `prompt`, loading what is not in memory. Blocks. See [`Speaker::answer`].
+    ///
+    /// # Errors
+    /// When the base or the adapter cannot be read or do not fit each other, the base has no chat
+    /// template for a conversation, or [`Speaker::answer`] fails.
+    pub fn answer(
+        &self,
+        target: &Target,
+        prompt: &Prompt,
+        options: &Options,
+        cancel: &AtomicBool,
+        on_text: &mut dyn FnMut(&str),
+    ) -> Result<Answer> {
+        let base = self.base(target)?;
+        let adapter = self.adapter(target, &base)?;
+        let prompt = base.encode(prompt)?;
+        let tuning: &dyn Tuning = match &adapter {
+            Some(adapter) => &**adapter,
+            None => &Frozen,
+        };
+        let longest = base.decoder.config().max_positions;
+        let speaker = Speaker {
+            decoder: &base.decoder,
+            tuning,
+            tokenizer: &base.tokenizer,
+            context_length: target.context_length.map_or(longest, |length| length.min(longest)),
+        };
+        speaker.answer(&prompt, options, cancel, on_text)
+    }
+
+    /// How many tokens a prompt has.
+    ///
+    /// # Errors
+    /// When the base cannot be read, or has no chat template for a conversation.
+    pub fn count(&self, target: &Target, prompt: &Prompt) -> Result<usize> {
+        Ok(self.base(target)?.encode(prompt)?.len())
+    }
+
+    /// Drops an adapter from memory, because its model was deleted.
+    pub fn forget(&self, adapter: &str) {
+        self.adapters.forget(|(id, _)| id == adapter);
+    }
+
+    fn base(&self, target: &Target) -> Result<Arc<Base>> {
+        self.bases.get(&target.base_dir, || Base::load(&target.base_dir, &self.device))
+    }
+
+    fn adapter(&self, target: &Target, base: &Base) -> Result<Option<Arc<Lora>>> {
+        let Some(adapter) = &target.adapter else { return Ok(None) };
+        // With the base in the key an adapter is never run on a base that it was not checked against.
+        let key = (adapter.id.clone(), target.base_dir.clone());
+        let load = || read_adapter(&adapter.dir, base.decoder.config(), &self.device);
+        self.adapters.get(&key, load).map(Some)
+    }
+}
+
+impl Base {
+    fn load(dir: &std::path::Path, device: &Device) -> Result<Self> {
+        let tokenizer = Tokenizer::read(dir)?;
+        let encoder =
+            Encoder::new(tokenizer.inner().clone(), tokenizer.bos(), tokenizer.eos(), tokenizer.chat_template())?;
+        Ok(Self { decoder: Decoder::load(dir, device, false)?, tokenizer, encoder })
+    }
+
+    fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Text(text) => self.encoder.text_prompt(text),
+            Prompt::Chat(conversation) => self.encoder.chat_prompt(conversation),
+        }
+    }
+}
