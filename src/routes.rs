@@ -10,8 +10,10 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::app::App;
+use crate::bedrock::{foundation, jobs, models};
 use crate::http::identify::identify;
 use crate::http::receive::receive;
 use crate::http::{health, openapi, reply};
@@ -19,6 +21,13 @@ use crate::http::{health, openapi, reply};
 /// The operations, each registered together with its description.
 fn operations() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(openapi::document())
+        .routes(routes!(jobs::create::create, jobs::list::list))
+        .routes(routes!(jobs::get::get))
+        .routes(routes!(jobs::stop::stop))
+        .routes(routes!(models::get::get, models::delete::delete))
+        .routes(routes!(models::list::list))
+        .routes(routes!(foundation::list::list))
+        .routes(routes!(foundation::get::get))
 }
 
 /// The document that describes the operations.

@@ -1,0 +1,291 @@
+//! CreateModelCustomizationJob: everything cheap is checked here, before the 201; what is wrong with
+//! the records fails the job later.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::bedrock::arn::{self, Place};
+use crate::bedrock::constraint::{Shape, Violations, check, given};
+use crate::bedrock::shapes;
+use crate::bedrock::shapes::{
+    BaseModelIdentifier, CustomModelName, HyperParameters, IdempotencyToken, JobName, KmsKeyId, OutputDataConfig,
+    RoleArn, Tag, TrainingDataConfig, ValidationDataConfig, VpcConfig, stored_tags,
+};
+use crate::error::{Error, Kind, Result};
+use crate::http::Caller;
+use crate::http::extract::Json;
+use crate::models::{Customization, FoundationModel};
+use crate::objects::Uri;
+use crate::store::jobs::{self, Accepted, JobSpec};
+use crate::store::{self, CustomizationType, tags};
+use crate::train::Settings;
+
+/// What to train, on what, and where to.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = CreateModelCustomizationJobRequest)]
+pub struct Request {
+    /// A name for the job.
+    #[schema(required)]
+    pub job_name: Option<JobName>,
+    /// A name for the model that comes out.
+    #[schema(required)]
+    pub custom_model_name: Option<CustomModelName>,
+    /// Echoed.
+    #[schema(required)]
+    pub role_arn: Option<RoleArn>,
+    /// The same token again gives the same job.
+    pub client_request_token: Option<IdempotencyToken>,
+    /// The foundation model to start from.
+    #[schema(required)]
+    pub base_model_identifier: Option<BaseModelIdentifier>,
+    /// FINE_TUNING when absent.
+    pub customization_type: Option<shapes::CustomizationType>,
+    /// Asked of the object store for what the job writes.
+    pub custom_model_kms_key_id: Option<KmsKeyId>,
+    /// Tags on the job.
+    #[schema(max_items = 200)]
+    pub job_tags: Option<Vec<Tag>>,
+    /// Tags on the model.
+    #[schema(max_items = 200)]
+    pub custom_model_tags: Option<Vec<Tag>>,
+    /// The records to learn from.
+    #[schema(required)]
+    pub training_data_config: Option<TrainingDataConfig>,
+    /// Records to measure on.
+    pub validation_data_config: Option<ValidationDataConfig>,
+    /// Where outputs go.
+    #[schema(required)]
+    pub output_data_config: Option<OutputDataConfig>,
+    /// Names and values, all strings; echoed as sent.
+    pub hyper_parameters: Option<HyperParameters>,
+    /// Echoed.
+    pub vpc_config: Option<VpcConfig>,
+    /// For customization types other than the two that need none.
+    #[schema(value_type = Option<Object>)]
+    pub customization_config: Option<Value>,
+}
+
+impl Shape for Request {
+    fn check(&self, _: &str, violations: &mut Violations) {
+        violations.required("jobName", self.job_name.as_ref());
+        violations.required("customModelName", self.custom_model_name.as_ref());
+        violations.required("roleArn", self.role_arn.as_ref());
+        violations.optional("clientRequestToken", self.client_request_token.as_ref());
+        violations.required("baseModelIdentifier", self.base_model_identifier.as_ref());
+        violations.optional("customizationType", self.customization_type.as_ref());
+        violations.optional("customModelKmsKeyId", self.custom_model_kms_key_id.as_ref());
+        violations.list("jobTags", self.job_tags.as_deref(), 0, 200);
+        violations.list("customModelTags", self.custom_model_tags.as_deref(), 0, 200);
+        violations.required("trainingDataConfig", self.training_data_config.as_ref());
+        violations.optional("validationDataConfig", self.validation_data_config.as_ref());
+        violations.required("outputDataConfig", self.output_data_config.as_ref());
+        violations.optional("vpcConfig", self.vpc_config.as_ref());
+    }
+}
+
+/// The job's name in all other calls.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = CreateModelCustomizationJobResponse)]
+pub struct Response {
+    /// ARN of the job.
+    pub job_arn: String,
+}
+
+/// Create a model customization job
+#[utoipa::path(
+    post, path = "/model-customization-jobs", operation_id = "CreateModelCustomizationJob", tag = "bedrock",
+    request_body = Request,
+    responses((status = 201, description = "The job is accepted", body = Response))
+)]
+pub async fn create(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Json(request): Json<Request>,
+) -> Result<(StatusCode, axum::Json<Response>)> {
+    check("", &request)?;
+    let answer = |job_arn| Ok((StatusCode::CREATED, axum::Json(Response { job_arn })));
+
+    // An SDK's retry carries the same token and the same names: it must not meet "name taken".
+    let digest = request.digest()?;
+    if let Some(token) = &request.client_request_token
+        && let Some(job) = jobs::by_token(&app.db, &caller.account, &token.0).await?
+    {
+        return if job.spec.request_digest == digest { answer(job.spec.arn) } else { Err(token_conflict()) };
+    }
+
+    let spec = request.accept(&app, &caller, digest)?;
+    probe(&app, &spec).await?;
+    match jobs::insert(&app.db, &spec, &stored_tags(request.job_tags)).await? {
+        Accepted::Inserted => {
+            app.job_accepted.notify_waiters();
+            answer(spec.arn)
+        }
+        Accepted::AlreadyAccepted(job) => answer(job.spec.arn),
+        Accepted::TokenConflict => Err(token_conflict()),
+        Accepted::NameTaken => Err(Error::validation("The provided job name is currently in use.")),
+        Accepted::ModelNameTaken => Err(Error::validation("The provided model name is currently in use.")),
+    }
+}
+
+fn token_conflict() -> Error {
+    Error::new(Kind::Conflict, "The clientRequestToken was used before with different parameters")
+}
+
+impl Request {
+    /// SHA-256 of the request without its token: what "the same request" means.
+    fn digest(&self) -> Result<String> {
+        let mut value = serde_json::to_value(self)?;
+        if let Some(members) = value.as_object_mut() {
+            members.remove("clientRequestToken");
+        }
+        Ok(hex::encode(Sha256::digest(serde_json::to_vec(&value)?)))
+    }
+
+    /// Checks what the shapes cannot say, and gives the job as it will be stored.
+    fn accept(&self, app: &App, caller: &Caller, request_digest: String) -> Result<JobSpec> {
+        let customization_type = self.customization()?;
+        let identifier = given(self.base_model_identifier.as_ref(), "baseModelIdentifier")?;
+        let base = base_model(app, &identifier.0)?;
+        may_be_customized(base, customization_type)?;
+
+        let hyper_parameters = self.hyper_parameters.clone().unwrap_or_default();
+        let settings = Settings::parse(&hyper_parameters, &HyperParameters::new())?;
+
+        let training = given(self.training_data_config.as_ref(), "trainingDataConfig")?;
+        if training.invocation_logs_config.is_some() {
+            return Err(Error::validation(
+                "trainingDataConfig.invocationLogsConfig is only for customizationType DISTILLATION: give \
+                 trainingDataConfig.s3Uri",
+            ));
+        }
+        given(training.s3_uri.as_ref(), "trainingDataConfig.s3Uri")?;
+        for (tags, place) in [(&self.job_tags, "jobTags"), (&self.custom_model_tags, "customModelTags")] {
+            if tags.as_ref().is_some_and(|tags| tags.len() > tags::LIMIT) {
+                let message = format!("{place} holds more than the {} tags that one resource can carry", tags::LIMIT);
+                return Err(Error::new(Kind::TooManyTags, message));
+            }
+        }
+
+        let place = Place { region: &app.config.region, account: &caller.account };
+        let id = app.clock.id();
+        let base_model_arn = arn::foundation_model(&app.config.region, &base.id);
+        let seed = settings.seed.unwrap_or_else(|| app.clock.seed());
+        Ok(JobSpec {
+            arn: place.job(&base.id, &id),
+            id,
+            account_id: caller.account.clone(),
+            name: given(self.job_name.clone(), "jobName")?.0,
+            request_token: self.client_request_token.clone().map(|token| token.0),
+            request_digest,
+            customization_type,
+            base_model_id: base.id.clone(),
+            foundation_model_arn: base_model_arn.clone(),
+            base_model_arn,
+            output_model_name: given(self.custom_model_name.clone(), "customModelName")?.0,
+            role_arn: given(self.role_arn.clone(), "roleArn")?.0,
+            kms_key_arn: self.custom_model_kms_key_id.as_ref().map(|key| place.kms_key(&key.0)),
+            hyper_parameters: hyper_parameters.into(),
+            training_data: serde_json::to_value(training)?.into(),
+            validation_data: stored(self.validation_data_config.as_ref())?,
+            output_data: serde_json::to_value(given(self.output_data_config.as_ref(), "outputDataConfig")?)?.into(),
+            vpc_config: stored(self.vpc_config.as_ref())?,
+            customization_config: None,
+            model_tags: stored_tags(self.custom_model_tags.clone()).into(),
+            // Columns are signed; the run reads the same bits back.
+            seed: seed.cast_signed(),
+            creation_time: app.clock.now(),
+        })
+    }
+
+    fn customization(&self) -> Result<CustomizationType> {
+        let name = self.customization_type.as_ref().map_or("FINE_TUNING", |name| name.0.as_str());
+        let supported = CustomizationType::parse(name)
+            .filter(|asked| matches!(asked, CustomizationType::FineTuning | CustomizationType::ContinuedPreTraining));
+        let supported = supported.ok_or_else(|| {
+            Error::validation(format!(
+                "customizationType {name} is not supported: use FINE_TUNING or CONTINUED_PRE_TRAINING"
+            ))
+        })?;
+        match self.customization_config {
+            None => Ok(supported),
+            Some(_) => {
+                Err(Error::validation(format!("customizationConfig does not apply to customizationType {name}")))
+            }
+        }
+    }
+}
+
+fn stored(config: Option<&impl Serialize>) -> Result<Option<store::Json<Value>>> {
+    Ok(config.map(serde_json::to_value).transpose()?.map(store::Json))
+}
+
+fn base_model<'a>(app: &'a App, identifier: &str) -> Result<&'a FoundationModel> {
+    if identifier.contains(":custom-model/") {
+        return Err(Error::validation(
+            "Customizing a custom model is not supported: give the id or ARN of a foundation model as \
+             baseModelIdentifier",
+        ));
+    }
+    arn::foundation_model_id(&app.config.region, identifier).and_then(|id| app.registry.get(id)).ok_or_else(|| {
+        Error::validation(format!(
+            "The provided model identifier is invalid: there is no foundation model '{identifier}'; \
+             ListFoundationModels shows those that can be customized"
+        ))
+    })
+}
+
+fn may_be_customized(base: &FoundationModel, by: CustomizationType) -> Result<()> {
+    let names: Vec<_> = base.customizations.iter().copied().map(Customization::name).collect();
+    if names.contains(&by.as_str()) {
+        return Ok(());
+    }
+    Err(Error::validation(format!(
+        "The foundation model {} cannot be customized by {by}; it supports: {}",
+        base.id,
+        if names.is_empty() { "none".to_string() } else { names.join(", ") }
+    )))
+}
+
+/// Reads and writes where the job will: a wrong bucket is told now, not in an hour.
+async fn probe(app: &App, spec: &JobSpec) -> Result<()> {
+    let sources = spec.training_uri().into_iter().chain(spec.validation_uris());
+    for text in sources {
+        let uri = Uri::parse(text)?;
+        app.objects.head(&uri).await.map_err(|error| {
+            let (bucket, key) = (uri.bucket(), uri.key());
+            refused(
+                error,
+                format!("Could not validate GetObject permissions to access Amazon S3 bucket: {bucket} at key {key}"),
+            )
+        })?;
+    }
+    if let Some(output) = spec.output_data.get("s3Uri").and_then(Value::as_str) {
+        let uri = Uri::parse(output)?;
+        let probed = uri.join(".write_access_check_file.tmp");
+        app.objects.probe_write(&uri).await.map_err(|error| {
+            let (bucket, key) = (probed.bucket(), probed.key());
+            refused(
+                error,
+                format!("Could not validate PutObject permissions to access S3 bucket: {bucket} at key {key}"),
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// What the caller can mend is theirs; a store that is away is not.
+fn refused(error: Error, message: String) -> Error {
+    match error.kind() {
+        Kind::Unavailable | Kind::Internal => error,
+        _ => Error::validation(message).because(anyhow::anyhow!("{}", error.log())),
+    }
+}

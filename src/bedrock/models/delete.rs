@@ -1,0 +1,26 @@
+//! DeleteCustomModel. The job that made the model stays, and so do its objects: they are the caller's.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+
+use super::no_such_model;
+use crate::app::App;
+use crate::bedrock::constraint::check;
+use crate::bedrock::shapes::ModelIdentifier;
+use crate::error::Result;
+use crate::http::Caller;
+use crate::http::extract::Segment;
+use crate::store::custom_models;
+
+/// Delete a custom model
+#[utoipa::path(
+    delete, path = "/custom-models/{modelIdentifier}", operation_id = "DeleteCustomModel", tag = "bedrock",
+    params(("modelIdentifier" = ModelIdentifier, Path, description = "ARN or name")),
+    responses((status = 200, description = "The model is gone"))
+)]
+pub async fn delete(State(app): State<Arc<App>>, caller: Caller, Segment(identifier): Segment) -> Result<()> {
+    check("modelIdentifier", &ModelIdentifier(identifier.clone()))?;
+    let deleted = custom_models::delete(&app.db, &caller.account, &identifier).await?;
+    deleted.map(drop).ok_or_else(|| no_such_model(&identifier))
+}
