@@ -4,13 +4,21 @@
 //! `tunesmith train job.json` run the same code.
 
 pub mod backprop;
+mod checkpoint;
+mod hold_out;
+mod metrics;
 mod observer;
+mod optim;
+mod outputs;
 mod plan;
 mod recipe;
+mod run;
+mod schedule;
 mod settings;
+mod sources;
 
 pub use crate::data::Objective;
 pub use observer::{Observer, Outcome, Phase, StepMetrics, StopFlag, Summary, ValidationMetrics};
 pub use plan::{Base, Plan};
 pub use recipe::run;
-pub use settings::{EarlyStopping, LoraSettings, Schedule, Setting, Settings, TuningMethod};
+pub use settings::{EarlyStopping, Schedule, Setting, Settings, TuningMethod};

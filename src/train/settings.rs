@@ -2,36 +2,25 @@
 //! numbers. Values are read leniently, because clients write `"1e-5"`, `"20.0"` and `"Auto"`; names
 //! and ranges are not, because a misspelt name that is silently ignored costs a night of training.
 
+mod filled;
 mod table;
 
 use std::collections::BTreeMap;
 
+pub(crate) use self::filled::Resolved;
 pub use self::table::Setting;
-use self::table::{PROJECTIONS, TABLE, Takes};
+use self::table::{TABLE, Takes};
 use crate::error::{Error, Result};
+use crate::models::{Precision, Projection};
+use crate::tune::LoraConfig;
 
 /// What is trained.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TuningMethod {
     /// Low-rank adapters beside frozen weights.
-    Lora(LoraSettings),
+    Lora(LoraConfig),
     /// Every weight.
     Full,
-}
-
-/// How the adapters look (Hu et al. 2021, arXiv:2106.09685).
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraSettings {
-    /// Rank of A and B.
-    pub rank: usize,
-    /// The output is scaled by alpha / rank, or alpha / sqrt(rank).
-    pub alpha: f64,
-    /// Chance that an element of the input is dropped.
-    pub dropout: f64,
-    /// Names of the projections that get an adapter, in the order of the layer.
-    pub target_modules: Vec<String>,
-    /// Whether the rank's root scales (Kalajdzievski 2023, arXiv:2312.03732).
-    pub rank_stabilized: bool,
 }
 
 /// The course of the learning rate after the warm-up.
@@ -93,6 +82,8 @@ pub struct Settings {
     pub evaluation_interval: Option<u64>,
     /// Steps between checkpoints; by time when absent.
     pub checkpoint_interval: Option<u64>,
+    /// How a fully tuned model's weights are stored.
+    pub weight_precision: Precision,
     /// Seed of everything drawn.
     pub seed: Option<u64>,
 }
@@ -146,15 +137,15 @@ struct Values<'a>(&'a BTreeMap<String, String>);
 
 impl Values<'_> {
     fn settings(&self) -> Result<Settings> {
-        let rank = self.integer("loraRank")?.unwrap_or(16);
-        let method = match self.word("tuningMethod").as_deref() {
+        let rank = self.size("loraRank")?.unwrap_or(16);
+        let method = match self.word("tuningMethod")?.as_deref() {
             Some("full") => TuningMethod::Full,
-            _ => TuningMethod::Lora(LoraSettings {
-                rank: usize::try_from(rank).unwrap_or(usize::MAX),
+            _ => TuningMethod::Lora(LoraConfig {
+                rank,
                 alpha: self.number("loraAlpha")?.unwrap_or(2.0 * rank as f64),
-                dropout: self.number("loraDropout")?.unwrap_or(0.0),
-                target_modules: self.projections(),
-                rank_stabilized: self.word("rsLora").as_deref() == Some("true"),
+                dropout: self.number("loraDropout")?.unwrap_or(0.0) as f32,
+                rank_stabilized: self.word("rsLora")?.as_deref() == Some("true"),
+                targets: self.projections()?,
             }),
         };
         let learning_rate = self.number("learningRate")?.unwrap_or(match method {
@@ -168,7 +159,7 @@ impl Values<'_> {
             batch_size: self.size("batchSize")?.unwrap_or(8),
             learning_rate: learning_rate * self.number("learningRateMultiplier")?.unwrap_or(1.0),
             warmup_steps: self.integer("learningRateWarmupSteps")?,
-            schedule: match self.word("learningRateSchedule").as_deref() {
+            schedule: match self.word("learningRateSchedule")?.as_deref() {
                 Some("cosine") => Schedule::Cosine,
                 Some("constant") => Schedule::Constant,
                 _ => Schedule::Linear,
@@ -186,6 +177,10 @@ impl Values<'_> {
             micro_batch_tokens: self.size("microBatchTokens")?.unwrap_or(4096),
             evaluation_interval: self.integer("evaluationInterval")?,
             checkpoint_interval: self.integer("checkpointInterval")?,
+            weight_precision: match self.word("weightPrecision")?.as_deref() {
+                Some("bfloat16") => Precision::Bf16,
+                _ => Precision::F32,
+            },
             seed: self.integer("seed")?,
         })
     }
@@ -216,15 +211,15 @@ impl Values<'_> {
         Ok(self.integer(name)?.and_then(|value| usize::try_from(value).ok()))
     }
 
-    fn word(&self, name: &str) -> Option<String> {
-        self.0.get(name).map(|value| value.trim().to_ascii_lowercase())
+    fn word(&self, name: &str) -> Result<Option<String>> {
+        Ok(self.checked(name)?.map(|value| value.trim().to_ascii_lowercase()))
     }
 
-    fn projections(&self) -> Vec<String> {
-        let wanted = self.word("loraTargetModules").unwrap_or_else(|| "all-linear".into());
+    fn projections(&self) -> Result<Vec<Projection>> {
+        let wanted = self.word("loraTargetModules")?.unwrap_or_else(|| "all-linear".into());
         let names: Vec<&str> = wanted.split(',').map(str::trim).collect();
         let all = names.contains(&"all-linear");
-        PROJECTIONS.iter().filter(|name| all || names.contains(name)).map(|name| (*name).into()).collect()
+        Ok(Projection::ALL.into_iter().filter(|one| all || names.contains(&one.name())).collect())
     }
 }
 

@@ -38,7 +38,13 @@ pub(super) const PROJECTIONS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj"
 pub(super) const TABLE: &[Setting] = &[
     // Bedrock's names with Bedrock's meaning.
     integer("epochCount", 1, 1000, "3", "passes over the training data"),
-    integer("batchSize", 1, 8192, "8", "records per optimizer step"),
+    integer(
+        "batchSize",
+        1,
+        8192,
+        "8",
+        "records (of plain documents: rows of maxSequenceLength tokens) per optimizer step",
+    ),
     number("learningRate", 1e-8, 1.0, "2e-4 for lora, 2e-5 for full", "highest learning rate of the schedule"),
     number("learningRateMultiplier", 0.01, 100.0, "1", "multiplies the learning rate"),
     integer("learningRateWarmupSteps", 0, 100_000, "3 % of the steps", "steps in which the learning rate rises from 0"),
@@ -87,7 +93,13 @@ pub(super) const TABLE: &[Setting] = &[
     number("adamBeta1", 0.0, 0.9999, "0.9", "decay of the mean of the gradients"),
     number("adamBeta2", 0.0, 0.999_999, "0.999", "decay of the mean of their squares"),
     number("adamEpsilon", 1e-16, 1.0, "1e-8", "added to the root of the mean square"),
-    integer("maxSequenceLength", 8, 1_048_576, "the model's context length", "longest record, in tokens"),
+    integer(
+        "maxSequenceLength",
+        8,
+        1_048_576,
+        "the model's context length; at most 2048 for continued pre-training",
+        "longest record in tokens; of plain documents, what a row of the batch holds",
+    ),
     integer(
         "microBatchTokens",
         1,

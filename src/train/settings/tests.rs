@@ -30,7 +30,7 @@ fn numbers_are_read_however_clients_write_them() {
     assert_eq!((settings.epoch_count, settings.batch_size, settings.schedule), (20, 10, Schedule::Cosine));
     assert!((settings.learning_rate - 2e-5).abs() < 1e-18);
     let TuningMethod::Lora(lora) = settings.method else { panic!("not lora") };
-    assert_eq!((lora.target_modules.join(" ").as_str(), lora.rank_stabilized), ("q_proj v_proj", true));
+    assert_eq!((lora.targets, lora.rank_stabilized), (vec![Projection::Query, Projection::Value], true));
 }
 
 #[test]

@@ -1,0 +1,116 @@
+//! The two CSV files of Bedrock's "Analyze the results of a model customization job": one line per
+//! step, one line per validation, appended while the run goes on. A checkpoint carries a copy of what
+//! they held, so a resumed run's files have no line twice and none missing.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::error::Result;
+
+/// One of the two files.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Table {
+    Training,
+    Validation,
+}
+
+impl Table {
+    /// Where it lies below the output folder.
+    pub(crate) fn path(self) -> &'static str {
+        match self {
+            Self::Training => "training_artifacts/step_wise_training_metrics.csv",
+            Self::Validation => "validation_artifacts/post_fine_tuning_validation/validation/validation_metrics.csv",
+        }
+    }
+
+    /// Its name inside a checkpoint.
+    pub(crate) fn copy_name(self) -> &'static str {
+        match self {
+            Self::Training => "step_wise_training_metrics.csv",
+            Self::Validation => "validation_metrics.csv",
+        }
+    }
+
+    fn header(self) -> &'static str {
+        match self {
+            Self::Training => "step_number,epoch_number,training_loss,perplexity\n",
+            Self::Validation => "step_number,epoch_number,validation_loss,perplexity\n",
+        }
+    }
+}
+
+/// An open file of metrics.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    /// Creates the file below `output`, with the lines of a checkpoint if there is one.
+    pub(crate) fn create(output: &Path, table: Table, earlier: Option<&[u8]>) -> Result<Self> {
+        let path = output.join(table.path());
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        std::fs::write(&path, earlier.unwrap_or(table.header().as_bytes()))?;
+        let file = OpenOptions::new().append(true).open(&path)?;
+        Ok(Self { path, file })
+    }
+
+    /// Appends the line of `step`; `loss` is a mean in nats, its exponential the perplexity.
+    pub(crate) fn append(&mut self, step: u64, epoch: u64, loss: f64) -> Result<()> {
+        // One write: whoever reads the growing file sees whole lines.
+        Ok(self.file.write_all(format!("{step},{epoch},{loss},{}\n", loss.exp()).as_bytes())?)
+    }
+
+    /// Everything written so far.
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>> {
+        Ok(std::fs::read(&self.path)?)
+    }
+
+    /// Step and loss of every line.
+    pub(crate) fn points(&self) -> Result<Vec<(u64, f64)>> {
+        let text = String::from_utf8(self.bytes()?).map_err(anyhow::Error::from)?;
+        let point = |line: &str| {
+            let mut cells = line.split(',');
+            let step = cells.next()?.parse().ok()?;
+            Some((step, cells.nth(1)?.parse().ok()?))
+        };
+        Ok(text.lines().skip(1).filter_map(point).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_have_the_columns_of_the_contract_and_read_back_exactly() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::create(dir.path(), Table::Training, None).unwrap();
+        metrics.append(0, 0, 0.1 + 0.2).unwrap();
+        metrics.append(1, 0, f64::NAN).unwrap();
+        let text = std::fs::read_to_string(dir.path().join(Table::Training.path())).unwrap();
+        assert_eq!(
+            text,
+            "step_number,epoch_number,training_loss,perplexity\n0,0,0.30000000000000004,1.3498588075760032\n1,0,NaN,NaN\n"
+        );
+        let points = metrics.points().unwrap();
+        assert_eq!(points[0], (0, 0.1 + 0.2));
+        assert!(points[1].1.is_nan());
+    }
+
+    #[test]
+    fn a_resumed_file_goes_on_after_the_checkpoints_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::create(dir.path(), Table::Validation, None).unwrap();
+        metrics.append(4, 0, 1.0).unwrap();
+        let kept = metrics.bytes().unwrap();
+        metrics.append(9, 1, 0.5).unwrap();
+        let mut resumed = Metrics::create(dir.path(), Table::Validation, Some(&kept)).unwrap();
+        resumed.append(9, 1, 0.25).unwrap();
+        assert_eq!(resumed.points().unwrap(), [(4, 1.0), (9, 0.25)]);
+    }
+}

@@ -1,0 +1,320 @@
+//! A run in the middle: the model, the optimizer, and where it stands. Each method is one thing the
+//! recipe does; all that must survive an interruption goes through [`Run::save`] and [`Run::resume`].
+
+use std::time::{Duration, Instant};
+
+use candle_core::Tensor;
+
+use super::backprop::{self, Gradients, LossSum};
+use super::checkpoint::{self, BEST, Checkpoint, Contents, Exact, OPTIMIZER, State, WEIGHTS};
+use super::metrics::{Metrics, Table};
+use super::optim::{AdamW, AdamWSettings, clip_factor, norm};
+use super::settings::Resolved;
+use super::{Observer, Plan, StepMetrics, StopFlag, ValidationMetrics};
+use crate::data::{Batch, Batches, Corpus, Cursor, in_order};
+use crate::error::{Error, Result};
+use crate::models::{Decoder, Weights};
+use crate::rng;
+use crate::tune::Method;
+
+/// Time between checkpoints when no number of steps is set: what a killed run has to do again.
+const CHECKPOINT_TIME: Duration = Duration::from_secs(30);
+/// After this many steps in a row without a finite loss or gradient the run has diverged.
+const MAX_SKIPPED: u64 = 3;
+
+/// One training run.
+pub(super) struct Run<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) decoder: &'a Decoder,
+    pub(super) method: Box<dyn Method>,
+    pub(super) resolved: Resolved,
+    pub(super) state: State,
+    pub(super) training_metrics: Metrics,
+    pub(super) validation_metrics: Option<Metrics>,
+    optimizer: AdamW,
+    training: &'a Corpus,
+    validation: &'a [Corpus],
+    batches: Batches<'a>,
+    best: Option<Vec<(String, Tensor)>>,
+    /// When the last checkpoint was made, and after how many steps.
+    saved: (Instant, u64),
+}
+
+impl<'a> Run<'a> {
+    /// At the beginning, or where `checkpoint` ended.
+    pub(super) fn resume(
+        plan: &'a Plan,
+        decoder: &'a Decoder,
+        method: Box<dyn Method>,
+        data: (&'a Corpus, &'a [Corpus]),
+        resolved: Resolved,
+        run: &str,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<Self> {
+        let settings = &plan.settings;
+        let mut optimizer = AdamW::new(
+            method.trainables(),
+            AdamWSettings {
+                beta1: settings.adam_beta1,
+                beta2: settings.adam_beta2,
+                epsilon: settings.adam_epsilon,
+                weight_decay: settings.weight_decay,
+            },
+        );
+        let mut state = State::beginning(run);
+        let mut best = None;
+        if let Some(checkpoint) = checkpoint {
+            state = checkpoint.state.clone();
+            let read = |file: &str| Weights::open_file(&checkpoint.dir.join(file));
+            let weights = read(WEIGHTS)?;
+            for one in method.trainables() {
+                one.var.set(&weights.get(&one.name, one.var.dims(), decoder.device())?)?;
+            }
+            let moments = read(OPTIMIZER)?;
+            let device = decoder.device();
+            optimizer.restore(method.trainables(), state.updates, |name, shape| moments.get(name, shape, device))?;
+            if checkpoint.dir.join(BEST).exists() {
+                let weights = read(BEST)?;
+                let tensors = method
+                    .trainables()
+                    .iter()
+                    .map(|one| Ok((one.name.clone(), weights.get(&one.name, one.var.dims(), decoder.device())?)));
+                best = Some(tensors.collect::<Result<Vec<_>>>()?);
+            }
+        }
+        let metrics = |table| -> Result<Metrics> {
+            let earlier = checkpoint.map(|checkpoint| checkpoint.metrics(table)).transpose()?.flatten();
+            Metrics::create(&plan.output(), table, earlier.as_deref())
+        };
+        let training_metrics = metrics(Table::Training)?;
+        let validation_metrics = if data.1.is_empty() { None } else { Some(metrics(Table::Validation)?) };
+        let batches = Batches::new(data.0, plan.batches(&resolved), state.cursor);
+        let saved = (plan.clock.monotonic(), state.step);
+        Ok(Self {
+            plan,
+            decoder,
+            method,
+            resolved,
+            state,
+            training_metrics,
+            validation_metrics,
+            optimizer,
+            training: data.0,
+            validation: data.1,
+            batches,
+            best,
+            saved,
+        })
+    }
+
+    /// Whether the validation data is to be passed over before anything else.
+    pub(super) fn validation_is_due(&self) -> bool {
+        let step = self.state.step;
+        !self.validation.is_empty()
+            && step > self.state.validated
+            && (step.is_multiple_of(self.resolved.evaluation_interval) || step == self.resolved.steps)
+    }
+
+    /// Whether there is nothing left to train.
+    pub(super) fn is_done(&self) -> bool {
+        self.state.stopped_early || self.state.step >= self.resolved.steps
+    }
+
+    /// One optimizer step; `None` when the run was asked to stop, and then nothing has changed.
+    pub(super) fn step(&mut self, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Option<StepMetrics>> {
+        let began = self.plan.clock.monotonic();
+        let step = self.state.step;
+        let batch = self.batches.next_batch();
+
+        // Micro-batch by micro-batch; gradients are of sums, so that how a batch is cut changes nothing.
+        let key = rng::key(self.plan.seed(), "dropout", step);
+        let mut gradients = Gradients::new(self.method.trainables());
+        let mut sums = Vec::with_capacity(batch.micro.len());
+        for (index, micro) in (0..).zip(&batch.micro) {
+            if stop.is_raised() {
+                return Ok(None);
+            }
+            self.method.set_dropout_key(Some(rng::key(key, "micro-batch", index)));
+            sums.push(backprop::loss_and_gradients(self.decoder, &*self.method, micro, &mut gradients)?);
+        }
+
+        // Divide once by the number of learned tokens, clip, update.
+        let labelled = batch.labelled.max(1) as f64;
+        let loss = sums.iter().map(|sum| sum.loss_sum).sum::<f64>() / labelled;
+        let gradient_norm = norm(gradients.sums())? / labelled;
+        let factor = self.plan.settings.schedule.factor(step, self.resolved.warmup_steps, self.resolved.steps);
+        let learning_rate = self.plan.settings.learning_rate * factor;
+        if loss.is_finite() && gradient_norm.is_finite() {
+            let scale = clip_factor(gradient_norm, self.plan.settings.max_gradient_norm) / labelled;
+            self.optimizer.update(self.method.trainables(), gradients.sums(), scale, learning_rate)?;
+            self.state.training_loss = Exact(loss);
+            self.state.skipped = 0;
+        } else {
+            self.skip(&batch, &sums, loss, observer)?;
+        }
+
+        let tokens = batch.micro.iter().map(|micro| micro.tokens.len() as u64).sum();
+        self.state.step += 1;
+        self.state.updates = self.optimizer.updates();
+        self.state.epoch = batch.epoch;
+        self.state.cursor = self.batches.cursor();
+        self.state.tokens += tokens;
+        self.training_metrics.append(step, batch.epoch, loss)?;
+        let seconds = self.plan.clock.monotonic().duration_since(began).as_secs_f64();
+        let steps = self.resolved.steps;
+        Ok(Some(StepMetrics { step, steps, epoch: batch.epoch, loss, learning_rate, gradient_norm, tokens, seconds }))
+    }
+
+    /// A step whose numbers are not finite changes no weight; too many in a row end the run.
+    fn skip(&mut self, batch: &Batch, sums: &[LossSum], loss: f64, observer: &mut dyn Observer) -> Result<()> {
+        self.state.skipped += 1;
+        let step = self.state.step;
+        let what = if loss.is_finite() { "gradients are" } else { "loss is" };
+        let place = self.culprits(batch, sums);
+        if self.state.skipped < MAX_SKIPPED {
+            observer.warn(&format!("step {step}: the {what} not finite, at {place}; the step was skipped"));
+            return Ok(());
+        }
+        Err(Error::validation(format!(
+            "Training diverged: in step {step}, and the {} before it, the {what} not finite, at {place}. Try a lower \
+             learningRate or more learningRateWarmupSteps, and look at these records.",
+            MAX_SKIPPED - 1
+        )))
+    }
+
+    /// The lines of the records whose loss is not finite, or of all when only the gradients are not.
+    fn culprits(&self, batch: &Batch, sums: &[LossSum]) -> String {
+        let records: Vec<(usize, bool)> = batch
+            .micro
+            .iter()
+            .zip(sums)
+            .flat_map(|(micro, sum)| micro.records.iter().zip(&sum.records))
+            .map(|(record, sum)| (*record, sum.loss_sum.is_finite()))
+            .collect();
+        let all_finite = records.iter().all(|(_, finite)| *finite);
+        let places: Vec<String> = records
+            .iter()
+            .filter(|(_, finite)| all_finite || !finite)
+            .map(|(record, _)| self.training.place(*record))
+            .map(|(file, line)| format!("{file}:{line}"))
+            .collect();
+        let rest = places.len().saturating_sub(5);
+        let first = places[..places.len() - rest].join(", ");
+        if rest > 0 { format!("{first} and {rest} more records") } else { first }
+    }
+
+    /// Passes over the validation data and judges whether it still improves; `None` when the run was
+    /// asked to stop.
+    pub(super) fn validate(&mut self, stop: &StopFlag) -> Result<Option<ValidationMetrics>> {
+        self.method.set_dropout_key(None);
+        let (mut losses, mut loss_sum, mut labelled) = (Vec::new(), 0.0, 0);
+        for corpus in self.validation {
+            let (mut own_sum, mut own_labelled) = (0.0, 0);
+            for micro in in_order(corpus, self.plan.settings.micro_batch_tokens) {
+                if stop.is_raised() {
+                    return Ok(None);
+                }
+                let sum = backprop::loss(self.decoder, &*self.method, &micro)?;
+                own_sum += sum.loss_sum;
+                own_labelled += sum.labelled;
+            }
+            losses.push(own_sum / own_labelled.max(1) as f64);
+            loss_sum += own_sum;
+            labelled += own_labelled;
+        }
+        let loss = loss_sum / labelled.max(1) as f64;
+        self.state.validated = self.state.step;
+        self.state.validation_losses = losses.iter().copied().map(Exact).collect();
+        self.judge(loss)?;
+        let (step, epoch) = (self.state.step - 1, self.state.epoch);
+        if let Some(metrics) = &mut self.validation_metrics {
+            metrics.append(step, epoch, loss)?;
+        }
+        Ok(Some(ValidationMetrics { step, epoch, loss, losses }))
+    }
+
+    /// Early stopping: the best weights are kept; an improvement smaller than the threshold does not
+    /// count against stagnation (the meaning of Bedrock's names, and of transformers' callback).
+    fn judge(&mut self, loss: f64) -> Result<()> {
+        let Some(early) = self.plan.settings.early_stopping else { return Ok(()) };
+        let best = self.state.best.map_or(f64::INFINITY, |(Exact(best), _)| best);
+        self.state.stale = if loss < best - early.threshold { 0 } else { self.state.stale + 1 };
+        if loss < best {
+            self.state.best = Some((Exact(loss), self.state.step));
+            let copy = |(name, tensor): (String, Tensor)| Ok((name, tensor.copy()?));
+            self.best = Some(self.weights().into_iter().map(copy).collect::<Result<_>>()?);
+        }
+        self.state.stopped_early = self.state.stale >= early.patience && self.state.step < self.resolved.steps;
+        Ok(())
+    }
+
+    /// Whether it is time for a checkpoint.
+    pub(super) fn checkpoint_is_due(&self) -> bool {
+        let (when, step) = self.saved;
+        match self.plan.settings.checkpoint_interval {
+            Some(interval) => self.state.step - step >= interval,
+            None => self.plan.clock.monotonic().duration_since(when) >= CHECKPOINT_TIME,
+        }
+    }
+
+    /// Writes a checkpoint, unless the newest one is of this step, and tells the observer.
+    pub(super) fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let step = self.state.step;
+        if step == self.saved.1 {
+            return Ok(());
+        }
+        let mut metrics = vec![(Table::Training, self.training_metrics.bytes()?)];
+        if let Some(validation) = &self.validation_metrics {
+            metrics.push((Table::Validation, validation.bytes()?));
+        }
+        let dir = checkpoint::save(
+            &self.plan.checkpoints(),
+            &Contents {
+                state: &self.state,
+                weights: &self.weights(),
+                optimizer: &self.optimizer.tensors(self.method.trainables())?,
+                best: self.best.as_deref(),
+                metrics: &metrics,
+            },
+        )?;
+        observer.checkpoint(&dir, step)?;
+        self.saved = (self.plan.clock.monotonic(), step);
+        Ok(())
+    }
+
+    /// The trained weights by name.
+    pub(super) fn weights(&self) -> Vec<(String, Tensor)> {
+        self.method.trainables().iter().map(|one| (one.name.clone(), one.var.as_tensor().clone())).collect()
+    }
+
+    /// Goes back to the weights with the lowest validation loss, if early stopping kept some; says
+    /// after how many steps the weights were taken.
+    pub(super) fn take_best(&self) -> Result<u64> {
+        let (Some(best), Some((_, step))) = (&self.best, self.state.best) else { return Ok(self.state.step) };
+        for (one, (_, tensor)) in self.method.trainables().iter().zip(best) {
+            one.var.set(tensor)?;
+        }
+        Ok(step)
+    }
+}
+
+impl State {
+    /// No step taken.
+    fn beginning(run: &str) -> Self {
+        Self {
+            run: run.into(),
+            step: 0,
+            updates: 0,
+            cursor: Cursor::default(),
+            tokens: 0,
+            skipped: 0,
+            epoch: 0,
+            training_loss: Exact(f64::NAN),
+            validated: 0,
+            validation_losses: Vec::new(),
+            best: None,
+            stale: 0,
+            stopped_early: false,
+        }
+    }
+}

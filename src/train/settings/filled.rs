@@ -1,0 +1,98 @@
+//! The hyperparameters as names and values again, defaults filled in: what the manifest records.
+
+use std::collections::BTreeMap;
+
+use super::{EarlyStopping, Schedule, Settings, TuningMethod};
+use crate::models::{Precision, Projection};
+use crate::tune::LoraConfig;
+
+/// What the defaults that depend on data or model came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Resolved {
+    pub(crate) steps: u64,
+    pub(crate) warmup_steps: u64,
+    pub(crate) evaluation_interval: u64,
+    pub(crate) max_sequence_length: usize,
+    pub(crate) seed: u64,
+}
+
+impl Settings {
+    /// Every hyperparameter that has an effect, by its name.
+    pub(crate) fn filled(&self, resolved: &Resolved) -> BTreeMap<String, String> {
+        let mut map = BTreeMap::new();
+        let mut put = |name: &str, value: &dyn ToString| drop(map.insert(name.to_string(), value.to_string()));
+        match self.step_count {
+            Some(_) => put("stepCount", &resolved.steps),
+            None => put("epochCount", &self.epoch_count),
+        }
+        put("batchSize", &self.batch_size);
+        put("learningRate", &self.learning_rate);
+        put("learningRateWarmupSteps", &resolved.warmup_steps);
+        put(
+            "learningRateSchedule",
+            &match self.schedule {
+                Schedule::Linear => "linear",
+                Schedule::Cosine => "cosine",
+                Schedule::Constant => "constant",
+            },
+        );
+        if let Some(EarlyStopping { threshold, patience }) = self.early_stopping {
+            put("earlyStoppingThreshold", &threshold);
+            put("earlyStoppingPatience", &patience);
+        }
+        if let Some(percentage) = self.eval_percentage {
+            put("evalPercentage", &percentage);
+        }
+        match &self.method {
+            TuningMethod::Lora(LoraConfig { rank, alpha, dropout, rank_stabilized, targets }) => {
+                put("tuningMethod", &"lora");
+                put("loraRank", rank);
+                put("loraAlpha", alpha);
+                put("loraDropout", dropout);
+                put("rsLora", rank_stabilized);
+                let names: Vec<&str> = targets.iter().copied().map(Projection::name).collect();
+                put("loraTargetModules", &names.join(","));
+            }
+            TuningMethod::Full => {
+                put("tuningMethod", &"full");
+                put("weightPrecision", &if self.weight_precision == Precision::F32 { "float32" } else { "bfloat16" });
+            }
+        }
+        put("weightDecay", &self.weight_decay);
+        put("maxGradientNorm", &self.max_gradient_norm.unwrap_or(0.0));
+        put("adamBeta1", &self.adam_beta1);
+        put("adamBeta2", &self.adam_beta2);
+        put("adamEpsilon", &self.adam_epsilon);
+        put("maxSequenceLength", &resolved.max_sequence_length);
+        put("microBatchTokens", &self.micro_batch_tokens);
+        put("evaluationInterval", &resolved.evaluation_interval);
+        put("seed", &resolved.seed);
+        map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_manifest_records_gives_the_same_run_again() {
+        let resolved = Resolved { steps: 9, warmup_steps: 2, evaluation_interval: 3, max_sequence_length: 64, seed: 5 };
+        for given in [
+            vec![("stepCount", "9"), ("earlyStoppingPatience", "3"), ("learningRateMultiplier", "2")],
+            vec![
+                ("epochCount", "4"),
+                ("tuningMethod", "full"),
+                ("weightPrecision", "bfloat16"),
+                ("maxGradientNorm", "0"),
+            ],
+            vec![("loraDropout", "0.1"), ("loraTargetModules", "q_proj,v_proj"), ("evalPercentage", "12.5")],
+        ] {
+            let given = given.into_iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            let filled = Settings::parse(&given, &BTreeMap::new()).unwrap().filled(&resolved);
+            let again = Settings::parse(&filled, &BTreeMap::new()).unwrap();
+            assert_eq!(again.filled(&resolved), filled);
+            assert_eq!((again.warmup_steps, again.seed), (Some(2), Some(5)));
+        }
+    }
+}

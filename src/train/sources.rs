@@ -1,0 +1,156 @@
+//! Everything a run reads, checked before anything is computed: the base model's shape and tokenizer,
+//! the training and validation data as corpora, and one digest over all of it and the settings, by
+//! which a checkpoint knows its run.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::hold_out::hold_out;
+use super::{Base, Observer, Plan, Settings, StopFlag};
+use crate::data::corpus::sha256_of;
+use crate::data::{Corpus, Encoder, Objective, Options, Prepared, REPORT_FILE, Source, prepare};
+use crate::error::{Error, Result};
+use crate::models::{DecoderConfig, Tokenizer};
+
+/// Documents are cut to rows of at most this many tokens when the caller asks for no length: longer
+/// rows cost memory and make rare steps.
+const DOCUMENT_TOKENS: usize = 2048;
+
+/// What a run reads.
+pub(super) struct Sources {
+    pub(super) config: DecoderConfig,
+    /// The folder with the tokenizer.
+    pub(super) tokenizer: PathBuf,
+    pub(super) training: Corpus,
+    pub(super) validation: Vec<Corpus>,
+    pub(super) max_tokens: usize,
+    /// SHA-256 over the base model's configuration and weights.
+    pub(super) base_sha256: String,
+    /// SHA-256 over all that the run depends on.
+    pub(super) run: String,
+}
+
+impl Sources {
+    /// Checks and tokenises the data; `None` when the run was asked to stop.
+    pub(super) fn read(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Option<Self>> {
+        let (config, tokenizer) = match &plan.base {
+            Base::Directory(dir) => (DecoderConfig::read(dir)?, dir.clone()),
+            Base::Random { config, tokenizer, .. } => (DecoderConfig::parse(&read(config)?)?, tokenizer.clone()),
+        };
+        let max_tokens = max_tokens(&plan.settings, &config, plan.objective)?;
+        let vocabulary = Tokenizer::read(&tokenizer)?;
+        let inner = vocabulary.inner().clone();
+        let encoder = Encoder::new(inner, vocabulary.bos(), vocabulary.eos(), vocabulary.chat_template())?;
+
+        let mut read = |path: &Path, folder: &str| -> Result<Option<Corpus>> {
+            corpus(plan, &encoder, max_tokens, path, folder, observer, stop)
+        };
+        let Some(mut training) = read(&plan.training, "training")? else { return Ok(None) };
+        let mut validation = Vec::with_capacity(plan.validation.len());
+        for (index, path) in plan.validation.iter().enumerate() {
+            let Some(corpus) = read(path, &format!("validation-{index}"))? else { return Ok(None) };
+            validation.push(corpus);
+        }
+        if let Some(percentage) = plan.settings.eval_percentage.filter(|_| validation.is_empty()) {
+            let (kept, held) = hold_out(&training, percentage, plan.seed(), &plan.work_dir.join("prepared"))?;
+            training = kept;
+            validation.push(held);
+        }
+        if plan.settings.early_stopping.is_some() && validation.is_empty() {
+            observer
+                .warn("early stopping has no effect without validation data: give a validator, or set evalPercentage");
+        }
+
+        let base_sha256 = base_digest(&plan.base)?;
+        let mut digest = Sha256::new();
+        // When checkpoints are made does not change what is computed.
+        let settings = Settings { checkpoint_interval: None, ..plan.settings.clone() };
+        let facts = format!("{} {:?} {settings:?} {}", plan.objective as u8, plan.seed(), env!("CARGO_PKG_VERSION"));
+        for part in [&base_sha256, &facts, &training.manifest().key]
+            .into_iter()
+            .chain(validation.iter().map(|corpus| &corpus.manifest().key))
+        {
+            digest.update(part);
+            digest.update("\n");
+        }
+        let run = hex::encode(digest.finalize());
+        Ok(Some(Self { config, tokenizer, training, validation, max_tokens, base_sha256, run }))
+    }
+}
+
+/// The longest sequence in tokens.
+fn max_tokens(settings: &Settings, config: &DecoderConfig, objective: Objective) -> Result<usize> {
+    match (settings.max_sequence_length, objective) {
+        (Some(length), _) if length > config.max_positions => Err(Error::validation(format!(
+            "maxSequenceLength is {length}, but the model's context length is {}",
+            config.max_positions
+        ))),
+        (Some(length), _) => Ok(length),
+        (None, Objective::FineTuning) => Ok(config.max_positions),
+        (None, Objective::ContinuedPreTraining) => Ok(config.max_positions.min(DOCUMENT_TOKENS)),
+    }
+}
+
+/// One data file as a corpus; `None` when the run was asked to stop.
+fn corpus(
+    plan: &Plan,
+    encoder: &Encoder,
+    max_tokens: usize,
+    path: &Path,
+    folder: &str,
+    observer: &mut dyn Observer,
+    stop: &StopFlag,
+) -> Result<Option<Corpus>> {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    if !path.is_file() {
+        return Err(Error::validation(format!("cannot read the data file {}: there is no such file", path.display())));
+    }
+    let source = Source { path: path.to_path_buf(), name };
+    let options = Options { objective: plan.objective, max_tokens, min_records: 1 };
+    let folder = plan.work_dir.join("prepared").join(folder);
+    std::fs::create_dir_all(&folder)?;
+    let prepared = prepare(&[source], encoder, &options, &folder, &mut |progress| {
+        observer.progress(progress.bytes, progress.total_bytes);
+        if stop.is_raised() { Err(Error::internal(anyhow::anyhow!("asked to stop"))) } else { Ok(()) }
+    });
+    match prepared {
+        // Whatever else went wrong, the caller wants to stop and will come back.
+        Err(_) if stop.is_raised() => Ok(None),
+        Err(error) => Err(error),
+        Ok(Prepared::Ready(corpus)) => Ok(Some(corpus)),
+        Ok(Prepared::Refused(report)) => {
+            std::fs::copy(&report.path, plan.output().join(REPORT_FILE))?;
+            Err(Error::validation(report.message))
+        }
+    }
+}
+
+/// A digest over the files that make the base model what it is.
+fn base_digest(base: &Base) -> Result<String> {
+    let mut digest = Sha256::new();
+    match base {
+        Base::Random { config, seed, .. } => {
+            digest.update(sha256_of(config)?);
+            digest.update(seed.to_le_bytes());
+        }
+        Base::Directory(dir) => {
+            let mut files = vec![dir.join("config.json")];
+            for entry in std::fs::read_dir(dir)? {
+                let path = entry?.path();
+                if path.extension().is_some_and(|extension| extension == "safetensors") {
+                    files.push(path);
+                }
+            }
+            files.sort_unstable();
+            for file in files {
+                digest.update(sha256_of(&file)?);
+            }
+        }
+    }
+    Ok(hex::encode(digest.finalize()))
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|cause| Error::validation(format!("cannot read {}: {cause}", path.display())))
+}
