@@ -1,5 +1,6 @@
 //! The integration tests, one binary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod data;
 mod golden;
 mod jobs;

@@ -89,62 +89,90 @@ impl Template {
         }
         let (text, contents) =
             if self.marked { unmark(&self.run(conversation, false)?)? } else { self.find_answers(conversation)? };
-        let last_end = contents.last().map_or(text.len(), |last| last.end);
-        // What stands after the last answer ends the turn; a line break after the marker belongs to the layout.
-        let tail = &text[last_end..];
-        let end_of_turn = if tail.trim_end().is_empty() { tail } else { tail.trim_end() }.to_owned();
+        let end_of_turn = self.marker(&text, &contents, conversation).to_owned();
         let spoken = contents
             .into_iter()
             .map(|span| {
-                let ends = text[span.end..].starts_with(&end_of_turn);
-                span.start..if ends { span.end + end_of_turn.len() } else { span.end }
+                let ended = text[span.clone()].trim_end().ends_with(&end_of_turn);
+                let follows = !ended && text[span.end..].starts_with(&end_of_turn);
+                span.start..if follows { span.end + end_of_turn.len() } else { span.end }
             })
             .collect();
         Ok(Rendered { text, spoken, end_of_turn: end_of_turn.trim().to_owned() })
     }
 
+    /// What ends the assistant's turn, as a short conversation shows it; none when the template shows none.
+    pub(crate) fn end_of_turn(&self) -> Option<String> {
+        let say = |role, text: &str| Message { role, text: text.to_owned() };
+        let messages = vec![say(Role::User, "a"), say(Role::Assistant, "b")];
+        let rendered = self.render_spoken(&Conversation { system: None, messages }).ok()?;
+        Some(rendered.end_of_turn).filter(|end| !end.is_empty())
+    }
+
+    /// What ends the assistant's turn: the text after the last answer, without the layout's line break that
+    /// may follow. Where there is nothing but white space, that is what ends it.
+    fn marker<'a>(&self, text: &'a str, spans: &[Range<usize>], conversation: &Conversation) -> &'a str {
+        let (Some(last), Some(answer)) = (spans.last(), conversation.messages.last()) else { return "" };
+        let mut end = last.end;
+        if self.marked {
+            // `{% generation %}` may enclose the marker too.
+            let inside = &text[last.clone()];
+            let found = [answer.text.as_str(), answer.text.trim()]
+                .into_iter()
+                .find_map(|answer| inside.rfind(answer).map(|at| last.start + at + answer.len()));
+            end = found.unwrap_or(end);
+        }
+        let tail = &text[end..];
+        if tail.trim_end().is_empty() { tail } else { tail.trim_end() }
+    }
+
     /// Where the answers stand in the text of a template without `{% generation %}`: each is replaced by
     /// a stand-in, and what differs is the answer. It begins where the generation prompt ends, so that
     /// everything a served model must say by itself is learned.
+    ///
+    /// The text is what serving gives for the last question, and then the answer. Some templates write the
+    /// question differently once it is answered (they drop the system prompt, say); serving decides.
     fn find_answers(&self, conversation: &Conversation) -> Result<(String, Vec<Range<usize>>)> {
-        let text = self.run(conversation, false)?;
-        let mut answers = Vec::new();
         let last = conversation.messages.len() - 1;
-        for (i, message) in conversation.messages.iter().enumerate() {
-            if message.role != Role::Assistant {
-                continue;
-            }
-            let unclear = || {
-                Error::validation(format!(
-                    "The base model's chat template does not show where the answer of messages[{i}] stands: it changes \
-                     the answer's text. Give the template {{% generation %}} marks around the assistant's words"
-                ))
-            };
-            let mut changed = conversation.clone();
-            changed.messages[i].text = STAND_IN.to_owned();
-            let changed = self.run(&changed, false)?;
-            let (before, after) = changed.split_once(STAND_IN).ok_or_else(unclear)?;
-            let fits = text.len() >= before.len() + after.len() && text.starts_with(before) && text.ends_with(after);
-            if !fits || text[before.len()..text.len() - after.len()].trim() != message.text.trim() {
-                return Err(unclear());
-            }
-            let asked =
-                Conversation { system: conversation.system.clone(), messages: conversation.messages[..i].to_vec() };
-            let prompt = self.run(&asked, true)?;
-            let start = if before.starts_with(&prompt) {
-                prompt.len()
-            } else if i == last {
-                return Err(Error::validation(format!(
-                    "The base model's chat template writes the conversation before messages[{i}] differently when it \
-                     asks for an answer and when the answer is there, so training and serving would not agree"
-                )));
-            } else {
-                // Some templates write earlier turns differently once others follow; the answer itself still stands.
-                before.len()
-            };
-            answers.push(start..text.len() - after.len());
+        let asked = first(conversation, last);
+        let mut text = self.run(&asked, true)?;
+        let mut answers = Vec::new();
+        for i in (0..last).filter(|i| conversation.messages[*i].role == Role::Assistant) {
+            let (before, span) = self.find(&asked, i, &text, true)?;
+            let prompt = self.run(&first(conversation, i), true)?;
+            answers.push(if before.starts_with(&prompt) { prompt.len()..span.end } else { span });
         }
+        let whole = self.run(conversation, false)?;
+        let (before, span) = self.find(conversation, last, &whole, false)?;
+        let start = text.len();
+        if before.starts_with(&text) {
+            answers.push(start..span.end);
+            return Ok((whole, answers));
+        }
+        if !text.ends_with(char::is_whitespace) {
+            text += &before[before.trim_end().len()..];
+        }
+        text += &whole[span.start..];
+        answers.push(start..text.len() - (whole.len() - span.end));
         Ok((text, answers))
+    }
+
+    /// Where the answer `messages[i]` stands in `text`, the render of `conversation`, and what the template
+    /// writes before it.
+    fn find(&self, conversation: &Conversation, i: usize, text: &str, prompt: bool) -> Result<(String, Range<usize>)> {
+        let mut changed = conversation.clone();
+        let answer = std::mem::replace(&mut changed.messages[i].text, STAND_IN.to_owned());
+        let changed = self.run(&changed, prompt)?;
+        let place = changed.split_once(STAND_IN).and_then(|(before, after)| {
+            let found = text.strip_prefix(before)?.strip_suffix(after)?;
+            (found.trim() == answer.trim()).then(|| (before.to_owned(), before.len()..before.len() + found.len()))
+        });
+        place.ok_or_else(|| {
+            Error::validation(format!(
+                "The base model's chat template does not show where the answer messages[{i}] stands: it changes the \
+                 answer's text. Give the template {{% generation %}} marks around the assistant's words"
+            ))
+        })
     }
 
     fn run(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
@@ -159,22 +187,28 @@ impl Template {
             .messages
             .iter()
             .map(|Message { role, text }| context! { role => role.name(), content => text.as_str() });
+        // A model without the token leaves the name undefined, as `transformers` does.
+        let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
         let context = context! {
             messages => system.into_iter().chain(turns).collect::<Vec<Value>>(),
             add_generation_prompt,
             tools => Value::from(()),
             documents => Value::from(()),
+            bos_token => token(&self.bos),
+            eos_token => token(&self.eos),
         };
-        let token = |name: &'static str, token: &Option<String>| token.as_ref().map(|token| (name, token.clone()));
-        let tokens: Value =
-            [token("bos_token", &self.bos), token("eos_token", &self.eos)].into_iter().flatten().collect();
         let template = self.environment.get_template("chat").map_err(Error::internal)?;
-        template.render(context! { ..context, ..tokens }).map_err(|error| {
+        template.render(context).map_err(|error| {
             let detail = error.detail().map_or_else(|| error.to_string(), str::to_owned);
             Error::validation(format!("The base model's chat template refuses this conversation: {detail}"))
                 .because(error)
         })
     }
+}
+
+/// The conversation up to `messages[end]`.
+fn first(conversation: &Conversation, end: usize) -> Conversation {
+    Conversation { system: conversation.system.clone(), messages: conversation.messages[..end].to_vec() }
 }
 
 /// Takes the marks of `{% generation %}` out of a text and says where they stood.

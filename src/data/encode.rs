@@ -18,6 +18,7 @@ pub struct Encoder {
     template: Option<Template>,
     bos: Option<u32>,
     eos: Option<u32>,
+    end_of_turn: Option<u32>,
     /// Special tokens as text: a prompt that holds one was rendered by its author.
     special: Vec<String>,
     digest: String,
@@ -55,8 +56,17 @@ impl Encoder {
             digest.update(part.unwrap_or_default());
         }
         let template = template.map(|source| Template::parse(source, bos, eos)).transpose()?;
+        let end_of_turn = template.as_ref().and_then(|template| template.end_of_turn()).and_then(|end| {
+            let ids = tokenizer.encode_fast(end, false).ok()?.get_ids().to_vec();
+            if let [id] = ids[..] { Some(id) } else { None }
+        });
         let digest = hex::encode(digest.finalize());
-        Ok(Self { tokenizer, template, bos: bos_id, eos: eos_id, special, digest })
+        Ok(Self { tokenizer, template, bos: bos_id, eos: eos_id, end_of_turn, special, digest })
+    }
+
+    /// The tokenizer and template of a base model.
+    pub fn of(model: &crate::models::Tokenizer) -> Result<Self> {
+        Self::new(model.inner().clone(), model.bos(), model.eos(), model.chat_template())
     }
 
     /// SHA-256 over everything that decides how text becomes tokens, for the manifest.
@@ -67,6 +77,12 @@ impl Encoder {
     /// The chat template, when the base has one.
     pub fn template(&self) -> Option<&Template> {
         self.template.as_ref()
+    }
+
+    /// The token with which the chat template ends the assistant's turn: what a tuned model has learned to
+    /// say when it has said all, beside end-of-text.
+    pub fn end_of_turn(&self) -> Option<u32> {
+        self.end_of_turn
     }
 
     /// The tokens of a record. A prompt with its completion is one turn through the chat template when the

@@ -3,6 +3,8 @@
 //! (cycle walking; Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). So ten million
 //! records cost as little as ten, and a run goes on in the middle of an epoch by position alone.
 
+use crate::rng::Rng;
+
 /// A permutation of `0..n`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shuffle {
@@ -19,11 +21,8 @@ impl Shuffle {
     /// The order of `n` things in `epoch` of a run with `seed`.
     pub(crate) fn new(n: u64, seed: u64, epoch: u64) -> Self {
         let bits = u64::BITS - n.saturating_sub(1).leading_zeros();
-        let mut state = mix(seed) ^ mix(epoch.wrapping_add(0x5851_f42d_4c95_7f2d));
-        let keys = std::array::from_fn(|_| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            mix(state)
-        });
+        let mut rng = Rng::new(seed, "shuffle", epoch);
+        let keys = std::array::from_fn(|_| rng.bits64());
         Self { n, half: bits.div_ceil(2).max(1), keys }
     }
 
