@@ -6,6 +6,7 @@ mod logging;
 mod migrate;
 mod openapi;
 mod serve;
+mod train;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,8 @@ enum Command {
     Worker(serve::Worker),
     /// Bring the database's schema up to this version and exit
     Migrate(migrate::Migrate),
+    /// Train from a job file on this machine, without the service
+    Train(train::Args),
     /// Add, list and revoke the keys that open the API
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -58,6 +61,7 @@ fn run(command: Command) -> Result<()> {
         Command::Serve(serve) => block_on(serve.run()),
         Command::Worker(worker) => block_on(worker.run()),
         Command::Migrate(migrate) => block_on(migrate.run()),
+        Command::Train(args) => train::run(&args),
         Command::Keys(keys) => block_on(keys.run()),
         Command::Openapi => {
             openapi::run();

@@ -16,7 +16,7 @@ pub use config::{Architecture, DecoderConfig, RopeScaling};
 pub use decoder::Decoder;
 pub use layer::Memory;
 pub use packing::Packing;
-pub use registry::{Customization, FoundationModel, Registry, Unreadable, is_model_id};
+pub use registry::{Customization, FoundationModel, Registry, Unreadable, is_model_id, recommended_hyper_parameters};
 pub use tokenizer::Tokenizer;
 pub use tuning::{Frozen, Projection, Site, Tuning};
 pub use weights::{Precision, Weights, save_tensors};

@@ -50,6 +50,8 @@ pub struct FoundationModel {
     pub customizations: Vec<Customization>,
     /// It has a chat template: conversations can be learned and held.
     pub chat: bool,
+    /// Hyperparameters that suit it better than the trainer's own defaults.
+    pub hyper_parameters: BTreeMap<String, String>,
 }
 
 /// `card.toml`, which may lie in a model's directory.
@@ -60,6 +62,8 @@ struct Card {
     name: Option<String>,
     customizations: Option<Vec<Customization>>,
     context_length: Option<usize>,
+    #[serde(default)]
+    hyper_parameters: BTreeMap<String, String>,
 }
 
 /// A directory that was left out.
@@ -186,8 +190,17 @@ fn inspect(dir: &Path) -> Result<FoundationModel> {
             .customizations
             .unwrap_or_else(|| vec![Customization::FineTuning, Customization::ContinuedPreTraining]),
         chat: tokenizer.chat_template().is_some(),
+        hyper_parameters: card.hyper_parameters,
         id,
     })
+}
+
+/// The hyperparameters that the `card.toml` in a model's directory recommends; none without a card.
+///
+/// # Errors
+/// When the card cannot be understood.
+pub fn recommended_hyper_parameters(dir: &Path) -> Result<BTreeMap<String, String>> {
+    Ok(card(&dir.join("card.toml"))?.hyper_parameters)
 }
 
 fn card(path: &Path) -> Result<Card> {

@@ -158,7 +158,7 @@ impl Request {
         may_be_customized(base, customization_type)?;
 
         let hyper_parameters = self.hyper_parameters.clone().unwrap_or_default();
-        let settings = Settings::parse(&hyper_parameters, &HyperParameters::new())?;
+        let settings = Settings::parse(&hyper_parameters, &base.hyper_parameters)?;
 
         let training = given(self.training_data_config.as_ref(), "trainingDataConfig")?;
         if training.invocation_logs_config.is_some() {

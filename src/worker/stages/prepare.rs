@@ -1,8 +1,6 @@
 //! Brings what the trainer needs into the attempt's folder: the base model's place, the data sets, and
 //! the newest whole checkpoint of an earlier attempt.
 
-use std::collections::BTreeMap;
-
 use super::super::Worker;
 use super::super::checkpoints::Checkpoints;
 use super::super::retry::patiently;
@@ -32,7 +30,7 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
             spec.base_model_id
         )));
     };
-    let settings = Settings::parse(&spec.hyper_parameters, &BTreeMap::new())?;
+    let settings = Settings::parse(&spec.hyper_parameters, &base.hyper_parameters)?;
 
     let data = attempt.work_dir.join("data");
     std::fs::create_dir_all(&data)?;
