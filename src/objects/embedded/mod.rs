@@ -1,2 +1,46 @@
 //! The S3 server inside: `s3s` speaks the protocol and checks signatures, the store behind it is
-//! our own and loses nothing it acknowledged.
+//! our own and loses nothing that it acknowledged.
+//!
+//! A put streams into a new file with a random name while its digests are computed; the file and
+//! its folder are made durable; one transaction then points the object's row at the file, and only
+//! after the commit the old file goes. Whatever dies in between leaves either the old object or the
+//! new one, and at most a stray file, which the next start sweeps away. Keys are rows, never paths.
+
+mod body;
+mod buckets;
+mod conditions;
+mod described;
+mod digest;
+mod files;
+mod index;
+mod intake;
+mod listing;
+mod multipart;
+mod objects;
+mod operations;
+mod server;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+pub use server::{Server, start};
+
+use crate::error::Result;
+
+/// Where the server listens and keeps its objects.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Address; port 0 takes a free one, [`Server::address`] says which.
+    pub listen: SocketAddr,
+    /// Folder of the objects; one process at a time may use it.
+    pub folder: PathBuf,
+    /// What `GetBucketLocation` answers.
+    pub region: String,
+}
+
+/// Who may come in: asked anew at every request, so a revoked key stops working at once.
+#[async_trait::async_trait]
+pub trait Keys: Send + Sync + 'static {
+    /// The secret that belongs to an access key, or `None` when nobody holds it (any more).
+    async fn secret(&self, access_key: &str) -> Result<Option<String>>;
+}

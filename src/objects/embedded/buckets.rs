@@ -1,0 +1,98 @@
+//! Buckets: made, found, listed, removed when empty.
+
+use s3s::dto::{
+    Bucket, BucketLocationConstraint, CreateBucketOutput, GetBucketLocationOutput, HeadBucketOutput, ListBucketsInput,
+    ListBucketsOutput,
+};
+use s3s::{S3Result, s3_error};
+use sqlx::Row;
+
+use super::index::{Index, expect_bucket, fault, remove_pieces, stamp};
+
+/// S3's most buckets in one page.
+const PAGE: i64 = 10_000;
+
+impl Index {
+    pub(super) async fn create_bucket(&self, name: &str) -> S3Result<CreateBucketOutput> {
+        let mut tx = self.begin().await?;
+        let made = sqlx::query("INSERT INTO buckets (name, created) VALUES (?, ?) ON CONFLICT DO NOTHING")
+            .bind(name)
+            .bind(self.clock.now())
+            .execute(&mut *tx)
+            .await
+            .map_err(fault)?;
+        if made.rows_affected() == 0 {
+            return Err(s3_error!(BucketAlreadyOwnedByYou, "You already own this bucket."));
+        }
+        self.commit(tx, Vec::new()).await?;
+        Ok(CreateBucketOutput { location: Some(format!("/{name}")) })
+    }
+
+    pub(super) async fn head_bucket(&self, name: &str, region: &str) -> S3Result<HeadBucketOutput> {
+        self.expect_bucket(name).await?;
+        Ok(HeadBucketOutput { bucket_region: Some(region.to_string()), ..HeadBucketOutput::default() })
+    }
+
+    pub(super) async fn bucket_location(&self, name: &str, region: &str) -> S3Result<GetBucketLocationOutput> {
+        self.expect_bucket(name).await?;
+        // AWS's oldest region has no name here.
+        let place = (region != "us-east-1").then(|| BucketLocationConstraint::from(region.to_string()));
+        Ok(GetBucketLocationOutput { location_constraint: place })
+    }
+
+    pub(super) async fn expect_bucket(&self, name: &str) -> S3Result<()> {
+        let mut tx = self.pool.begin().await.map_err(fault)?;
+        expect_bucket(&mut tx, name).await
+    }
+
+    /// Removes an empty bucket together with the uploads that were never completed in it.
+    pub(super) async fn delete_bucket(&self, name: &str) -> S3Result<()> {
+        let mut tx = self.begin().await?;
+        expect_bucket(&mut tx, name).await?;
+        let used =
+            sqlx::query("SELECT 1 FROM objects WHERE bucket = ? LIMIT 1").bind(name).fetch_optional(&mut *tx).await;
+        if used.map_err(fault)?.is_some() {
+            return Err(s3_error!(BucketNotEmpty, "The bucket you tried to delete is not empty"));
+        }
+        let uploads: Vec<String> = sqlx::query_scalar("DELETE FROM uploads WHERE bucket = ? RETURNING id")
+            .bind(name)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(fault)?;
+        let mut gone = Vec::with_capacity(uploads.len());
+        for upload in uploads {
+            gone.push(remove_pieces(&mut tx, upload).await?);
+        }
+        sqlx::query("DELETE FROM buckets WHERE name = ?").bind(name).execute(&mut *tx).await.map_err(fault)?;
+        self.commit(tx, gone).await
+    }
+
+    pub(super) async fn list_buckets(&self, input: ListBucketsInput, region: &str) -> S3Result<ListBucketsOutput> {
+        let prefix = input.prefix.clone().unwrap_or_default();
+        let limit = i64::from(input.max_buckets.unwrap_or(i32::MAX)).clamp(1, PAGE);
+        let rows = sqlx::query(
+            "SELECT name, created FROM buckets WHERE name > ? AND substr(name, 1, ?) = ? ORDER BY name LIMIT ?",
+        )
+        .bind(input.continuation_token.as_deref().unwrap_or_default())
+        .bind(i64::try_from(prefix.len()).map_err(fault)?)
+        .bind(&prefix)
+        .bind(limit + 1)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(fault)?;
+        let mut buckets = Vec::with_capacity(rows.len());
+        for row in &rows {
+            buckets.push(Bucket {
+                name: Some(row.try_get("name").map_err(fault)?),
+                creation_date: Some(stamp(row.try_get("created").map_err(fault)?)),
+                bucket_region: Some(region.to_string()),
+            });
+        }
+        let more = i64::try_from(buckets.len()).map_err(fault)? > limit;
+        if more {
+            buckets.pop();
+        }
+        let token = buckets.last().filter(|_| more).and_then(|bucket| bucket.name.clone());
+        Ok(ListBucketsOutput { buckets: Some(buckets), continuation_token: token, prefix: input.prefix, owner: None })
+    }
+}

@@ -1,0 +1,200 @@
+//! The listener: our own accept loop, because a half-sent request must not hold a connection for
+//! ever, and the few requests that `s3s` would take but we do not.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use percent_encoding::percent_decode_str;
+use s3s::auth::{S3Auth, SecretKey};
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{Body, HttpResponse, S3Error, S3Result, s3_error};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
+
+use super::body::Patient;
+use super::operations::Operations;
+use super::{Keys, Settings};
+use crate::clock::Clock;
+use crate::error::{Error, Kind, Result};
+
+/// A request's head must arrive whole within this time.
+const HEAD: Duration = Duration::from_secs(5);
+/// Connections served at a time; more wait in the listener's queue.
+const CONNECTIONS: usize = 1024;
+/// AWS refuses presigned links that live longer than a week, and so do we.
+const PRESIGNED_SECONDS: u64 = 7 * 24 * 3600;
+
+/// A running server. Dropping it stops accepting; [`Server::stop`] also waits for requests in flight.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<Duration>>,
+    task: JoinHandle<()>,
+}
+
+/// Opens the store (sweeping what a crash left behind) and serves it.
+///
+/// # Errors
+/// `Validation` when the address or the folder cannot be used, for example because another process
+/// uses the folder; `Internal` when the store's index cannot be read.
+pub async fn start(settings: &Settings, keys: Arc<dyn Keys>, clock: Clock) -> Result<Server> {
+    let operations = Operations::open(&settings.folder, &settings.region, clock).await?;
+    let listener = TcpListener::bind(settings.listen).await.map_err(|cause| {
+        Error::validation(format!(
+            "The embedded S3 server cannot listen on {}: {cause}. Set TUNESMITH_S3_LISTEN to a free address",
+            settings.listen
+        ))
+    })?;
+    let address = listener.local_addr()?;
+    let mut builder = S3ServiceBuilder::new(operations);
+    builder.set_auth(Gate { keys });
+    let (stop, stopped) = oneshot::channel();
+    let task = tokio::spawn(accept(listener, builder.build(), stopped));
+    tracing::info!(%address, folder = %settings.folder.display(), "the embedded S3 server listens");
+    Ok(Server { address, stop: Some(stop), task })
+}
+
+impl Server {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What an S3 client takes as its endpoint.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Accepts nothing more, lets requests in flight end for as long as `grace`, and closes the store.
+    pub async fn stop(mut self, grace: Duration) {
+        if let Some(stop) = self.stop.take() {
+            // The loop may already have ended; then there is nothing to stop.
+            let _ = stop.send(grace);
+        }
+        drop((&mut self.task).await);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.stop.is_some() {
+            self.task.abort();
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, service: S3Service, mut stopped: oneshot::Receiver<Duration>) {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+    http.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(20));
+    let graceful = GracefulShutdown::new();
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let grace = loop {
+        let accepted = tokio::select! {
+            grace = &mut stopped => break grace,
+            accepted = async {
+                // The semaphore is never closed.
+                let permit = Arc::clone(&room).acquire_owned().await.ok();
+                (listener.accept().await, permit)
+            } => accepted,
+        };
+        let (stream, permit) = match accepted {
+            (Ok((stream, _)), permit) => (stream, permit),
+            (Err(error), _) => {
+                // Out of file descriptors, most likely: connections that end will give some back.
+                tracing::warn!("the embedded S3 server cannot accept: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let service = service.clone();
+        let answer = service_fn(move |request| answer(service.clone(), request));
+        let connection = http.serve_connection(TokioIo::new(stream), answer).into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            // A client that goes away is its own affair.
+            drop(connection.await);
+            drop(permit);
+        });
+    };
+    drop(listener);
+    let Ok(grace) = grace else { return };
+    if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
+        tracing::warn!("the embedded S3 server stopped with requests in flight");
+    }
+}
+
+async fn answer(service: S3Service, request: hyper::Request<Incoming>) -> Result<HttpResponse, s3s::HttpError> {
+    if let Err(error) = acceptable(&request) {
+        return error.to_http_response().map_err(|error| s3s::HttpError::new(Box::new(error)));
+    }
+    service.call(request.map(|body| Body::http_body_unsync(Patient::new(body)))).await
+}
+
+/// Refuses what `s3s` takes although we must not: links that live too long, the old signatures that
+/// have no such limit, and browser forms, which it would collect in memory.
+fn acceptable(request: &hyper::Request<Incoming>) -> S3Result<()> {
+    for pair in request.uri().query().unwrap_or_default().split('&') {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = percent_decode_str(name).decode_utf8_lossy();
+        if name.eq_ignore_ascii_case("x-amz-expires") {
+            let seconds = percent_decode_str(value).decode_utf8_lossy().parse::<u64>();
+            if seconds.is_ok_and(|seconds| seconds > PRESIGNED_SECONDS) {
+                return Err(s3_error!(
+                    AuthorizationQueryParametersError,
+                    "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be \
+                     less than 604800 seconds"
+                ));
+            }
+        }
+        if name == "Signature" || name == "AWSAccessKeyId" {
+            return Err(old_signature());
+        }
+    }
+    let header = |name| request.headers().get(name).map(hyper::http::HeaderValue::as_bytes).unwrap_or_default();
+    if header("authorization").starts_with(b"AWS ") {
+        return Err(old_signature());
+    }
+    if request.method() == hyper::Method::POST && header("content-type").starts_with(b"multipart/form-data") {
+        return Err(s3_error!(NotImplemented, "Uploads from browser forms are not implemented"));
+    }
+    Ok(())
+}
+
+fn old_signature() -> S3Error {
+    s3_error!(
+        InvalidRequest,
+        "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
+    )
+}
+
+/// Looks keys up for `s3s`.
+struct Gate {
+    keys: Arc<dyn Keys>,
+}
+
+#[async_trait::async_trait]
+impl S3Auth for Gate {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        match self.keys.secret(access_key).await {
+            Ok(Some(secret)) => Ok(SecretKey::from(secret)),
+            Ok(None) => {
+                Err(s3_error!(InvalidAccessKeyId, "The AWS Access Key Id you provided does not exist in our records."))
+            }
+            Err(error) => {
+                tracing::warn!("a key cannot be looked up: {}", error.log());
+                match error.kind() {
+                    Kind::Unavailable => Err(s3_error!(ServiceUnavailable, "Please try again")),
+                    _ => Err(s3_error!(InternalError, "We encountered an internal error. Please try again.")),
+                }
+            }
+        }
+    }
+}
