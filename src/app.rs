@@ -1,16 +1,24 @@
 //! [`App`]: everything a request or a job may reach. It is built once from [`Config`] and handed down;
 //! nothing is global, so a test can swap any field.
 
-use tokio::sync::Notify;
+use std::fmt;
+use std::sync::Arc;
+
+use candle_core::Device;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::infer::{Capacity, Engine};
 use crate::models::Registry;
 use crate::objects::Objects;
 use crate::store::Db;
 
+/// Answers under way at once. More would only share the same cores: what comes on top is told to come
+/// back instead of waiting without end.
+const ANSWERS_AT_ONCE: usize = 8;
+
 /// The service's parts. Handlers take it as `State<Arc<App>>`.
-#[derive(Debug)]
 pub struct App {
     /// The settings it was built from.
     pub config: Config,
@@ -22,6 +30,32 @@ pub struct App {
     pub objects: Objects,
     /// The base models.
     pub registry: Registry,
+    /// Answers prompts; it blocks, so it is called from a blocking thread.
+    pub engine: Arc<Engine>,
+    /// A place for each answer under way, taken at the door.
+    pub answers: Arc<Semaphore>,
     /// Rung when a job was accepted, so that a worker of the same process takes it at once.
     pub job_accepted: Notify,
+}
+
+impl App {
+    /// The parts that are opened from outside; the rest is made here.
+    pub fn new(config: Config, clock: Clock, db: Db, objects: Objects, registry: Registry) -> Self {
+        Self {
+            config,
+            clock,
+            db,
+            objects,
+            registry,
+            engine: Arc::new(Engine::new(Device::Cpu, Capacity::default())),
+            answers: Arc::new(Semaphore::new(ANSWERS_AT_ONCE)),
+            job_accepted: Notify::new(),
+        }
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("config", &self.config).finish_non_exhaustive()
+    }
 }

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::bedrock::{foundation, jobs, models};
+use crate::bedrock::{foundation, jobs, models, runtime};
 use crate::http::identify::identify;
 use crate::http::receive::receive;
 use crate::http::{health, openapi, reply};
@@ -28,6 +28,8 @@ fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(models::list::list))
         .routes(routes!(foundation::list::list))
         .routes(routes!(foundation::get::get))
+        .routes(routes!(runtime::invoke::invoke))
+        .routes(routes!(runtime::converse::converse))
 }
 
 /// The document that describes the operations.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -50,7 +50,7 @@ impl Service {
         let keys = credentials::ensure_root(&config, &clock, &db).await?;
         let objects = Objects::new(&endpoint(&config, &keys));
         let registry = Registry::open(&model_folders(&config))?;
-        let app = Arc::new(App { config, clock, db, objects, registry, job_accepted: Notify::new() });
+        let app = Arc::new(App::new(config, clock, db, objects, registry));
 
         let (stop, stopping) = watch::channel(false);
         let (mut api, mut server) = (None, None);
@@ -136,7 +136,7 @@ fn endpoint(config: &Config, keys: &RootKeys) -> Endpoint {
 }
 
 /// The folders of base models.
-fn model_folders(config: &Config) -> Vec<PathBuf> {
+pub(crate) fn model_folders(config: &Config) -> Vec<PathBuf> {
     config.models.iter().map(PathBuf::from).collect()
 }
 

@@ -4,6 +4,7 @@
 mod keys;
 mod logging;
 mod migrate;
+mod models;
 mod openapi;
 mod serve;
 mod train;
@@ -37,6 +38,9 @@ enum Command {
     /// Add, list and revoke the keys that open the API
     #[command(subcommand)]
     Keys(keys::Keys),
+    /// Look at the base models
+    #[command(subcommand)]
+    Models(models::Models),
     /// Print the OpenAPI document of the API
     Openapi,
 }
@@ -63,6 +67,7 @@ fn run(command: Command) -> Result<()> {
         Command::Migrate(migrate) => block_on(migrate.run()),
         Command::Train(args) => train::run(&args),
         Command::Keys(keys) => block_on(keys.run()),
+        Command::Models(models) => models.run(),
         Command::Openapi => {
             openapi::run();
             Ok(())

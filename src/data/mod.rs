@@ -18,5 +18,5 @@ pub use batches::{Batch, BatchSettings, Batches, Cursor, MicroBatch, in_order};
 pub use corpus::{Corpus, Manifest};
 pub use encode::{Encoded, Encoder};
 pub use prepare::{Options, Prepared, Progress, Source, prepare};
-pub use records::{Conversation, Format, Message, Objective, Record, Role};
+pub use records::{Conversation, Format, Message, Objective, Record, Role, join_blocks};
 pub use report::{BadLine, DataReport, REPORT_FILE};

@@ -257,35 +257,11 @@ fn may_be_customized(base: &FoundationModel, by: CustomizationType) -> Result<()
 
 /// Reads and writes where the job will: a wrong bucket is told now, not in an hour.
 async fn probe(app: &App, spec: &JobSpec) -> Result<()> {
-    let sources = spec.training_uri().into_iter().chain(spec.validation_uris());
-    for text in sources {
-        let uri = Uri::parse(text)?;
-        app.objects.head(&uri).await.map_err(|error| {
-            let (bucket, key) = (uri.bucket(), uri.key());
-            refused(
-                error,
-                format!("Could not validate GetObject permissions to access Amazon S3 bucket: {bucket} at key {key}"),
-            )
-        })?;
+    for source in spec.training_uri().into_iter().chain(spec.validation_uris()) {
+        app.objects.probe_read(&Uri::parse(source)?).await?;
     }
     if let Some(output) = spec.output_data.get("s3Uri").and_then(Value::as_str) {
-        let uri = Uri::parse(output)?;
-        let probed = uri.join(".write_access_check_file.tmp");
-        app.objects.probe_write(&uri).await.map_err(|error| {
-            let (bucket, key) = (probed.bucket(), probed.key());
-            refused(
-                error,
-                format!("Could not validate PutObject permissions to access S3 bucket: {bucket} at key {key}"),
-            )
-        })?;
+        app.objects.probe_write(&Uri::parse(output)?).await?;
     }
     Ok(())
-}
-
-/// What the caller can mend is theirs; a store that is away is not.
-fn refused(error: Error, message: String) -> Error {
-    match error.kind() {
-        Kind::Unavailable | Kind::Internal => error,
-        _ => Error::validation(message).because(anyhow::anyhow!("{}", error.log())),
-    }
 }

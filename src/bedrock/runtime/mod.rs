@@ -1,1 +1,87 @@
-//! Asking models.
+//! Asking models. A foundation model is asked by id or ARN, and, as an extension of ours, a custom
+//! model directly by its name or ARN.
+
+mod adapter;
+pub mod converse;
+pub mod invoke;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::http::HeaderMap;
+
+use super::arn;
+use super::constraint::check;
+use super::shapes::InvokeModelIdentifier;
+use crate::app::App;
+use crate::error::{Error, Kind, Result};
+use crate::http::Caller;
+use crate::infer::{Answer, Options, Prompt, Target};
+use crate::store::{ModelStatus, custom_models};
+
+/// How Llama is asked when the caller says nothing (AWS, "Meta Llama models", inference parameters).
+const TEMPERATURE: f32 = 0.5;
+const TOP_P: f32 = 0.9;
+const MAX_TOKENS: usize = 512;
+
+/// What a model id in the path stands for.
+async fn target(app: &App, caller: &Caller, id: &str) -> Result<Target> {
+    check("modelId", &InvokeModelIdentifier(id.to_string())).map_err(|cause| {
+        Error::validation("The provided model identifier is invalid.").because(anyhow::anyhow!("{}", cause.message()))
+    })?;
+    if let Some(model) = arn::foundation_model_id(&app.config.region, id).and_then(|id| app.registry.get(id)) {
+        return Ok(Target { base_dir: model.dir.clone(), context_length: Some(model.context_length), adapter: None });
+    }
+    let model = custom_models::find(&app.db, &caller.account, id).await?.ok_or_else(|| {
+        Error::not_found("Could not resolve the foundation model from the provided model identifier.")
+    })?;
+    if model.status != ModelStatus::Active {
+        return Err(Error::new(Kind::ModelNotReady, format!("The custom model {} is {}", model.name, model.status)));
+    }
+    let base = app.registry.get(&model.base_model_id).ok_or_else(|| {
+        let message =
+            format!("The foundation model {} of this custom model is not installed here", model.base_model_id);
+        Error::new(Kind::ModelNotReady, message)
+    })?;
+    let context_length = Some(base.context_length);
+    let artifact = adapter::bring(app, &model).await?;
+    Ok(match artifact {
+        adapter::Artifact::Adapter(adapter) => {
+            Target { base_dir: base.dir.clone(), context_length, adapter: Some(adapter) }
+        }
+        adapter::Artifact::Whole(base_dir) => Target { base_dir, context_length, adapter: None },
+    })
+}
+
+/// Tells the engine to stop when nobody waits for the answer any more.
+struct CancelOnDrop(Arc<AtomicBool>);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Asks the engine on a thread that may block.
+async fn answer(app: &App, target: Target, prompt: Prompt, options: Options) -> Result<Answer> {
+    let place = Arc::clone(&app.answers)
+        .try_acquire_owned()
+        .map_err(|_| Error::new(Kind::Throttling, "Too many requests are being answered, please try again"))?;
+    let engine = Arc::clone(&app.engine);
+    let cancel = CancelOnDrop(Arc::default());
+    let cancelled = Arc::clone(&cancel.0);
+    let work = move || {
+        let answer = engine.answer(&target, &prompt, &options, &cancelled, &mut |_| {});
+        drop(place);
+        answer
+    };
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+}
+
+/// What would change the answer, and is not there, is refused rather than ignored.
+fn refuse_guardrail(headers: &HeaderMap) -> Result<()> {
+    match headers.get("x-amzn-bedrock-guardrailidentifier").is_some_and(|id| !id.is_empty()) {
+        true => Err(Error::validation("Guardrails are not supported: leave the guardrail identifier out")),
+        false => Ok(()),
+    }
+}
