@@ -2,6 +2,8 @@
 //! small, and every module says what it is for. When an arrow is refused, move the code, do not
 //! widen the table without a reason that belongs in the pull request.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
