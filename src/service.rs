@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,10 +19,13 @@ use crate::error::{Error, Result};
 use crate::http::credentials::{self, RootKeys};
 use crate::http::{Limits, serve};
 use crate::models::Registry;
-use crate::objects::{Endpoint, Objects};
+use crate::objects::{Endpoint, Objects, embedded};
 use crate::routes;
-use crate::store::Db;
+use crate::store::{Db, keys};
 use crate::worker::Pool;
+
+/// How long the embedded object store waits for requests in flight, after everything of ours has ended.
+const LAST_OBJECTS: Duration = Duration::from_secs(2);
 
 /// A running service.
 pub struct Service {
@@ -34,6 +38,7 @@ pub struct Service {
     stop: watch::Sender<bool>,
     server: Option<JoinHandle<()>>,
     pool: Option<Pool>,
+    embedded: Option<embedded::Server>,
 }
 
 impl Service {
@@ -48,7 +53,8 @@ impl Service {
         let db = Db::connect(config.database().expose()).await?;
         db.migrate().await?;
         let keys = credentials::ensure_root(&config, &clock, &db).await?;
-        let objects = Objects::new(&endpoint(&config, &keys));
+        let embedded = embedded_store(&config, role, &db, &clock).await?;
+        let objects = Objects::new(&endpoint(&config, &keys, embedded.as_ref()));
         let registry = Registry::open(&model_folders(&config))?;
         let app = Arc::new(App::new(config, clock, db, objects, registry));
 
@@ -62,12 +68,12 @@ impl Service {
         }
         let pool = if role == Role::Api { None } else { Some(Pool::start(app.clone()).await?) };
         info!(?role, "service started");
-        Ok(Self { app, keys, api, stop, server, pool })
+        Ok(Self { app, keys, api, stop, server, pool, embedded })
     }
 
     /// Takes nothing new, answers what is in flight, keeps a checkpoint of every running job and gives it
-    /// back; then closes the database. Ends within the grace period in any case: what is not given back by
-    /// then is taken up again when its lease has run out.
+    /// back; then closes the object store and the database. Ends within the grace period in any case:
+    /// what is not given back by then is taken up again when its lease has run out.
     pub async fn stop(self) {
         let grace = self.app.config.grace();
         // Nobody listening means that there is no server to stop.
@@ -88,20 +94,26 @@ impl Service {
         if drained.is_err() {
             warn!(grace_s = grace.as_secs(), "the grace period is over: unfinished work is left to its leases");
         }
+        if let Some(embedded) = self.embedded {
+            embedded.stop(LAST_OBJECTS).await;
+        }
         self.app.db.close().await;
         info!("service stopped");
     }
 }
 
 /// Runs the service until SIGTERM or Ctrl-C. Once it is ready, the addresses it is bound to are written
-/// to `ready_file`, when asked for, as `{"listen": "127.0.0.1:8080"}`.
+/// to `ready_file`, when asked for, as `{"listen": "127.0.0.1:8080", "s3": "127.0.0.1:9000"}`.
 pub async fn run(config: Config, role: Role, ready_file: Option<PathBuf>) -> Result<()> {
     // Installed first: a signal that arrives during the start is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let service = Service::start(config, role).await?;
     if let Some(path) = ready_file {
-        let ready = serde_json::json!({ "listen": service.api.map(|address| address.to_string()) });
+        let ready = serde_json::json!({
+            "listen": service.api.map(|address| address.to_string()),
+            "s3": service.embedded.as_ref().map(|embedded| embedded.address().to_string()),
+        });
         std::fs::write(&path, ready.to_string())?;
     }
     tokio::select! {
@@ -117,7 +129,7 @@ pub async fn run(config: Config, role: Role, ready_file: Option<PathBuf>) -> Res
 }
 
 /// The object store of the settings, or the embedded one.
-fn endpoint(config: &Config, keys: &RootKeys) -> Endpoint {
+fn endpoint(config: &Config, keys: &RootKeys, embedded: Option<&embedded::Server>) -> Endpoint {
     let region = config.region.clone();
     match (&config.s3_endpoint, &config.s3_access_key, &config.s3_secret_key) {
         (Some(url), Some(access_key), Some(secret_key)) => Endpoint {
@@ -127,11 +139,44 @@ fn endpoint(config: &Config, keys: &RootKeys) -> Endpoint {
             region,
         },
         _ => Endpoint {
-            url: format!("http://{}", config.s3_listen),
+            // A worker without a store of its own uses the one that the API process of this machine runs.
+            url: embedded.map_or_else(|| format!("http://{}", config.s3_listen), embedded::Server::endpoint),
             access_key: keys.access_key.clone(),
             secret_key: keys.secret_key.expose().to_string(),
             region,
         },
+    }
+}
+
+/// Starts the embedded object store where no other is configured. A lone worker does not: the API
+/// process of its machine runs it.
+async fn embedded_store(config: &Config, role: Role, db: &Db, clock: &Clock) -> Result<Option<embedded::Server>> {
+    if config.s3_endpoint.is_some() || role == Role::Worker {
+        return Ok(None);
+    }
+    let settings = embedded::Settings {
+        listen: config.s3_listen,
+        folder: config.data_dir.join("objects"),
+        region: config.region.clone(),
+    };
+    let keys = AccountKeys { db: db.clone(), clock: clock.clone(), account_id: config.account_id.clone() };
+    Ok(Some(embedded::start(&settings, Arc::new(keys), clock.clone()).await?))
+}
+
+/// The account's access keys open its embedded object store.
+struct AccountKeys {
+    db: Db,
+    clock: Clock,
+    account_id: String,
+}
+
+#[async_trait::async_trait]
+impl embedded::Keys for AccountKeys {
+    async fn secret(&self, access_key: &str) -> Result<Option<String>> {
+        let found = keys::signing(&self.db, access_key).await?;
+        let valid =
+            found.filter(|found| found.key.account_id == self.account_id && found.key.is_valid(self.clock.now()));
+        Ok(valid.map(|found| found.secret))
     }
 }
 

@@ -44,6 +44,7 @@ impl Checkpoints {
     /// Brings the newest whole checkpoint into `folder/step-<step>`; returns its step.
     pub(crate) async fn download_newest(&self, folder: &Path) -> Result<Option<u64>> {
         let mut found = self.list().await?;
+        found.retain(|&(attempt, _)| attempt < self.attempt);
         // The newest step first; of equal steps, the newest attempt's.
         found.sort_by_key(|&(attempt, step)| std::cmp::Reverse((step, attempt)));
         for (attempt, step) in found {

@@ -1,0 +1,47 @@
+//! A killed run learns the same thing.
+
+use std::time::Duration;
+
+use tunesmith::clock::Clock;
+use tunesmith::store::custom_models;
+
+use super::process::{House, until};
+use super::{ADAPTER, METRICS, tiny, uninterrupted};
+use crate::jobs::database::{block_on, variable};
+
+const KILLS: i64 = 4;
+
+#[test]
+fn a_job_whose_process_is_killed_again_and_again_ends_once_with_the_same_bits() {
+    // TEST_SEED repeats a run that failed.
+    let seed = variable("TEST_SEED").and_then(|seed| seed.parse().ok()).unwrap_or_else(|| Clock::system().seed());
+    println!("TEST_SEED={seed}");
+    block_on(async {
+        let house = House::new().await;
+        let mut process = house.start(&["serve"]);
+        house.upload_data().await;
+        let (adapter, metrics) = uninterrupted(&house, &tiny::job(1)).await;
+
+        let spec = tiny::job(2);
+        house.submit(&spec).await;
+        let mut dice = seed;
+        for kill in 0..KILLS {
+            // Numerical Recipes' generator: enough to spread the kills over start, training and publishing.
+            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            until("the job is taken", async || (house.job(&spec).await.attempt > kill).then_some(())).await;
+            tokio::time::sleep(Duration::from_millis((dice >> 33) % 1200)).await;
+            process.kill();
+            println!("kill {}: step {:?}", kill + 1, house.job(&spec).await.progress.map(|progress| progress.0.step));
+            process = house.start(&["serve"]);
+        }
+        house.completed(&spec).await;
+
+        assert!(house.output(&spec, ADAPTER).await == adapter, "the adapter's bits differ");
+        assert_eq!(String::from_utf8(house.output(&spec, METRICS).await).unwrap(), String::from_utf8(metrics).unwrap());
+        let events = house.events(&spec).await;
+        assert_eq!(events.iter().filter(|kind| *kind == "Completed").count(), 1, "{events:?}");
+        let models = custom_models::list(&house.db, &spec.account_id, &Default::default(), &Default::default()).await;
+        assert_eq!(models.unwrap().items.len(), 2);
+        assert_eq!(process.terminate().await.code(), Some(0));
+    });
+}

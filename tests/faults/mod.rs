@@ -1,0 +1,22 @@
+//! What dies, freezes or is asked to end in the middle of the work, with the real binary.
+
+mod drain;
+mod kill;
+mod process;
+mod stale;
+mod stop;
+mod tiny;
+
+use process::House;
+use tunesmith::store::jobs::JobSpec;
+
+const ADAPTER: &str = "adapter/adapter_model.safetensors";
+const METRICS: &str = "training_artifacts/step_wise_training_metrics.csv";
+
+/// What an uninterrupted run of the tiny job gives: adapter and metrics.
+async fn uninterrupted(house: &House, spec: &JobSpec) -> (Vec<u8>, Vec<u8>) {
+    house.submit(spec).await;
+    let job = house.completed(spec).await;
+    assert_eq!(job.attempt, 1);
+    (house.output(spec, ADAPTER).await, house.output(spec, METRICS).await)
+}
