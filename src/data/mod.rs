@@ -1,6 +1,6 @@
 //! Text to token batches. [`jsonl`] reads lines, [`records`] says what they mean, [`chat`] writes a
 //! conversation the way the base model knows it, [`encode`] turns text into tokens and marks what is
-//! learned, [`prepare`] does all of it for whole files and either writes a [`Corpus`] or reports every
+//! learned, [`mod@prepare`] does all of it for whole files and either writes a [`Corpus`] or reports every
 //! bad line, and [`Batches`] deals the corpus out in a seeded order.
 
 pub mod batches;
