@@ -105,6 +105,8 @@ pub struct DecoderConfig {
     pub mlp_bias: bool,
     /// The output head is the embedding table.
     pub tied: bool,
+    /// Standard deviation of a new model's weights.
+    pub initializer_range: f64,
     /// First token of a text, as the model's configuration names it.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text, as the model's configuration names them.
@@ -122,6 +124,7 @@ struct File {
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
     rms_norm_eps: Option<f64>,
+    initializer_range: Option<f64>,
     rope_theta: Option<f32>,
     rope_scaling: Option<Rope>,
     rope_parameters: Option<Rope>,
@@ -217,7 +220,7 @@ impl DecoderConfig {
             "attention_bias": self.qkv_bias,
             "mlp_bias": self.mlp_bias,
             "attention_dropout": 0.0,
-            "initializer_range": 0.02,
+            "initializer_range": self.initializer_range,
             "tie_word_embeddings": self.tied,
             "use_cache": true,
         });
@@ -338,6 +341,7 @@ impl File {
             kv_heads,
             head_dim,
             norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
+            initializer_range: self.initializer_range.unwrap_or(0.02),
             rope_theta,
             rope_scaling,
             max_positions: self.max_position_embeddings.unwrap_or(2048),

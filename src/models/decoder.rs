@@ -18,9 +18,6 @@ use crate::error::{Error, Result};
 use crate::kernels;
 use crate::rng::Rng;
 
-/// Standard deviation of a new model's weights, transformers' `initializer_range`.
-const INITIAL_DEVIATION: f32 = 0.02;
-
 /// A base model in memory, in f32.
 pub struct Decoder {
     config: DecoderConfig,
@@ -48,7 +45,7 @@ impl Decoder {
         Self::build(config, device, trainable, |name, shape| weights.get(name, shape, device))
     }
 
-    /// A new model: normal weights with deviation 0.02, those that write into the residual stream
+    /// A new model: normal weights with the configuration's `initializer_range` as deviation, those that write into the residual stream
     /// divided by √(2·layers) so that its variance does not grow with depth (GPT-2); norms one,
     /// biases zero. The same seed gives the same model.
     ///
@@ -56,6 +53,7 @@ impl Decoder {
     /// When the device cannot hold it.
     pub fn random(config: DecoderConfig, seed: u64, device: &Device, trainable: bool) -> Result<Self> {
         let depth = (2.0 * config.layers as f32).sqrt();
+        let range = config.initializer_range as f32;
         Self::build(config, device, trainable, |name, shape| {
             let count = shape.iter().product();
             let values = if name.ends_with("norm.weight") {
@@ -64,7 +62,7 @@ impl Decoder {
                 vec![0.0; count]
             } else {
                 let into_stream = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
-                let deviation = if into_stream { INITIAL_DEVIATION / depth } else { INITIAL_DEVIATION };
+                let deviation = if into_stream { range / depth } else { range };
                 Rng::new(seed, name, 0).normals(count, deviation)
             };
             Ok(Tensor::from_vec(values, shape, device)?)
