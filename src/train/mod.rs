@@ -22,3 +22,6 @@ pub use observer::{Observer, Outcome, Phase, StepMetrics, StopFlag, Summary, Val
 pub use plan::{Base, Plan};
 pub use recipe::run;
 pub use settings::{EarlyStopping, Schedule, Setting, Settings, TuningMethod};
+
+#[cfg(test)]
+mod tests;

@@ -109,6 +109,7 @@ pub(super) const TABLE: &[Setting] = &[
     ),
     integer("evaluationInterval", 1, 10_000_000, "a tenth of the run", "steps between validations"),
     integer("checkpointInterval", 1, 10_000_000, "30 seconds", "steps between checkpoints"),
+    one_of("weightPrecision", &["float32", "bfloat16"], "float32", "how a fully tuned model's weights are stored"),
     integer(
         "seed",
         0,
