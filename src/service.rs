@@ -18,7 +18,7 @@ use crate::config::{Config, Role};
 use crate::error::{Error, Result};
 use crate::http::credentials::{self, RootKeys};
 use crate::http::{Limits, serve};
-use crate::models::Registry;
+use crate::models::{Registry, starter};
 use crate::objects::{Endpoint, Objects, embedded};
 use crate::routes;
 use crate::store::{Db, keys};
@@ -55,7 +55,7 @@ impl Service {
         let keys = credentials::ensure_root(&config, &clock, &db).await?;
         let embedded = embedded_store(&config, role, &db, &clock).await?;
         let objects = Objects::new(&endpoint(&config, &keys, embedded.as_ref()));
-        let registry = Registry::open(&model_folders(&config))?;
+        let registry = Registry::open(&model_folders(&config)?)?;
         let app = Arc::new(App::new(config, clock, db, objects, registry));
 
         let (stop, stopping) = watch::channel(false);
@@ -180,9 +180,14 @@ impl embedded::Keys for AccountKeys {
     }
 }
 
-/// The folders of base models.
-pub(crate) fn model_folders(config: &Config) -> Vec<PathBuf> {
-    config.models.iter().map(PathBuf::from).collect()
+/// The folders of base models: the starter's, unpacked from this binary, and the configured one.
+///
+/// # Errors
+/// When the data folder cannot be written.
+pub(crate) fn model_folders(config: &Config) -> Result<Vec<PathBuf>> {
+    let shipped = config.data_dir.join("models");
+    starter::unpack(&shipped)?;
+    Ok(std::iter::once(shipped).chain(config.models.iter().map(PathBuf::from)).collect())
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener> {

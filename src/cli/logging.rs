@@ -8,9 +8,10 @@ use tracing_subscriber::EnvFilter;
 /// The settings of the log, which every command has.
 #[derive(clap::Args)]
 pub(super) struct Logging {
-    /// What to log: a level, or levels by module such as `info,tunesmith::http=debug`
-    #[arg(long, env = "TUNESMITH_LOG", default_value = "info", global = true)]
-    log: String,
+    /// What to log: a level, or levels by module such as `info,tunesmith::http=debug`; `info` when absent,
+    /// and `warn` for commands that show their own progress
+    #[arg(long, env = "TUNESMITH_LOG", global = true)]
+    log: Option<String>,
 
     /// Lines for people, or JSON objects for machines
     #[arg(long, env = "TUNESMITH_LOG_FORMAT", value_enum, default_value = "text", global = true)]
@@ -25,10 +26,12 @@ enum Format {
 
 impl Logging {
     /// Starts logging to standard error; standard output belongs to what a command prints.
-    pub(super) fn start(&self) {
-        let filter = EnvFilter::try_new(&self.log).unwrap_or_else(|cause| {
-            eprintln!("tunesmith: --log {:?} cannot be read ({cause}); logging at info", self.log);
-            EnvFilter::new("info")
+    /// `usual` is the level where none was asked for.
+    pub(super) fn start(&self, usual: &str) {
+        let wanted = self.log.as_deref().unwrap_or(usual);
+        let filter = EnvFilter::try_new(wanted).unwrap_or_else(|cause| {
+            eprintln!("tunesmith: --log {wanted:?} cannot be read ({cause}); logging at {usual}");
+            EnvFilter::new(usual)
         });
         let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         match self.log_format {

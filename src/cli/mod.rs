@@ -1,6 +1,7 @@
 //! The command line: one file per command. Settings are flags with environment variables of the same
 //! meaning; each command's `--help` explains them.
 
+mod demo;
 mod keys;
 mod logging;
 mod migrate;
@@ -27,6 +28,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Tune the starter model on support tickets, from nothing to its answers, in one go
+    Demo(demo::Demo),
     /// Run the service: the API, the trainer, or both
     Serve(serve::Serve),
     /// Run only the trainer, against a database and an object store that API processes share
@@ -48,7 +51,8 @@ enum Command {
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
     let Cli { command, logging } = Cli::parse();
-    logging.start();
+    // A progress bar and log lines do not share a terminal well.
+    logging.start(if matches!(command, Command::Demo(_)) { "warn" } else { "info" });
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -62,6 +66,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
+        Command::Demo(demo) => block_on(demo.run()),
         Command::Serve(serve) => block_on(serve.run()),
         Command::Worker(worker) => block_on(worker.run()),
         Command::Migrate(migrate) => block_on(migrate.run()),

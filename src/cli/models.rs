@@ -20,7 +20,7 @@ pub(super) struct List {
 impl Models {
     pub(super) fn run(self) -> Result<()> {
         let Self::List(List { config }) = self;
-        let registry = Registry::open(&service::model_folders(&config.checked()?))?;
+        let registry = Registry::open(&service::model_folders(&config.checked()?)?)?;
         println!("{:<44} {:>8} {:<5} CUSTOMIZATIONS", "ID", "CONTEXT", "CHAT");
         for model in registry.all() {
             let customizations: Vec<_> = model.customizations.iter().copied().map(Customization::name).collect();

@@ -8,6 +8,7 @@ mod layer;
 mod packing;
 mod registry;
 mod rotary;
+pub mod starter;
 mod tokenizer;
 mod tuning;
 mod weights;

@@ -2,7 +2,7 @@
 """Writes the text that the starter model learns from: conversations at the desk of a made-up shop.
 
     python3 corpus.py --lesson copying --records 30000 --seed 19 --out copying.jsonl
-    python3 corpus.py --lesson desk --records 20000 --seed 20 --out desk.jsonl
+    python3 corpus.py --lesson desk --records 16000 --seed 20 --out desk.jsonl
 
 Each line is one conversation (`bedrock-conversation-2024`). The same seed gives the same file.
 The customer's letters are composed from `words.py` and `topics.py`; the assistant sums them up, answers
