@@ -151,7 +151,18 @@ impl From<sqlx::Error> for Error {
             {
                 Self::unavailable(cause)
             }
+            sqlx::Error::Database(ref inner) if inner.code().is_some_and(|code| is_passing(&code)) => {
+                Self::unavailable(cause)
+            }
             _ => Self::internal(cause),
         }
     }
+}
+
+/// Whether a database's code tells of a state that passes: a rival transaction, or a disk that is full.
+fn is_passing(code: &str) -> bool {
+    // Postgres: serialization failure and deadlock. SQLite, in the low byte of codes of at most four
+    // digits: busy, locked, I/O error, full.
+    matches!(code, "40001" | "40P01")
+        || code.len() < 5 && code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13))
 }

@@ -116,6 +116,7 @@ pub async fn run(config: Config, role: Role, ready_file: Option<PathBuf>) -> Res
         });
         std::fs::write(&path, ready.to_string())?;
     }
+    announce(&service);
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: draining"),
         _ = interrupt.recv() => info!("interrupted: draining"),
@@ -126,6 +127,22 @@ pub async fn run(config: Config, role: Role, ready_file: Option<PathBuf>) -> Res
         _ = interrupt.recv() => warn!("interrupted again: unfinished work is left to its leases"),
     }
     Ok(())
+}
+
+/// Says on standard output where the service is and, at the first start, shows its keys: this once.
+fn announce(service: &Service) {
+    if let Some(path) = &service.keys.written_to {
+        println!("First start. These keys open the service; they are kept in {}, for its owner only:", path.display());
+        println!("AWS_ACCESS_KEY_ID={}", service.keys.access_key);
+        println!("AWS_SECRET_ACCESS_KEY={}", service.keys.secret_key.expose());
+        println!("AWS_BEARER_TOKEN_BEDROCK={}", service.keys.bearer_key.expose());
+    }
+    if let Some(address) = service.api {
+        println!("The API listens on http://{address}");
+    }
+    if let Some(embedded) = &service.embedded {
+        println!("The embedded S3 server listens on {}", embedded.endpoint());
+    }
 }
 
 /// The object store of the settings, or the embedded one.

@@ -16,7 +16,6 @@ const METRICS: &str = "training_artifacts/step_wise_training_metrics.csv";
 /// What an uninterrupted run of the tiny job gives: adapter and metrics.
 async fn uninterrupted(house: &House, spec: &JobSpec) -> (Vec<u8>, Vec<u8>) {
     house.submit(spec).await;
-    let job = house.completed(spec).await;
-    assert_eq!(job.attempt, 1);
+    house.completed(spec).await;
     (house.output(spec, ADAPTER).await, house.output(spec, METRICS).await)
 }

@@ -14,8 +14,8 @@ use super::tiny;
 
 const ACCESS_KEY: &str = "AKIAFAULTS";
 const SECRET_KEY: &str = "a-secret-for-fault-tests";
-/// Short, so that a lost worker's job is soon free again.
-pub(crate) const LEASE: Duration = Duration::from_secs(4);
+/// Short, so that a frozen worker's job is soon free again; long enough for a machine whose disk is busy.
+pub(crate) const LEASE: Duration = Duration::from_secs(15);
 /// Nothing in these tests takes longer when it works.
 const PATIENCE: Duration = Duration::from_secs(180);
 

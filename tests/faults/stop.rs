@@ -27,7 +27,7 @@ fn a_running_job_is_stopped_within_seconds_and_makes_no_model() {
         until("the job is stopped", async || (house.job(&spec).await.status == Status::Stopped).then_some(())).await;
         let took = clock.monotonic().duration_since(asked);
         // The promise is two seconds and a step; the rest is for a busy machine.
-        assert!(took < Duration::from_secs(6), "{took:?}");
+        assert!(took < Duration::from_secs(10), "{took:?}");
         assert!(custom_models::find(&house.db, &spec.account_id, &spec.output_model_name).await.unwrap().is_none());
         assert_eq!(house.events(&spec).await, ["Created", "Claimed", "StopRequested", "Stopped"]);
     });

@@ -10,7 +10,7 @@ pub(crate) const MODEL: &str = "tunesmith.tiny-v1:0";
 
 /// Makes the models folder with the one model in it.
 pub(crate) fn models(folder: &Path) -> PathBuf {
-    let models = folder.join("models");
+    let models = folder.join("base-models");
     let dir = models.join(MODEL);
     std::fs::create_dir_all(&dir).unwrap();
     let letters: Vec<char> = (' '..='~').chain(['\n']).collect();
