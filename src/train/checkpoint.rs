@@ -250,7 +250,8 @@ mod tests {
 
     #[test]
     fn a_damaged_checkpoint_is_passed_over_with_a_warning_whatever_the_damage() {
-        let damages: [(&str, fn(&Path)); 5] = [
+        type Damage = (&'static str, fn(&Path));
+        let damages: [Damage; 5] = [
             ("a flipped bit", |dir| {
                 let mut bytes = fs::read(dir.join(WEIGHTS)).unwrap();
                 *bytes.last_mut().unwrap() ^= 1;
