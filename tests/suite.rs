@@ -5,4 +5,5 @@ mod data;
 mod docker;
 mod faults;
 mod golden;
+mod infer;
 mod jobs;

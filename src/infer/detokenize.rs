@@ -45,3 +45,58 @@ impl<'a> Detokenizer<'a> {
         Ok(all.strip_prefix(before.as_str()).unwrap_or_default().to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models/llama")).unwrap()
+    }
+
+    fn stream(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
+        let mut words = Detokenizer::new(tokenizer);
+        let mut pieces: Vec<String> = ids.iter().map(|id| words.push(*id).unwrap()).collect();
+        pieces.push(words.finish().unwrap());
+        pieces
+    }
+
+    #[test]
+    fn a_character_of_many_tokens_comes_out_whole() {
+        let tokenizer = tokenizer();
+        for text in ["the hat", "naïve café", "日本語", "👩‍🚀 ok", "a\u{FFFD}b"] {
+            let ids = tokenizer.encode(text, false).unwrap();
+            let pieces = stream(&tokenizer, &ids);
+            assert_eq!(pieces.concat(), text);
+            if !text.contains('\u{FFFD}') {
+                assert!(pieces.iter().all(|piece| !piece.contains('\u{FFFD}')), "{pieces:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_character_that_was_cut_off_is_left_out() {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode("ok 語", false).unwrap();
+        assert_eq!(stream(&tokenizer, &ids[..ids.len() - 1]).concat(), "ok ");
+    }
+
+    #[test]
+    fn bytes_that_are_no_character_do_not_hold_back_what_follows() {
+        let tokenizer = tokenizer();
+        let lead = tokenizer.encode("語", false).unwrap()[0];
+        let mut ids = vec![lead; 6];
+        ids.extend(tokenizer.encode(" then", false).unwrap());
+        let text = stream(&tokenizer, &ids).concat();
+        assert!(text.ends_with(" then") && text.starts_with('\u{FFFD}'), "{text:?}");
+    }
+
+    #[test]
+    fn special_tokens_are_not_shown() {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode("<|begin|>the<|turn|> hat<|end|>", false).unwrap();
+        assert_eq!(stream(&tokenizer, &ids).concat(), "the hat");
+    }
+}

@@ -214,3 +214,96 @@ fn card(path: &Path) -> Result<Card> {
 fn file_name(path: &Path) -> String {
     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder of model directories, each a copy of a fixture with some files changed.
+    fn folder(models: &[(&str, &[(&str, &str)])]) -> tempfile::TempDir {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models/llama");
+        let root = tempfile::tempdir().unwrap();
+        for (id, files) in models {
+            let dir = root.path().join(id);
+            std::fs::create_dir(&dir).unwrap();
+            for entry in std::fs::read_dir(&fixture).unwrap() {
+                let entry = entry.unwrap();
+                std::fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+            }
+            for (name, text) in *files {
+                std::fs::write(dir.join(name), text).unwrap();
+            }
+        }
+        root
+    }
+
+    #[test]
+    fn a_directory_is_a_model_and_its_card_says_more() {
+        let card = "name = \"Tiny\"\nprovider = \"Us\"\ncustomizations = [\"FINE_TUNING\"]\ncontext_length = 32\n";
+        let root = folder(&[("test.tiny-v1:0", &[]), ("test.carded", &[("card.toml", card)])]);
+        std::fs::write(root.path().join("README.md"), "notes").unwrap();
+        let registry = Registry::open(&[root.path().to_path_buf()]).unwrap();
+        assert!(registry.unreadable().is_empty(), "{:?}", registry.unreadable());
+        assert_eq!(
+            registry.all().map(|model| model.id.as_str()).collect::<Vec<_>>(),
+            ["test.carded", "test.tiny-v1:0"]
+        );
+        let plain = registry.get("test.tiny-v1:0").unwrap();
+        assert_eq!((plain.name.as_str(), plain.provider.as_str(), plain.context_length), ("tiny-v1:0", "test", 64));
+        assert_eq!(plain.customizations, [Customization::FineTuning, Customization::ContinuedPreTraining]);
+        assert!(plain.chat);
+        let carded = registry.get("test.carded").unwrap();
+        assert_eq!((carded.name.as_str(), carded.provider.as_str(), carded.context_length), ("Tiny", "Us", 32));
+        assert_eq!(carded.customizations, [Customization::FineTuning]);
+        assert!(registry.get("test.other").is_none());
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_used_is_left_out_with_its_reason() {
+        let gpt2 = r#"{"architectures": ["GPT2LMHeadModel"]}"#;
+        let root = folder(&[
+            ("good.model", &[]),
+            ("two.dots.here", &[]),
+            ("bad.architecture", &[("config.json", gpt2)]),
+            ("bad.card", &[("card.toml", "colour = 1")]),
+            ("bad.length", &[("card.toml", "context_length = 65")]),
+            ("bad.tokenizer", &[("tokenizer.json", "{}")]),
+            ("bad.weights", &[("model.safetensors", "short")]),
+        ]);
+        let registry = Registry::open(&[root.path().to_path_buf()]).unwrap();
+        assert_eq!(registry.all().count(), 1);
+        let reasons: Vec<_> = registry.unreadable().iter().map(|one| one.reason.as_str()).collect();
+        for (reason, said) in reasons.iter().zip([
+            "GPT2LMHeadModel is not supported; supported are LlamaForCausalLM, MistralForCausalLM",
+            "unknown field `colour`",
+            "context_length 65 must be between 1 and the model's 64",
+            "tokenizer.json",
+            "model.safetensors",
+            "exactly one dot",
+        ]) {
+            assert!(reason.contains(said), "{reason:?} should say {said:?}");
+        }
+        assert_eq!(reasons.len(), 6);
+    }
+
+    #[test]
+    fn the_earlier_folder_wins_and_a_missing_folder_is_an_error() {
+        let (first, second) = (folder(&[("a.b", &[])]), folder(&[("a.b", &[]), ("c.d", &[])]));
+        let registry = Registry::open(&[first.path().into(), second.path().into()]).unwrap();
+        assert_eq!(registry.get("a.b").unwrap().dir, first.path().join("a.b"));
+        assert!(registry.get("c.d").is_some());
+        assert!(registry.unreadable()[0].reason.contains("already there"));
+        let missing = Registry::open(&[first.path().join("nowhere")]).unwrap_err();
+        assert!(missing.message().contains("nowhere"), "{missing}");
+    }
+
+    #[test]
+    fn ids_follow_bedrocks_pattern() {
+        for id in ["meta.llama3-2-1b-instruct-v1:0", "a.b", "a.b:1:2"] {
+            assert!(is_model_id(id), "{id}");
+        }
+        for id in ["a", "a.b.c", "A.b", "a.b:1:2:3", "a.", ".b", "a.b\n", "a.b_c"] {
+            assert!(!is_model_id(id), "{id:?}");
+        }
+    }
+}

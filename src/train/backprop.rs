@@ -194,3 +194,174 @@ fn sum_up(loss_sum: f64, token_losses: &[f32], batch: &MicroBatch) -> LossSum {
         .collect();
     LossSum { loss_sum, labelled: records.iter().map(|record| record.labelled).sum(), records }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use serde_json::json;
+
+    use super::*;
+    use crate::models::{DecoderConfig, Projection};
+    use crate::rng::Rng;
+    use crate::tune::{Full, Lora, LoraConfig};
+
+    /// A tied model with head norms: every kind of weight, and one that is used twice.
+    fn config() -> DecoderConfig {
+        let file = json!({"model_type": "qwen3", "vocab_size": 20, "hidden_size": 12, "intermediate_size": 16,
+            "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
+            "tie_word_embeddings": true});
+        DecoderConfig::parse(&file.to_string()).unwrap()
+    }
+
+    /// Weights far from their small beginnings, so that every path through the model matters.
+    fn shake(trainables: &[Trainable]) {
+        for one in trainables {
+            let noise = Rng::new(77, &one.name, 0).normals(one.var.elem_count(), 0.3);
+            let noise = Tensor::from_vec(noise, one.var.dims(), &Device::Cpu).unwrap();
+            one.var.set(&(one.var.as_detached_tensor() + noise).unwrap()).unwrap();
+        }
+    }
+
+    fn full() -> (Decoder, Full) {
+        let decoder = Decoder::random(config(), 1, &Device::Cpu, true).unwrap();
+        let full = Full::new(&decoder).unwrap();
+        shake(full.trainables());
+        (decoder, full)
+    }
+
+    fn lora() -> (Decoder, Lora) {
+        let (shaken, _) = full();
+        let dir = tempfile::tempdir().unwrap();
+        shaken.save(dir.path(), crate::models::Precision::F32).unwrap();
+        let decoder = Decoder::load(dir.path(), &Device::Cpu, false).unwrap();
+        let lora = LoraConfig { rank: 2, targets: vec![Projection::Query, Projection::Down], ..Default::default() };
+        let lora = Lora::new(decoder.config(), lora, 1, &Device::Cpu).unwrap();
+        shake(lora.trainables());
+        (decoder, lora)
+    }
+
+    fn batch(records: &[usize]) -> MicroBatch {
+        let mut batch = MicroBatch::default();
+        for record in records {
+            let mut rng = Rng::new(9, "record", *record as u64);
+            let length = 4 + record * 3;
+            let tokens: Vec<u32> = (0..length).map(|_| rng.below(20) as u32).collect();
+            batch.labels.extend((1..length).map(|i| (i > 1).then_some(tokens[i])).chain([None]));
+            batch.tokens.extend(tokens);
+            batch.lengths.push(length);
+            batch.records.push(*record);
+        }
+        batch
+    }
+
+    fn run(decoder: &Decoder, method: &dyn Method, batches: &[MicroBatch]) -> (f64, Vec<Vec<f32>>) {
+        let mut gradients = Gradients::new(method.trainables());
+        let mut loss_sum = 0.0;
+        for batch in batches {
+            loss_sum += loss_and_gradients(decoder, method, batch, &mut gradients).unwrap().loss_sum;
+        }
+        let values = |sum: &Option<Tensor>| sum.as_ref().unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        (loss_sum, gradients.sums().iter().map(values).collect())
+    }
+
+    #[track_caller]
+    fn assert_same(a: &(f64, Vec<Vec<f32>>), b: &(f64, Vec<Vec<f32>>)) {
+        assert!((a.0 - b.0).abs() < 1e-5 * a.0.abs(), "loss {} and {}", a.0, b.0);
+        for (index, (a, b)) in a.1.iter().zip(&b.1).enumerate() {
+            let size = a.iter().fold(0f32, |size, value| size.max(value.abs()));
+            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4 * size), "gradient {index}: {a:?} and {b:?}");
+        }
+    }
+
+    /// Moves each weight along a random direction: the loss must change as the gradient says.
+    fn assert_slopes(decoder: &Decoder, method: &dyn Method) {
+        let batch = batch(&[0, 1]);
+        let (_, gradients) = run(decoder, method, std::slice::from_ref(&batch));
+        for (one, gradient) in method.trainables().iter().zip(&gradients) {
+            let direction = Rng::new(31, &one.name, 0).normals(gradient.len(), 1.0);
+            let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
+            let length: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+            let direction = Tensor::from_vec(direction, one.var.dims(), &Device::Cpu).unwrap();
+            let start = one.var.as_detached_tensor().copy().unwrap();
+            let at = |step: f64| {
+                one.var.set(&(&start + (&direction * step).unwrap()).unwrap()).unwrap();
+                loss(decoder, method, &batch).unwrap().loss_sum
+            };
+            // Five points: the third derivative along so long a direction is not small.
+            let step = 2e-3;
+            let measured = (8.0 * (at(step) - at(-step)) - (at(2.0 * step) - at(-2.0 * step))) / (12.0 * step);
+            at(0.0);
+            assert!((measured - slope).abs() < 0.005 * length, "{}: {measured}, gradient says {slope}", one.name);
+        }
+    }
+
+    #[test]
+    fn gradients_are_the_slopes_of_the_loss() {
+        let (decoder, full) = full();
+        assert_slopes(&decoder, &full);
+        let (decoder, lora) = lora();
+        assert_slopes(&decoder, &lora);
+    }
+
+    #[test]
+    fn packed_records_and_micro_batches_give_what_the_records_give_alone() {
+        let (decoder, full) = full();
+        let together = run(&decoder, &full, &[batch(&[0, 1, 2])]);
+        assert_same(&together, &run(&decoder, &full, &[batch(&[0]), batch(&[1]), batch(&[2])]));
+        assert_same(&together, &run(&decoder, &full, &[batch(&[2, 0]), batch(&[1])]));
+    }
+
+    #[test]
+    fn losses_are_told_apart_by_record() {
+        let (decoder, lora) = lora();
+        let both = loss(&decoder, &lora, &batch(&[0, 2])).unwrap();
+        assert_eq!(both.records.iter().map(|record| record.labelled).collect::<Vec<_>>(), [2, 8]);
+        assert_eq!(both.labelled, 10);
+        for (record, alone) in both.records.iter().zip([0, 2]) {
+            let alone = loss(&decoder, &lora, &batch(&[alone])).unwrap();
+            assert!((record.loss_sum - alone.loss_sum).abs() < 1e-5 * alone.loss_sum);
+        }
+    }
+
+    /// Some of the weights of a trainable decoder.
+    struct Part(Vec<Trainable>);
+
+    impl Tuning for Part {}
+
+    impl Method for Part {
+        fn trainables(&self) -> &[Trainable] {
+            &self.0
+        }
+
+        fn set_dropout_key(&mut self, _: Option<u64>) {}
+    }
+
+    #[test]
+    fn going_no_deeper_than_needed_changes_no_gradient() {
+        let (decoder, full) = full();
+        let (_, all) = run(&decoder, &full, &[batch(&[1, 2])]);
+        for lowest in [Place::Layer(0), Place::Layer(2), Place::Top] {
+            let (kept, expected): (Vec<_>, Vec<_>) =
+                full.trainables().iter().cloned().zip(all.clone()).filter(|(one, _)| one.place >= lowest).unzip();
+            assert!(!kept.is_empty());
+            assert_eq!(run(&decoder, &Part(kept), &[batch(&[1, 2])]).1, expected);
+        }
+    }
+
+    #[test]
+    fn with_nothing_to_train_there_is_a_loss_and_no_gradient() {
+        let (decoder, full) = full();
+        let (loss_sum, gradients) = run(&decoder, &Part(Vec::new()), &[batch(&[1])]);
+        assert!(gradients.is_empty());
+        assert!((loss_sum - loss(&decoder, &full, &batch(&[1])).unwrap().loss_sum).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_token_outside_the_vocabulary_is_refused() {
+        let (decoder, full) = full();
+        let mut batch = batch(&[0]);
+        batch.tokens[1] = 20;
+        let error = loss(&decoder, &full, &batch).unwrap_err();
+        assert!(error.message().contains("token id 20 lies outside"), "{error}");
+    }
+}

@@ -119,10 +119,9 @@ def families():
         torch.manual_seed(seed)
         model = cls(config).eval()
         randomize(model, seed)
-        # What is stored is what is computed with: round first, then compute in float32.
-        model = model.to(dtype)
-        model.save_pretrained(folder, max_shard_size=shards)
-        model = model.float()
+        model.to(dtype).save_pretrained(folder, max_shard_size=shards)
+        # Read back, so that only the weights are rounded and not the rotary frequencies too.
+        model = base(name)
         (folder / "generation_config.json").unlink()
         with torch.no_grad():
             logits = torch.cat([model(torch.tensor([record])).logits[0] for record in RECORDS])
@@ -243,4 +242,5 @@ if __name__ == "__main__":
     for config in FOLDER.rglob("adapter_config.json"):
         written = json.loads(config.read_text())
         written["base_model_name_or_path"] = None
+        written["target_modules"].sort()
         config.write_text(json.dumps(written, indent=1) + "\n")
