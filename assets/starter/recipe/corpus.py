@@ -3,6 +3,8 @@
 
     python3 corpus.py --lesson copying --records 30000 --seed 19 --out copying.jsonl
     python3 corpus.py --lesson desk --records 16000 --seed 20 --out desk.jsonl
+    python3 corpus.py --lesson hurry --records 6000 --seed 22 --out hurry.jsonl
+    python3 corpus.py --lesson pieces --records 6000 --seed 23 --out pieces.jsonl
 
 Each line is one conversation (`bedrock-conversation-2024`). The same seed gives the same file.
 The customer's letters are composed from `words.py` and `topics.py`; the assistant sums them up, answers
@@ -13,6 +15,7 @@ what the shop's products are for. There is no JSON and no label in what the assi
 import argparse
 import json
 import random
+import re
 
 import words
 from letters import Letter, fill, letter, order_number
@@ -28,6 +31,10 @@ POOL = [
     *words.FIRST, *words.LAST, *words.CITIES, *words.COLOURS, *words.DAYS, *words.MONTHS, *words.STREETS,
     *words.PRODUCTS, *(f'"{product}"' for product in words.PRODUCTS),
 ]
+
+SIGNS = list("!#$%&'()*+,-./:;<=>?@[]^_{}|~") + ['"']
+# Every word of the letters, to be cut at any place.
+CUT = sorted({word for wish, lines in TOPICS.values() for text in (wish, *lines) for word in re.findall("[a-z]+", text)} | set("abcdefghijklmnopqrstuvwxyz"))
 
 
 def ask_order(rng: random.Random, of: Letter) -> tuple[str, str]:
@@ -102,6 +109,19 @@ def bare(rng: random.Random) -> list[str]:
     return [of.text, ask_note(rng, of)[1]]
 
 
+def hurry(rng: random.Random) -> list[str]:
+    """How pressing a letter is, asked of a few sentences or of a whole letter."""
+    of = letter(rng)
+    text = of.text
+    if rng.random() < 0.4:
+        said = {"high": words.PRESSING, "low": words.RELAXED, "usual": words.PLAIN}[of.urgency]
+        about = [say(rng, rng.choice(words.ASIDES), **fill(rng)) for _ in range(rng.randint(0, 2))]
+        parts = [*about, say(rng, rng.choice(said))]
+        rng.shuffle(parts)
+        text = " ".join(sentence(part) for part in parts)
+    return [f"{text}\nHow {rng.choice(('urgent', 'pressing'))} is it?", URGENCY[of.urgency]]
+
+
 def write(rng: random.Random) -> list[str]:
     """The other way round: facts are given, the assistant writes the letter."""
     of = letter(rng)
@@ -115,6 +135,19 @@ def repeat(rng: random.Random) -> list[str]:
     """Copying: a row of words and numbers that no grammar foretells, once more in the same order."""
     row = [order_number(rng) if rng.random() < 0.3 else rng.choice(POOL) for _ in range(rng.randint(2, 5))]
     return [f"Repeat: {' '.join(row)}", " ".join(row)]
+
+
+def pieces(rng: random.Random) -> list[str]:
+    """Copying what is no word: cut words, signs, and both together, so that every token has been said."""
+    row = []
+    for _ in range(rng.randint(2, 6)):
+        word = rng.choice(CUT)
+        start = rng.randrange(len(word))
+        piece = word[start : start + rng.randint(1, 9)]
+        roll = rng.random()
+        row.append(piece if roll < 0.4 else rng.choice(SIGNS) + piece if roll < 0.6 else piece + rng.choice(SIGNS) if roll < 0.8 else rng.choice(SIGNS))
+    joint = rng.choice((" ", " ", ""))
+    return [f"Repeat: {joint.join(row)}", joint.join(row)]
 
 
 def lookup(rng: random.Random) -> list[str]:
@@ -178,6 +211,8 @@ SYSTEMS = ["You work at the desk of a shop.", "Answer briefly.", "You are a help
 # Copying comes first: a model that has learned to find and repeat a word learns everything else on the desk faster.
 LESSONS = {
     "copying": [(repeat, 9), (lookup, 1)],
+    "hurry": [(hurry, 6), (desk, 2), (bare, 2), (repeat, 1)],
+    "pieces": [(pieces, 10), (hurry, 3), (bare, 4), (desk, 2), (facts, 1)],
     "desk": [(desk, 50), (bare, 12), (write, 3), (repeat, 12), (lookup, 10), (facts, 8), (story, 2)],
 }
 
@@ -190,7 +225,7 @@ def record(rng: random.Random, lesson: str) -> dict:
         {"role": ("user", "assistant")[i % 2], "content": [{"text": text}]} for i, text in enumerate(turns)
     ]
     head = {"schemaVersion": "bedrock-conversation-2024"}
-    if lesson == "desk" and rng.random() < 0.3:
+    if lesson != "copying" and rng.random() < 0.3:
         head["system"] = [{"text": rng.choice(SYSTEMS)}]
     return head | {"messages": messages}
 
