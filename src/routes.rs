@@ -34,13 +34,13 @@ fn operations() -> OpenApiRouter<Arc<App>> {
 
 /// The document that describes the operations.
 pub fn document() -> OpenApi {
-    operations().into_openapi()
+    openapi::with_errors(operations().into_openapi())
 }
 
 /// The whole service: operations behind a key; health and the document open.
 pub fn router(app: Arc<App>) -> Router {
     let (operations, document) = operations().split_for_parts();
-    let document: Arc<str> = openapi::text(&document).into();
+    let document: Arc<str> = openapi::text(&openapi::with_errors(document)).into();
     operations
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)

@@ -1,9 +1,12 @@
 //! The integration tests, one binary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod api;
+mod clients;
 mod data;
 mod docker;
 mod faults;
 mod golden;
 mod infer;
 mod jobs;
+mod support;

@@ -201,6 +201,8 @@ pub(crate) use {choices, texts};
 
 #[cfg(test)]
 mod tests {
+    #![expect(unreachable_pub, reason = "the macros make shapes for other modules")]
+
     use super::*;
 
     texts! {

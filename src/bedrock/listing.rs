@@ -18,8 +18,10 @@ const DEFAULT_PAGE: u32 = 100;
 #[into_params(parameter_in = Query, rename_all = "camelCase")]
 pub struct Window {
     /// Only what was made later than this.
+    #[param(inline)]
     pub creation_time_after: Option<Time>,
     /// Only what was made earlier than this.
+    #[param(inline)]
     pub creation_time_before: Option<Time>,
     /// Only names with this in them; case does not matter.
     pub name_contains: Option<String>,
@@ -27,10 +29,13 @@ pub struct Window {
     #[param(minimum = 1, maximum = 1000)]
     pub max_results: Option<u32>,
     /// Where the page before ended.
+    #[param(inline)]
     pub next_token: Option<PaginationToken>,
     /// What to sort by.
+    #[param(inline)]
     pub sort_by: Option<SortBy>,
     /// Newest first unless said otherwise.
+    #[param(inline)]
     pub sort_order: Option<SortOrder>,
 }
 

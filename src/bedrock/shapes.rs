@@ -2,8 +2,6 @@
 //! botocore 1.43.11, `bedrock` 2023-04-20 and `bedrock-runtime` 2023-09-30). A shape states its limits
 //! once: the check of a request and the OpenAPI document both read them.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 use utoipa::openapi::schema::{KnownFormat, SchemaFormat, SchemaType, Type};
@@ -105,9 +103,6 @@ impl PartialSchema for Time {
 }
 
 impl ToSchema for Time {}
-
-/// Names and values of hyperparameters, always strings; echoed untouched.
-pub type HyperParameters = BTreeMap<String, String>;
 
 /// A label on a job or a model.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, ToSchema)]

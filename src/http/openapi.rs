@@ -1,8 +1,21 @@
 //! The document that describes the API, and the page that hands it out. It is generated from the
 //! handlers; `openapi/openapi.json` is a copy that a test compares.
 
+use utoipa::ToSchema;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
-use utoipa::openapi::{Components, InfoBuilder, OpenApi, OpenApiBuilder, SecurityRequirement};
+use utoipa::openapi::{
+    Components, ContentBuilder, Header, InfoBuilder, OpenApi, OpenApiBuilder, Ref, Response, ResponseBuilder,
+    SecurityRequirement,
+};
+
+/// The body of every error; its name is in the header `x-amzn-errortype`.
+#[derive(ToSchema)]
+#[schema(as = Error)]
+#[expect(dead_code, reason = "only its schema is used: errors are written by `reply`")]
+struct ErrorBody {
+    /// What went wrong, in a sentence.
+    message: String,
+}
 
 /// The document before any operation is added.
 pub fn document() -> OpenApi {
@@ -26,6 +39,29 @@ pub fn document() -> OpenApi {
             SecurityRequirement::new("sigv4", Vec::<String>::new()),
             SecurityRequirement::new("bearer", Vec::<String>::new()),
         ]))
+        .build()
+}
+
+/// Gives every operation the reply that each of them may give: an error.
+#[must_use]
+pub fn with_errors(mut document: OpenApi) -> OpenApi {
+    let schema = <ErrorBody as utoipa::PartialSchema>::schema();
+    document.components.get_or_insert_default().schemas.insert("Error".into(), schema);
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            operation.responses.responses.insert("default".into(), error().into());
+        }
+    }
+    document
+}
+
+fn error() -> Response {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Error"))).build();
+    ResponseBuilder::new()
+        .description("An error: its name is in x-amzn-errortype")
+        .header("x-amzn-errortype", Header::default())
+        .content("application/json", content)
         .build()
 }
 

@@ -26,7 +26,7 @@ pub struct Response {
 /// Get a foundation model
 #[utoipa::path(
     get, path = "/foundation-models/{modelIdentifier}", operation_id = "GetFoundationModel", tag = "bedrock",
-    params(("modelIdentifier" = GetFoundationModelIdentifier, Path, description = "Id or ARN")),
+    params(("modelIdentifier" = inline(GetFoundationModelIdentifier), Path, description = "Id or ARN")),
     responses((status = 200, description = "The model", body = Response))
 )]
 pub async fn get(

@@ -26,10 +26,10 @@ pub struct Response {
 #[utoipa::path(
     get, path = "/foundation-models", operation_id = "ListFoundationModels", tag = "bedrock",
     params(
-        ("byProvider" = Option<Provider>, Query, description = "Only this provider's; case does not matter"),
-        ("byCustomizationType" = Option<ModelCustomization>, Query, description = "Only what can be customized so"),
-        ("byOutputModality" = Option<Modality>, Query, description = "Only what writes this"),
-        ("byInferenceType" = Option<InferenceType>, Query, description = "Only what can be asked so"),
+        ("byProvider" = inline(Option<Provider>), Query, description = "Only this provider's; case does not matter"),
+        ("byCustomizationType" = inline(Option<ModelCustomization>), Query, description = "Only what can be customized so"),
+        ("byOutputModality" = inline(Option<Modality>), Query, description = "Only what writes this"),
+        ("byInferenceType" = inline(Option<InferenceType>), Query, description = "Only what can be asked so"),
     ),
     responses((status = 200, description = "The models", body = Response))
 )]

@@ -1,6 +1,7 @@
 //! CreateModelCustomizationJob: everything cheap is checked here, before the 201; what is wrong with
 //! the records fails the job later.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -15,8 +16,8 @@ use crate::bedrock::arn::{self, Place};
 use crate::bedrock::constraint::{Shape, Violations, check, given};
 use crate::bedrock::shapes;
 use crate::bedrock::shapes::{
-    BaseModelIdentifier, CustomModelName, HyperParameters, IdempotencyToken, JobName, KmsKeyId, OutputDataConfig,
-    RoleArn, Tag, TrainingDataConfig, ValidationDataConfig, VpcConfig, stored_tags,
+    BaseModelIdentifier, CustomModelName, IdempotencyToken, JobName, KmsKeyId, OutputDataConfig, RoleArn, Tag,
+    TrainingDataConfig, ValidationDataConfig, VpcConfig, stored_tags,
 };
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
@@ -65,7 +66,7 @@ pub struct Request {
     #[schema(required)]
     pub output_data_config: Option<OutputDataConfig>,
     /// Names and values, all strings; echoed as sent.
-    pub hyper_parameters: Option<HyperParameters>,
+    pub hyper_parameters: Option<BTreeMap<String, String>>,
     /// Echoed.
     pub vpc_config: Option<VpcConfig>,
     /// For customization types other than the two that need none.

@@ -1,5 +1,6 @@
 //! GetModelCustomizationJob. What does not apply is left out, never null: Terraform compares.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -11,7 +12,7 @@ use super::{StatusDetails, no_such_job};
 use crate::app::App;
 use crate::bedrock::constraint::check;
 use crate::bedrock::shapes::{
-    self, HyperParameters, ModelCustomizationJobIdentifier, Time, TrainingMetrics, ValidatorMetric, validator_metrics,
+    self, ModelCustomizationJobIdentifier, Time, TrainingMetrics, ValidatorMetric, validator_metrics,
 };
 use crate::error::Result;
 use crate::http::Caller;
@@ -43,7 +44,7 @@ pub struct Response {
     #[serde(skip_serializing_if = "Option::is_none")]
     end_time: Option<Time>,
     base_model_arn: String,
-    hyper_parameters: HyperParameters,
+    hyper_parameters: BTreeMap<String, String>,
     #[schema(value_type = shapes::TrainingDataConfig)]
     training_data_config: Value,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,7 +103,7 @@ impl From<Job> for Response {
 /// Get a model customization job
 #[utoipa::path(
     get, path = "/model-customization-jobs/{jobIdentifier}", operation_id = "GetModelCustomizationJob", tag = "bedrock",
-    params(("jobIdentifier" = ModelCustomizationJobIdentifier, Path, description = "ARN or name")),
+    params(("jobIdentifier" = inline(ModelCustomizationJobIdentifier), Path, description = "ARN or name")),
     responses((status = 200, description = "The job", body = Response))
 )]
 pub async fn get(

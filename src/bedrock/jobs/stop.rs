@@ -19,7 +19,7 @@ use crate::store::jobs::{self, StopRequest};
 #[utoipa::path(
     post, path = "/model-customization-jobs/{jobIdentifier}/stop", operation_id = "StopModelCustomizationJob",
     tag = "bedrock",
-    params(("jobIdentifier" = ModelCustomizationJobIdentifier, Path, description = "ARN or name")),
+    params(("jobIdentifier" = inline(ModelCustomizationJobIdentifier), Path, description = "ARN or name")),
     responses((status = 200, description = "The job is stopping"))
 )]
 pub async fn stop(State(app): State<Arc<App>>, caller: Caller, Segment(identifier): Segment) -> Result<()> {

@@ -16,7 +16,7 @@ use crate::store::custom_models;
 /// Delete a custom model
 #[utoipa::path(
     delete, path = "/custom-models/{modelIdentifier}", operation_id = "DeleteCustomModel", tag = "bedrock",
-    params(("modelIdentifier" = ModelIdentifier, Path, description = "ARN or name")),
+    params(("modelIdentifier" = inline(ModelIdentifier), Path, description = "ARN or name")),
     responses((status = 200, description = "The model is gone"))
 )]
 pub async fn delete(State(app): State<Arc<App>>, caller: Caller, Segment(identifier): Segment) -> Result<()> {

@@ -1,5 +1,6 @@
 //! GetCustomModel.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -10,9 +11,7 @@ use utoipa::ToSchema;
 use super::no_such_model;
 use crate::app::App;
 use crate::bedrock::constraint::check;
-use crate::bedrock::shapes::{
-    self, HyperParameters, ModelIdentifier, Time, TrainingMetrics, ValidatorMetric, validator_metrics,
-};
+use crate::bedrock::shapes::{self, ModelIdentifier, Time, TrainingMetrics, ValidatorMetric, validator_metrics};
 use crate::error::Result;
 use crate::http::Caller;
 use crate::http::extract::Segment;
@@ -35,7 +34,7 @@ pub struct Response {
     customization_type: CustomizationType,
     #[serde(skip_serializing_if = "Option::is_none")]
     model_kms_key_arn: Option<String>,
-    hyper_parameters: HyperParameters,
+    hyper_parameters: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<shapes::TrainingDataConfig>)]
     training_data_config: Option<Value>,
@@ -85,7 +84,7 @@ impl From<CustomModel> for Response {
 /// Get a custom model
 #[utoipa::path(
     get, path = "/custom-models/{modelIdentifier}", operation_id = "GetCustomModel", tag = "bedrock",
-    params(("modelIdentifier" = ModelIdentifier, Path, description = "ARN or name")),
+    params(("modelIdentifier" = inline(ModelIdentifier), Path, description = "ARN or name")),
     responses((status = 200, description = "The model", body = Response))
 )]
 pub async fn get(

@@ -66,10 +66,10 @@ impl From<CustomModel> for Summary {
     get, path = "/custom-models", operation_id = "ListCustomModels", tag = "bedrock",
     params(
         Window,
-        ("baseModelArnEquals" = Option<ModelArn>, Query, description = "Only models made from this model"),
-        ("foundationModelArnEquals" = Option<FoundationModelArn>, Query, description = "Only models that go back to this one"),
+        ("baseModelArnEquals" = inline(Option<ModelArn>), Query, description = "Only models made from this model"),
+        ("foundationModelArnEquals" = inline(Option<FoundationModelArn>), Query, description = "Only models that go back to this one"),
         ("isOwned" = Option<bool>, Query, description = "false lists what other accounts share: nothing"),
-        ("modelStatus" = Option<shapes::ModelStatus>, Query, description = "Only models in this state"),
+        ("modelStatus" = inline(Option<shapes::ModelStatus>), Query, description = "Only models in this state"),
     ),
     responses((status = 200, description = "One page of models", body = Response))
 )]

@@ -1,0 +1,9 @@
+//! The API over real sockets: who gets in, what is refused, and what is answered.
+
+mod auth;
+mod idempotency;
+mod jobs;
+mod limits;
+mod openapi;
+mod paging;
+mod runtime;

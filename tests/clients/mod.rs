@@ -1,0 +1,34 @@
+//! Unmodified clients against the real binary: boto3 and the AWS CLI do the whole journey.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::support::process::Serve;
+
+/// Whether a client is installed. Under `tests/run` all must be.
+fn installed(program: &str, arguments: &[&str]) -> bool {
+    let found = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let found = found.is_ok_and(|status| status.success());
+    assert!(found || std::env::var_os("TEST_REQUIRE_ALL").is_none(), "{program} {arguments:?} does not work");
+    found
+}
+
+fn script(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name).display().to_string()
+}
+
+#[test]
+fn boto3_makes_the_whole_journey() {
+    if !installed("python3", &["-c", "import boto3"]) {
+        return;
+    }
+    Serve::start().run(Command::new("python3").arg(script("journey.py")));
+}
+
+#[test]
+fn the_aws_cli_makes_the_whole_journey() {
+    if !installed("aws", &["--version"]) {
+        return;
+    }
+    Serve::start().run(Command::new("bash").arg(script("cli.sh")));
+}

@@ -1,0 +1,185 @@
+//! The real service on real sockets, in a folder that goes away: API, embedded object store, database.
+
+pub(crate) mod http;
+pub(crate) mod process;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use aws_credential_types::Credentials;
+use aws_sigv4::http_request::{
+    PercentEncodingMode, SignableBody, SignableRequest, SigningSettings, UriPathNormalizationMode, sign,
+};
+use aws_sigv4::sign::v4::SigningParams;
+use clap::Parser;
+use serde_json::{Value, json};
+use tunesmith::config::{Config, Role};
+use tunesmith::objects::{Put, Uri};
+use tunesmith::service::Service;
+use tunesmith::store::keys::{self, Key, KeyKind};
+
+use http::Reply;
+
+/// A base model small enough to answer in milliseconds; it has learned nothing.
+pub(crate) const TINY: &str = "tunesmith.tiny-v1:0";
+pub(crate) const ACCOUNT: &str = "000000000000";
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    config: Config,
+}
+
+/// A pair that signs requests.
+#[derive(Clone)]
+pub(crate) struct Pair {
+    pub(crate) access_key: String,
+    pub(crate) secret_key: String,
+}
+
+/// A running service.
+pub(crate) struct TestApp {
+    pub(crate) service: Service,
+    pub(crate) address: SocketAddr,
+    pub(crate) root: Pair,
+    _folder: tempfile::TempDir,
+}
+
+/// Runs a test against a service of its own, and stops it.
+pub(crate) fn with_app<F: Future<Output = TestApp>>(test: impl FnOnce(TestApp) -> F) {
+    crate::jobs::database::block_on(async {
+        let app = test(TestApp::start().await).await;
+        app.service.stop().await;
+    });
+}
+
+/// A folder of models with [`TINY`] in it.
+pub(crate) fn models(folder: &Path) -> PathBuf {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models/llama");
+    let root = folder.join("models");
+    let model = root.join(TINY);
+    std::fs::create_dir_all(&model).unwrap();
+    for entry in std::fs::read_dir(fixture).unwrap() {
+        let entry = entry.unwrap();
+        if !entry.file_name().to_string_lossy().starts_with("expected") {
+            std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+        }
+    }
+    root
+}
+
+impl TestApp {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (data, models) = (folder.path().join("data"), models(folder.path()));
+        let arguments = [
+            "test",
+            "--listen=127.0.0.1:0",
+            "--s3-listen=127.0.0.1:0",
+            "--data-dir",
+            data.to_str().unwrap(),
+            "--models",
+            models.to_str().unwrap(),
+        ];
+        let config = Line::parse_from(arguments).config;
+        let service = Service::start(config, Role::Api).await.unwrap();
+        let root = Pair {
+            access_key: service.keys.access_key.clone(),
+            secret_key: service.keys.secret_key.expose().to_string(),
+        };
+        let address = service.api.unwrap();
+        service.app.objects.ensure_bucket("tuning").await.unwrap();
+        Self { service, address, root, _folder: folder }
+    }
+
+    /// Puts an object where jobs can read it.
+    pub(crate) async fn upload(&self, uri: &str, text: &str) {
+        let uri = Uri::parse(uri).unwrap();
+        self.service.app.objects.put_bytes(&uri, text.as_bytes().to_vec(), &Put::default()).await.unwrap();
+    }
+
+    /// A key pair of another account.
+    pub(crate) async fn stranger(&self) -> Pair {
+        let pair = Pair { access_key: "AKIASTRANGER".into(), secret_key: "a-stranger's-secret".into() };
+        let key = Key {
+            id: pair.access_key.clone(),
+            account_id: "222222222222".into(),
+            kind: KeyKind::SigV4,
+            note: String::new(),
+            created_at: self.service.app.clock.now(),
+            expires_at: None,
+            revoked_at: None,
+        };
+        assert!(keys::insert_signing(&self.service.app.db, &key, &pair.secret_key).await.unwrap());
+        pair
+    }
+
+    /// A request signed by the root pair; `target` is the raw path and query.
+    pub(crate) async fn call(&self, method: &str, target: &str, body: Option<&Value>) -> Reply {
+        self.call_as(&self.root, method, target, body).await
+    }
+
+    /// A request signed by `pair`.
+    pub(crate) async fn call_as(&self, pair: &Pair, method: &str, target: &str, body: Option<&Value>) -> Reply {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let headers = self.signed(pair, method, target, &body, 0);
+        http::send(self.address, method, target, &headers, body.as_bytes()).await
+    }
+
+    /// The headers that sign a request, as of `shift_s` seconds from now.
+    pub(crate) fn signed(
+        &self,
+        pair: &Pair,
+        method: &str,
+        target: &str,
+        body: &str,
+        shift_s: i64,
+    ) -> Vec<(String, String)> {
+        let mut settings = SigningSettings::default();
+        settings.percent_encoding_mode = PercentEncodingMode::Double;
+        settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
+        let identity = Credentials::from_keys(&pair.access_key, &pair.secret_key, None).into();
+        let now = self.service.app.clock.now() + shift_s * 1000;
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(now.unsigned_abs());
+        let params = SigningParams::builder()
+            .identity(&identity)
+            .region("us-east-1")
+            .name("bedrock")
+            .time(time)
+            .settings(settings)
+            .build()
+            .unwrap();
+        let url = format!("http://{}{target}", self.address);
+        let request = SignableRequest::new(method, url, [].into_iter(), SignableBody::Bytes(body.as_bytes())).unwrap();
+        let (instructions, _) = sign(request, &params.into()).unwrap().into_parts();
+        let (headers, _) = instructions.into_parts();
+        headers.iter().map(|header| (header.name().to_string(), header.value().to_string())).collect()
+    }
+
+    /// A request for a job that nothing stands in the way of; names derive from `name`.
+    pub(crate) fn job(&self, name: &str) -> Value {
+        json!({
+            "jobName": name,
+            "customModelName": format!("model-{name}"),
+            "roleArn": "arn:aws:iam::000000000000:role/tuner",
+            "baseModelIdentifier": TINY,
+            "clientRequestToken": format!("token-{name}"),
+            "trainingDataConfig": { "s3Uri": "s3://tuning/train.jsonl" },
+            "outputDataConfig": { "s3Uri": "s3://tuning/out/" },
+            "hyperParameters": { "epochCount": "1.0", "learningRate": "1e-5" },
+        })
+    }
+
+    /// Uploads a data set and creates a job; gives its ARN.
+    pub(crate) async fn create(&self, name: &str) -> String {
+        self.upload("s3://tuning/train.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n").await;
+        let reply = self.call("POST", "/model-customization-jobs", Some(&self.job(name))).await;
+        assert_eq!(reply.status, 201, "{}", reply.text());
+        reply.json()["jobArn"].as_str().unwrap().to_string()
+    }
+}
+
+/// A path segment as SDKs send it.
+pub(crate) fn segment(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+}

@@ -1,0 +1,112 @@
+//! `tunesmith serve` as a child process on ports of its own, for clients that are programs.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// A running service, killed when dropped.
+pub(crate) struct Serve {
+    child: Child,
+    folder: tempfile::TempDir,
+    /// `http://…` of the API.
+    pub(crate) api: String,
+    /// `http://…` of the embedded object store.
+    pub(crate) s3: String,
+}
+
+pub(crate) const ACCESS_KEY: &str = "AKIACLIENTTESTS";
+pub(crate) const SECRET_KEY: &str = "a-secret-for-client-tests";
+pub(crate) const BEARER_KEY: &str = "a-bearer-key-for-client-tests";
+
+impl Serve {
+    /// Starts the service and waits until it is ready.
+    pub(crate) fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ready = folder.path().join("ready.json");
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_tunesmith"))
+            .args(["serve", "--listen=127.0.0.1:0", "--s3-listen=127.0.0.1:0"])
+            .arg("--data-dir")
+            .arg(folder.path().join("data"))
+            .arg("--ready-file")
+            .arg(&ready)
+            .env("TUNESMITH_ROOT_ACCESS_KEY", ACCESS_KEY)
+            .env("TUNESMITH_ROOT_SECRET_KEY", SECRET_KEY)
+            .env("TUNESMITH_ROOT_BEARER_KEY", BEARER_KEY)
+            .envs([("AWS_REGION", "us-east-1")])
+            .env_remove("DATABASE_URL")
+            .env_remove("S3_ENDPOINT")
+            .env_remove("TUNESMITH_MODELS")
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut serve = Self { child, folder, api: String::new(), s3: String::new() };
+        let addresses = serve.wait_until_ready(&ready);
+        let url = |name: &str| format!("http://{}", addresses[name].as_str().unwrap_or_default());
+        (serve.api, serve.s3) = (url("listen"), url("s3"));
+        serve
+    }
+
+    fn wait_until_ready(&mut self, file: &Path) -> Value {
+        for _ in 0..1200 {
+            if let Ok(text) = std::fs::read_to_string(file)
+                && let Ok(addresses) = serde_json::from_str(&text)
+            {
+                return addresses;
+            }
+            assert!(self.child.try_wait().unwrap().is_none(), "the service ended early:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("the service is not ready after a minute:\n{}", self.log());
+    }
+
+    /// What the service has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// A folder that goes away with the service.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        let path = self.folder.path().join("scratch");
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    /// Runs a client against the service and fails with its output and the service's log.
+    pub(crate) fn run(&self, command: &mut Command) {
+        let output = command
+            .env_remove("AWS_PROFILE")
+            .env_remove("AWS_SESSION_TOKEN")
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env("AWS_CONFIG_FILE", "/dev/null")
+            .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+            .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+            .env("AWS_DEFAULT_REGION", "us-east-1")
+            .env("AWS_ENDPOINT_URL_BEDROCK", &self.api)
+            .env("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", &self.api)
+            .env("AWS_ENDPOINT_URL_S3", &self.s3)
+            .env("TUNESMITH_TEST_BEARER_KEY", BEARER_KEY)
+            .env("TUNESMITH_TEST_SCRATCH", self.scratch())
+            .output()
+            .unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{stdout}\n{stderr}\n--- the service's log:\n{}", self.log());
+        let log = self.log();
+        for secret in [SECRET_KEY, BEARER_KEY] {
+            assert!(!log.contains(secret), "a secret is in the log");
+        }
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
