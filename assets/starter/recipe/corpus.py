@@ -5,6 +5,7 @@
     python3 corpus.py --lesson desk --records 16000 --seed 20 --out desk.jsonl
     python3 corpus.py --lesson hurry --records 6000 --seed 22 --out hurry.jsonl
     python3 corpus.py --lesson pieces --records 6000 --seed 23 --out pieces.jsonl
+    python3 corpus.py --lesson review --records 4500 --seed 24 --out review.jsonl
 
 Each line is one conversation (`bedrock-conversation-2024`). The same seed gives the same file.
 The customer's letters are composed from `words.py` and `topics.py`; the assistant sums them up, answers
@@ -213,6 +214,7 @@ LESSONS = {
     "copying": [(repeat, 9), (lookup, 1)],
     "hurry": [(hurry, 6), (desk, 2), (bare, 2), (repeat, 1)],
     "pieces": [(pieces, 10), (hurry, 3), (bare, 4), (desk, 2), (facts, 1)],
+    "review": [(hurry, 8), (bare, 5), (pieces, 4), (desk, 4), (facts, 1), (write, 1)],
     "desk": [(desk, 50), (bare, 12), (write, 3), (repeat, 12), (lookup, 10), (facts, 8), (story, 2)],
 }
 
