@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use super::{MAX_TOKENS, TEMPERATURE, TOP_P};
 use crate::app::App;
 use crate::bedrock::constraint::{Violations, choices};
-use crate::bedrock::shapes::InvokeModelIdentifier;
+use crate::bedrock::shapes::AskedModelIdentifier;
 use crate::data::{self, Conversation, join_blocks};
 use crate::error::{Error, Result};
 use crate::http::Caller;
@@ -266,7 +266,7 @@ fn text_of(blocks: &[Content], place: &str) -> Result<String> {
 /// `modelId` is a foundation model's id or ARN. As an extension, a custom model's name or ARN works too.
 #[utoipa::path(
     post, path = "/model/{modelId}/converse", operation_id = "Converse", tag = "bedrock-runtime",
-    params(("modelId" = inline(InvokeModelIdentifier), Path, description = "Which model")),
+    params(("modelId" = inline(AskedModelIdentifier), Path, description = "Which model")),
     request_body = Request,
     responses((status = 200, description = "The answer", body = Response))
 )]

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use super::{MAX_TOKENS, TEMPERATURE, TOP_P};
 use crate::app::App;
-use crate::bedrock::shapes::InvokeModelIdentifier;
+use crate::bedrock::shapes::AskedModelIdentifier;
 use crate::error::{Error, Result};
 use crate::http::Caller;
 use crate::http::extract::Segment;
@@ -83,7 +83,7 @@ impl Request {
 /// `modelId` is a foundation model's id or ARN. As an extension, a custom model's name or ARN works too.
 #[utoipa::path(
     post, path = "/model/{modelId}/invoke", operation_id = "InvokeModel", tag = "bedrock-runtime",
-    params(("modelId" = inline(InvokeModelIdentifier), Path, description = "Which model")),
+    params(("modelId" = inline(AskedModelIdentifier), Path, description = "Which model")),
     request_body = Request,
     responses((status = 200, description = "The answer", body = Reply, headers(
         ("X-Amzn-Bedrock-Input-Token-Count" = u64, description = "Tokens of the prompt"),

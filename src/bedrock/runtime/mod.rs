@@ -12,7 +12,7 @@ use axum::http::HeaderMap;
 
 use super::arn;
 use super::constraint::check;
-use super::shapes::InvokeModelIdentifier;
+use super::shapes::AskedModelIdentifier;
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
@@ -26,7 +26,7 @@ const MAX_TOKENS: usize = 512;
 
 /// What a model id in the path stands for.
 async fn target(app: &App, caller: &Caller, id: &str) -> Result<Target> {
-    check("modelId", &InvokeModelIdentifier(id.to_string())).map_err(|cause| {
+    check("modelId", &AskedModelIdentifier(id.to_string())).map_err(|cause| {
         Error::validation("The provided model identifier is invalid.").because(anyhow::anyhow!("{}", cause.message()))
     })?;
     if let Some(model) = arn::foundation_model_id(&app.config.region, id).and_then(|id| app.registry.get(id)) {
