@@ -32,9 +32,11 @@ const BUCKET: &str = "tunesmith-demo";
 
 /// What the job is created with; chosen so that two cores are done within a minute.
 const HYPER_PARAMETERS: &[(&str, &str)] = &[
-    ("epochCount", "4"),
-    ("batchSize", "8"),
-    ("learningRate", "0.005"),
+    ("epochCount", "8"),
+    ("batchSize", "4"),
+    ("learningRate", "0.002"),
+    ("learningRateSchedule", "cosine"),
+    ("adamBeta2", "0.99"),
     ("loraRank", "16"),
     ("loraAlpha", "32"),
     ("seed", "7"),
