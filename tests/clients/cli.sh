@@ -30,8 +30,8 @@ test -s out/adapter/adapter_model.safetensors
 model=$(aws bedrock get-custom-model --model-identifier cli-model --query modelArn --output text)
 aws bedrock-runtime converse --model-id "$model" --inference-config maxTokens=4 \
   --messages '[{"role": "user", "content": [{"text": "number 3"}]}]' --query stopReason
-aws bedrock-runtime invoke-model --model-id cli-model --cli-binary-format raw-in-base64-out \
-  --body '{"prompt": "number 3", "max_gen_len": 4}' answer.json
+echo '{"prompt": "number 3", "max_gen_len": 4}' > body.json
+aws bedrock-runtime invoke-model --model-id cli-model --body fileb://body.json answer.json
 grep -q '"generation"' answer.json
 
 aws bedrock delete-custom-model --model-identifier "$model"
