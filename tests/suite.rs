@@ -9,4 +9,5 @@ mod faults;
 mod golden;
 mod infer;
 mod jobs;
+mod objects;
 mod support;

@@ -54,13 +54,16 @@ def record(text: str, answer: dict) -> str:
 def main() -> None:
     """Writes the three files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=7, help="of the training and validation tickets")
+    parser.add_argument("--held-out-seed", type=int, default=1, help="of the held-out tickets")
     parser.add_argument("--out", type=Path, default=Path("."))
     args = parser.parse_args()
     rng = random.Random(args.seed)
     seen: set[str] = set()
     for name, count, unseen in (("train", 640, 0.0), ("validation", 60, 0.0), ("held_out", 120, 0.5)):
         lines = []
+        if name == "held_out":
+            rng = random.Random(args.held_out_seed)
         while len(lines) < count:
             # Every intent and every product comes equally often.
             intent = list(phrases.WORDINGS)[len(lines) % len(phrases.WORDINGS)]

@@ -6,6 +6,7 @@ use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, ServerSideEncryption};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use md5::Md5;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
@@ -133,15 +134,34 @@ impl Objects {
         .boxed()
         .try_collect::<Vec<_>>()
         .await?;
-        self.s3
+        let etag = etag_of(&parts);
+        let completed = self
+            .s3
             .complete_multipart_upload()
             .bucket(uri.bucket())
             .key(uri.key())
             .upload_id(id)
             .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build())
             .send()
-            .await
-            .map_err(|error| explain("CompleteMultipartUpload", uri, error))?;
+            .await;
+        if let Err(error) = completed {
+            // Some servers report success in a document that the SDK cannot read; the object itself tells.
+            let accepted = error.raw_response().is_some_and(|reply| reply.status().is_success());
+            let error = explain("CompleteMultipartUpload", uri, error);
+            if !accepted || etag.is_none() || Some(self.head(uri).await?.etag) != etag {
+                return Err(error);
+            }
+        }
         Ok(Fetched { size, sha256: hex::encode(digest.finalize()) })
     }
+}
+
+/// The ETag that S3 gives an object of these parts: the MD5 of the parts' MD5s and their number; `None`
+/// where the server's ETags are not MD5s.
+fn etag_of(parts: &[CompletedPart]) -> Option<String> {
+    let mut digest = Md5::new();
+    for part in parts {
+        digest.update(hex::decode(part.e_tag()?.trim_matches('"')).ok().filter(|md5| md5.len() == 16)?);
+    }
+    Some(format!("{}-{}", hex::encode(digest.finalize()), parts.len()))
 }

@@ -1,0 +1,9 @@
+//! Object storage from the outside: the client against our own server and against servers that are
+//! not ours, and our own server against clients that are not ours.
+
+mod boto3;
+mod checks;
+mod crash;
+mod embedded;
+mod outage;
+mod servers;
