@@ -1,5 +1,6 @@
 //! The integration tests, one binary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "tests read the real clock and their own environment")]
 
 mod api;
 mod clients;

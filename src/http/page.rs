@@ -20,10 +20,10 @@ pub fn write(cursor: &Cursor, scope: &[&str]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// What [`write`] was given, if the scope is the same.
+/// What [`write()`] was given, if the scope is the same.
 ///
 /// # Errors
-/// `Validation` when the token was not made by [`write`] for this scope.
+/// `Validation` when the token was not made by [`write()`] for this scope.
 pub fn read(token: &str, scope: &[&str]) -> Result<Cursor> {
     let invalid = || Error::validation("The nextToken is not valid: use it with the request that returned it");
     let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| invalid())?;

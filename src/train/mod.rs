@@ -1,6 +1,6 @@
 //! Tensors in, artifact out: the recipe that turns a base model and a data set into an adapter or a
 //! whole model. Knows no database, no object store, no HTTP and no async runtime; whoever calls
-//! [`run`] gives it folders, an [`Observer`] and a [`StopFlag`], so the service and
+//! [`run()`] gives it folders, an [`Observer`] and a [`StopFlag`], so the service and
 //! `tunesmith train job.json` run the same code.
 
 pub mod backprop;

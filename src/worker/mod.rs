@@ -1,7 +1,7 @@
 //! Runs jobs. [`pool`] has one slot per device, each of which claims a job and hands it to [`run`],
 //! which brings the data, trains on a thread of its own and publishes the result, while [`lease`] renews
 //! the claim behind it. What ends an attempt early is one flag ([`halt`]); what was being done is kept in
-//! [`checkpoints`].
+//! `checkpoints`.
 
 mod checkpoints;
 mod halt;

@@ -107,6 +107,7 @@ pub(crate) fn variable(name: &str) -> Option<String> {
 
 /// Starts a server in a temporary folder. It lives as long as this process: its guardian shell reads a
 /// pipe that closes when we end, however we end.
+#[expect(clippy::zombie_processes, reason = "the guardian shell lives as long as this process")]
 fn start() -> Option<String> {
     let bin = binaries()?;
     let folder = tempfile::tempdir().unwrap().keep();
