@@ -163,6 +163,8 @@ async fn no_key_leads_out_of_the_folder() {
         store.objects.put_bytes(&store.at(key), "public", &Put::default()).await.unwrap();
         assert_eq!(store.objects.get_bytes(&store.at(key), 10).await.unwrap(), "public", "{key:?}");
     }
+    let too_long = store.objects.put_bytes(&store.at(&"k".repeat(1025)), "x", &Put::default()).await.unwrap_err();
+    assert_eq!(too_long.kind(), Kind::Validation);
     // On the wire, as no client would write them.
     for path in ["/../private", "/%2e%2e/private", "//private", "/bucket/../../private"] {
         let answer =

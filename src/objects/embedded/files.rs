@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 
-/// The steps of a put, in order. Tests make one of them fail.
+/// The steps of a put, in order. Tests make one of them fail, as a full disk would.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     Create,
@@ -151,7 +151,7 @@ impl Files {
     pub(super) fn pass(&self, step: Step) -> io::Result<()> {
         #[cfg(test)]
         if *self.fail_at.lock().unwrap() == Some(step) {
-            return Err(io::Error::other(format!("made to fail at {step:?}")));
+            return Err(io::ErrorKind::StorageFull.into());
         }
         let _ = step;
         Ok(())

@@ -11,6 +11,8 @@ mod buckets;
 mod conditions;
 mod described;
 mod digest;
+#[cfg(test)]
+mod faults;
 mod files;
 mod index;
 mod intake;
