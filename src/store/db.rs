@@ -59,6 +59,8 @@ impl Db {
                 Error::validation(format!("Cannot make the database's folder {}: {cause}", folder.display()))
             })?;
         }
+        private(path)
+            .map_err(|cause| Error::validation(format!("Cannot open the database file {}: {cause}", path.display())))?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -98,6 +100,13 @@ impl Db {
     }
 }
 
+/// Makes the file, for its owner only, unless it is there: it holds the secrets that signatures are
+/// checked with. SQLite gives its journals the mode of the file.
+fn private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
+}
+
 /// Expands one body for both databases; `$on` is the pool, an executor for a single statement.
 macro_rules! run {
     ($db:expr, |$on:ident| $body:expr) => {
@@ -130,3 +139,22 @@ macro_rules! transaction {
 }
 
 pub(crate) use {run, transaction};
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_database_file_and_its_journals_are_for_their_owner_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::connect(&format!("sqlite://{}", folder.path().join("new/tunesmith.db").display())).await.unwrap();
+        db.migrate().await.unwrap();
+        let files: Vec<_> = std::fs::read_dir(folder.path().join("new")).unwrap().map(|entry| entry.unwrap()).collect();
+        assert!(files.len() > 1, "the journal is there too: {files:?}");
+        for file in files {
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+        }
+    }
+}
