@@ -18,7 +18,8 @@ fn a_worker_that_was_frozen_past_its_lease_changes_nothing() {
         frozen.freeze();
         let second = house.start(&["worker"]);
         let before = house.completed(&spec).await;
-        assert_eq!(before.attempt, 2);
+        // More, when the machine is so busy that the second one lost its lease too; never the frozen one.
+        assert!(before.attempt >= 2, "the frozen worker completed the job");
         let (visible, events) = (house.visible(&spec).await, house.events(&spec).await);
 
         frozen.thaw();
