@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use super::corpus::Corpus;
 use super::shuffle::Shuffle;
 
+/// Fewer tokens than this are not worth a pass of their own.
+const PART_TOKENS: usize = 64;
+
 /// How batches are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchSettings {
@@ -17,6 +20,9 @@ pub struct BatchSettings {
     pub batch_size: usize,
     /// The most tokens of a micro-batch; a record that has more stands alone.
     pub token_budget: usize,
+    /// Into how many micro-batches of about the same size a batch is cut, where it has enough records
+    /// and tokens, so that cores can work on them side by side; 1 cuts by the budget alone.
+    pub parts: usize,
     /// For continued pre-training: a row is as many sequences as fit into this many tokens.
     pub row_tokens: Option<usize>,
 }
@@ -120,8 +126,11 @@ impl<'a> Batches<'a> {
         let n = self.corpus.len() as u64;
         let order = Shuffle::new(n, self.settings.seed, epoch);
         let end = self.end_of_batch(&order, position);
-        let records = (position..end).map(|at| order.at(at) as usize);
-        let micro: Vec<MicroBatch> = cut(self.corpus, records, self.settings.token_budget).collect();
+        let records: Vec<usize> = (position..end).map(|at| order.at(at) as usize).collect();
+        let micro: Vec<MicroBatch> = share_out(self.corpus, records, self.settings.parts)
+            .into_iter()
+            .flat_map(|part| cut(self.corpus, part.into_iter(), self.settings.token_budget))
+            .collect();
         let ends_epoch = end >= n;
         self.cursor =
             if ends_epoch { Cursor { epoch: epoch + 1, position: 0 } } else { Cursor { epoch, position: end } };
@@ -154,6 +163,28 @@ impl<'a> Batches<'a> {
 /// The corpus once, in its own order: for validation.
 pub fn in_order(corpus: &Corpus, token_budget: usize) -> impl Iterator<Item = MicroBatch> {
     cut(corpus, 0..corpus.len(), token_budget)
+}
+
+/// Deals records out into at most `parts` parts of about as many tokens each: the longest first, always
+/// to the part that has least. Parts are a power of two, so that cores come out even, and none is made
+/// for less than [`PART_TOKENS`].
+fn share_out(corpus: &Corpus, records: Vec<usize>, parts: usize) -> Vec<Vec<usize>> {
+    let tokens: usize = records.iter().map(|record| corpus.length(*record)).sum();
+    let parts = parts.min(records.len()).min(tokens / PART_TOKENS).max(1);
+    let parts = 1 << parts.ilog2();
+    if parts == 1 {
+        return vec![records];
+    }
+    let mut longest_first = records;
+    longest_first.sort_by_key(|record| std::cmp::Reverse(corpus.length(*record)));
+    let mut shares = vec![(0, Vec::new()); parts];
+    for record in longest_first {
+        if let Some((held, share)) = shares.iter_mut().min_by_key(|(held, _)| *held) {
+            *held += corpus.length(record);
+            share.push(record);
+        }
+    }
+    shares.into_iter().map(|(_, share)| share).collect()
 }
 
 /// Consecutive `records` as micro-batches of at most `token_budget` tokens, or of one record that has more.

@@ -3,8 +3,8 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
-use super::matmul::{Matrix, Threads, Write, matmul};
-use super::operand::values;
+use super::matmul::{Matrix, Threads, Write, matmul, product};
+use super::operand::{Values, values};
 
 const NAME: &str = "linear";
 
@@ -59,10 +59,18 @@ pub(super) fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, sizes: Si
 
 /// The gradients of `x`, `weight` and, where asked for, the bias. `None` for what does not train.
 fn backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-    // Detached operands: the products of a backward pass must not grow a graph of their own.
-    let grad_x = x.track_op().then(|| grad.matmul(&weight.detach())).transpose()?;
-    let grad_weight = weight.track_op().then(|| grad.t()?.matmul(&x.detach())).transpose()?;
-    Ok((grad_x, grad_weight))
+    let grad = grad.contiguous()?;
+    let (xs, weights, grads) = (Values::of(NAME, x)?, Values::of(NAME, weight)?, Values::of(NAME, &grad)?);
+    let Sizes { rows, inputs, outputs } = Sizes::of(NAME, x.shape(), weight.shape(), None)?;
+    let upstream = Matrix::new(&grads, rows, outputs);
+    let grad_x = x.track_op().then(|| {
+        Tensor::from_vec(product(1.0, upstream, Matrix::new(&weights, outputs, inputs)), x.shape(), x.device())
+    });
+    let grad_weight = weight.track_op().then(|| {
+        let sums = product(1.0, upstream.t(), Matrix::new(&xs, rows, inputs));
+        Tensor::from_vec(sums, weight.shape(), weight.device())
+    });
+    Ok((grad_x.transpose()?, grad_weight.transpose()?))
 }
 
 /// The operation; it has nothing to remember.

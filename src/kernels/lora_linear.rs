@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::dropout::Dropout;
 use super::linear::{self, Sizes, linear};
-use super::matmul::{Matrix, Threads, Write, matmul};
+use super::matmul::{Matrix, Threads, Write, matmul, product};
 use super::operand::{Values, values};
 
 const NAME: &str = "lora_linear";
@@ -61,13 +61,6 @@ struct LoraLinear {
 }
 
 impl LoraLinear {
-    fn drop(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.dropout {
-            Some(dropout) => dropout.apply(x),
-            None => Ok(x.clone()),
-        }
-    }
-
     fn base_forward(&self, x: &[f32], sizes: Sizes) -> Result<Vec<f32>> {
         let Some(base) = &self.base else { return Ok(vec![0f32; sizes.rows * sizes.outputs]) };
         let weight = Values::of(NAME, &base.weight)?;
@@ -111,24 +104,37 @@ impl CustomOp3 for LoraLinear {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        // Detached: the products of a backward pass must not grow a graph of their own.
-        let (frozen_x, frozen_a, frozen_b) = (x.detach(), a.detach(), b.detach());
-        let seen = self.drop(&frozen_x)?;
-        let grad_low = (grad.matmul(&frozen_b)? * self.scale)?;
-        let grad_a = a.track_op().then(|| grad_low.t()?.matmul(&seen)).transpose()?;
+        let grad = grad.contiguous()?;
+        let (xs, a_values, b_values) = (Values::of(NAME, x)?, Values::of(NAME, a)?, Values::of(NAME, b)?);
+        let grads = Values::of(NAME, &grad)?;
+        let ((rows, inputs), scale) = (x.dims2()?, self.scale as f32);
+        let dropped = self.dropout.map(|dropout| dropout.masked(&xs));
+        let seen = Matrix::new(dropped.as_deref().unwrap_or(&xs), rows, inputs);
+        let upstream = Matrix::new(&grads, rows, self.outputs);
+        let (down, up) = (Matrix::new(&a_values, self.rank, inputs), Matrix::new(&b_values, self.outputs, self.rank));
+
+        let grad_low = product(scale, upstream, up);
+        let grad_low = Matrix::new(&grad_low, rows, self.rank);
+        let grad_a = a.track_op().then(|| Tensor::from_vec(product(1.0, grad_low.t(), seen), a.shape(), a.device()));
         let grad_b = b.track_op().then(|| {
             // [N, r] is cheap to make again, so the forward pass does not keep it.
-            let low = (seen.matmul(&frozen_a.t()?)? * self.scale)?;
-            grad.t()?.matmul(&low)
+            let low = product(scale, seen, down.t());
+            let sums = product(1.0, upstream.t(), Matrix::new(&low, rows, self.rank));
+            Tensor::from_vec(sums, b.shape(), b.device())
         });
-        let grad_x = x.track_op().then(|| {
-            let update = self.drop(&grad_low.matmul(&frozen_a)?)?;
-            match &self.base {
-                Some(base) => grad.matmul(&base.weight.detach())? + update,
-                None => Ok(update),
+        let grad_x = x.track_op().then(|| -> Result<Tensor> {
+            let mut update = product(1.0, grad_low, down);
+            if let Some(dropout) = &self.dropout {
+                update = dropout.masked(&update);
             }
+            if let Some(base) = &self.base {
+                let weight = Values::of(NAME, &base.weight)?;
+                let weight = Matrix::new(&weight, self.outputs, inputs);
+                matmul(&mut update, Write::Add, 1.0, upstream, weight, Threads::All);
+            }
+            Tensor::from_vec(update, x.shape(), x.device())
         });
-        Ok((grad_x.transpose()?, grad_a, grad_b.transpose()?))
+        Ok((grad_x.transpose()?, grad_a.transpose()?, grad_b.transpose()?))
     }
 }
 

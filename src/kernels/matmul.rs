@@ -86,6 +86,13 @@ pub(super) fn matmul(out: &mut [f32], into: Write, scale: f32, lhs: Matrix<'_>, 
     });
 }
 
+/// `scale · lhs · rhs` in fresh memory, by all threads.
+pub(super) fn product(scale: f32, lhs: Matrix<'_>, rhs: Matrix<'_>) -> Vec<f32> {
+    let mut out = vec![0f32; lhs.rows * rhs.cols];
+    matmul(&mut out, Write::Replace, scale, lhs, rhs, Threads::All);
+    out
+}
+
 /// Calls `body(first column, row, values)` for every row within every piece of columns.
 fn for_pieces(
     out: &mut [f32],

@@ -1,14 +1,18 @@
-//! Loss and gradients of a micro-batch by layer-wise recomputation: the forward pass keeps only each
-//! layer's input; the backward pass runs one layer again at a time with its graph, and drops the
-//! graph before the next. Memory is one layer's activations, however deep the model is.
+//! Loss and gradients of a micro-batch, one layer at a time. While they are small, the graphs of all
+//! layers stay in memory from the forward to the backward pass. Otherwise layer-wise recomputation:
+//! the forward pass keeps only each layer's input, and the backward pass runs one layer again at a
+//! time with its graph. Then memory is one layer's activations, however deep the model is.
 
-use candle_core::{Tensor, Var};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
 
 pub use crate::data::MicroBatch;
 use crate::error::Result;
 use crate::kernels::{Gradients as Wanted, linear_cross_entropy};
-use crate::models::{Decoder, Tuning};
-use crate::tune::{Method, Place, Trainable};
+use crate::models::{Decoder, Projection, Tuning};
+use crate::tune::{Place, Trainable};
+
+/// Graphs are kept as long as they hold no more values than this: 128 MiB of f32.
+const KEPT_VALUES: usize = 1 << 25;
 
 /// The loss of a micro-batch, in nats.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -48,6 +52,19 @@ impl Gradients {
         &self.sums
     }
 
+    /// Adds those of another micro-batch.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn merge(&mut self, other: Self) -> Result<()> {
+        for (index, gradient) in other.sums.into_iter().enumerate() {
+            if let Some(gradient) = gradient {
+                self.add(index, gradient)?;
+            }
+        }
+        Ok(())
+    }
+
     fn add(&mut self, index: usize, gradient: Tensor) -> Result<()> {
         let gradient = gradient.detach();
         let sum = match self.sums[index].take() {
@@ -65,13 +82,25 @@ impl Gradients {
 /// When a token lies outside the vocabulary, or the device fails.
 pub fn loss_and_gradients(
     decoder: &Decoder,
-    method: &dyn Method,
+    trainables: &[Trainable],
+    tuning: &dyn Tuning,
     batch: &MicroBatch,
     into: &mut Gradients,
 ) -> Result<LossSum> {
-    let trainables = method.trainables();
+    let keeps = keeps_graphs(decoder, batch.tokens.len());
+    pull(decoder, trainables, tuning, batch, into, keeps)
+}
+
+fn pull(
+    decoder: &Decoder,
+    trainables: &[Trainable],
+    tuning: &dyn Tuning,
+    batch: &MicroBatch,
+    into: &mut Gradients,
+    keeps: bool,
+) -> Result<LossSum> {
     let Some(lowest) = trainables.iter().map(|one| one.place).min() else {
-        return loss(decoder, method, batch);
+        return loss(decoder, tuning, batch);
     };
     let layers = decoder.config().layers;
     let first = match lowest {
@@ -82,13 +111,17 @@ pub fn loss_and_gradients(
 
     // Forward. Below the lowest trained layer nothing has to be kept.
     let packing = decoder.packing(&batch.lengths)?;
-    let mut inputs = Vec::with_capacity(layers - first);
+    let mut kept = Vec::with_capacity(layers - first);
     let mut x = decoder.embed(&batch.tokens)?.detach();
     for index in 0..layers {
-        if index >= first {
-            inputs.push(x.clone());
+        if index < first {
+            x = decoder.layer(index, &x, &packing, tuning)?.detach();
+            continue;
         }
-        x = decoder.layer(index, &x, &packing, method)?.detach();
+        let input = Input::new(x, keeps && lowest < Place::Layer(index))?;
+        let y = decoder.layer(index, &input, &packing, tuning)?;
+        x = y.detach();
+        kept.push((input, keeps.then_some(y)));
     }
 
     // The top: the head's kernel gives the gradient of the normalised states together with the loss.
@@ -102,11 +135,17 @@ pub fn loss_and_gradients(
     }
     let mut gradient = pull_back(&hidden, &result.grad_hidden, trainables, Place::Top, &top, into)?;
 
-    // The layers, each run again from its kept input.
+    // The layers, run again from their kept inputs where their graphs were not kept.
     for index in (first..layers).rev() {
-        let (Some(upstream), Some(x)) = (gradient.take(), inputs.pop()) else { break };
-        let x = Input::new(x, lowest < Place::Layer(index))?;
-        let y = decoder.layer(index, &x, &packing, method)?;
+        let (Some(upstream), Some((input, graph))) = (gradient.take(), kept.pop()) else { break };
+        let (x, y) = match graph {
+            Some(y) => (input, y),
+            None => {
+                let x = Input::new(input.tensor, lowest < Place::Layer(index))?;
+                let y = decoder.layer(index, &x, &packing, tuning)?;
+                (x, y)
+            }
+        };
         gradient = pull_back(&y, &upstream, trainables, Place::Layer(index), &x, into)?;
     }
 
@@ -116,6 +155,19 @@ pub fn loss_and_gradients(
         pull_back(&x, &upstream, trainables, Place::Embedding, &none, into)?;
     }
     Ok(sum_up(result.loss_sum, &result.token_losses, batch))
+}
+
+/// Whether the graphs of all layers may stand in memory at once. Where they may not, a layer is run
+/// again in the backward pass; both ways give the same bits.
+fn keeps_graphs(decoder: &Decoder, tokens: usize) -> bool {
+    let config = decoder.config();
+    let projected = |projection| {
+        let (outputs, inputs) = config.sizes(projection);
+        // What goes in, what comes out, and the operation between this map and the next.
+        inputs + 2 * outputs
+    };
+    let values: usize = Projection::ALL.into_iter().map(projected).sum();
+    tokens * config.layers * values <= KEPT_VALUES
 }
 
 /// The loss alone, for evaluation.
@@ -168,14 +220,31 @@ fn pull_back(
     if !output.track_op() {
         return Ok(None);
     }
-    // The gradient of Σ output·upstream with respect to output is upstream.
-    let mut store = (output * upstream)?.sum_all()?.backward()?;
+    let mut store = output.apply_op1(Upstream(upstream.clone()))?.backward()?;
     for (index, one) in trainables.iter().enumerate().filter(|(_, one)| one.place == place) {
         if let Some(gradient) = store.remove(&one.var) {
             into.add(index, gradient)?;
         }
     }
     Ok(if input.tracked { store.remove(input).map(|gradient| gradient.detach()) } else { None })
+}
+
+/// Where the backward pass through a part of the decoder begins: a scalar whose gradient with respect to
+/// the part's output is the one that came from above.
+struct Upstream(Tensor);
+
+impl CustomOp1 for Upstream {
+    fn name(&self) -> &'static str {
+        "upstream"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(vec![0.0]), ().into()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        Ok(Some(self.0.clone()))
+    }
 }
 
 fn sum_up(loss_sum: f64, token_losses: &[f32], batch: &MicroBatch) -> LossSum {
@@ -201,9 +270,9 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::models::{DecoderConfig, Projection};
+    use crate::models::DecoderConfig;
     use crate::rng::Rng;
-    use crate::tune::{Full, Lora, LoraConfig};
+    use crate::tune::{Full, Lora, LoraConfig, Method};
 
     /// A tied model with head norms: every kind of weight, and one that is used twice.
     fn config() -> DecoderConfig {
@@ -258,7 +327,8 @@ mod tests {
         let mut gradients = Gradients::new(method.trainables());
         let mut loss_sum = 0.0;
         for batch in batches {
-            loss_sum += loss_and_gradients(decoder, method, batch, &mut gradients).unwrap().loss_sum;
+            loss_sum +=
+                loss_and_gradients(decoder, method.trainables(), method, batch, &mut gradients).unwrap().loss_sum;
         }
         let values = |sum: &Option<Tensor>| sum.as_ref().unwrap().flatten_all().unwrap().to_vec1().unwrap();
         (loss_sum, gradients.sums().iter().map(values).collect())
@@ -312,6 +382,28 @@ mod tests {
     }
 
     #[test]
+    fn a_layer_that_is_run_again_gives_the_bits_of_a_kept_graph() {
+        let (decoder, full) = full();
+        let (_, lora) = lora();
+        for method in [&full as &dyn Method, &lora] {
+            let of = |keeps| {
+                let mut gradients = Gradients::new(method.trainables());
+                let hooks = method.pass(3);
+                let batch = batch(&[0, 2]);
+                let sum = pull(&decoder, method.trainables(), &*hooks, &batch, &mut gradients, keeps).unwrap();
+                let bits = |sum: &Option<Tensor>| -> Option<Vec<u32>> {
+                    let values: Vec<f32> = sum.as_ref()?.flatten_all().unwrap().to_vec1().unwrap();
+                    Some(values.into_iter().map(f32::to_bits).collect())
+                };
+                (sum, gradients.sums().iter().map(bits).collect::<Vec<_>>())
+            };
+            let (kept, again) = (of(true), of(false));
+            assert!(kept.1.iter().all(Option::is_some));
+            assert_eq!(kept, again);
+        }
+    }
+
+    #[test]
     fn losses_are_told_apart_by_record() {
         let (decoder, lora) = lora();
         let both = loss(&decoder, &lora, &batch(&[0, 2])).unwrap();
@@ -333,7 +425,9 @@ mod tests {
             &self.0
         }
 
-        fn set_dropout_key(&mut self, _: Option<u64>) {}
+        fn pass(&self, _: u64) -> Box<dyn Tuning + '_> {
+            unreachable!("these tests run without dropout")
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod recipe;
 mod run;
 mod schedule;
 mod settings;
+mod side_by_side;
 mod sources;
 
 pub use crate::data::Objective;

@@ -7,7 +7,7 @@ use candle_core::Device;
 use super::run::Run;
 use super::settings::{Resolved, TuningMethod};
 use super::sources::Sources;
-use super::{Base, Observer, Outcome, Phase, Plan, StopFlag, checkpoint, outputs};
+use super::{Base, Observer, Outcome, Phase, Plan, StopFlag, checkpoint, outputs, side_by_side};
 use crate::data::{BatchSettings, Batches, Cursor, Objective};
 use crate::error::Result;
 use crate::models::Decoder;
@@ -45,7 +45,8 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
     };
 
     // How long, and from where.
-    let resolved = plan.resolve(&sources);
+    let trained = method.trainables().iter().map(|one| one.var.elem_count()).sum();
+    let resolved = plan.resolve(&sources, trained);
     let found = checkpoint::newest(&plan.checkpoints(), &sources.run, &mut |text| observer.warn(text))?;
     let data = (&sources.training, sources.validation.as_slice());
     let mut run = Run::resume(plan, &decoder, method, data, resolved, &sources.run, found.as_ref())?;
@@ -88,7 +89,7 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
 
 impl Plan {
     /// Fills in what depends on the data and the model.
-    fn resolve(&self, sources: &Sources) -> Resolved {
+    fn resolve(&self, sources: &Sources, trained: usize) -> Resolved {
         let settings = &self.settings;
         let mut resolved = Resolved {
             steps: 0,
@@ -96,6 +97,7 @@ impl Plan {
             evaluation_interval: 0,
             max_sequence_length: sources.max_tokens,
             seed: self.seed(),
+            parts: side_by_side::parts(&sources.config, trained),
         };
         let batches = Batches::new(&sources.training, self.batches(&resolved), Cursor::default());
         resolved.steps = settings.step_count.unwrap_or_else(|| batches.steps(settings.epoch_count));
@@ -110,6 +112,7 @@ impl Plan {
             seed: self.seed(),
             batch_size: self.settings.batch_size,
             token_budget: self.settings.micro_batch_tokens,
+            parts: resolved.parts,
             row_tokens: match self.objective {
                 Objective::FineTuning => None,
                 Objective::ContinuedPreTraining => Some(resolved.max_sequence_length),

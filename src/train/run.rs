@@ -10,8 +10,9 @@ use super::checkpoint::{self, BEST, Checkpoint, Contents, Exact, OPTIMIZER, Stat
 use super::metrics::{Metrics, Table};
 use super::optim::{AdamW, AdamWSettings, clip_factor, norm};
 use super::settings::Resolved;
+use super::side_by_side::Lanes;
 use super::{Observer, Plan, StepMetrics, StopFlag, ValidationMetrics};
-use crate::data::{Batch, Batches, Corpus, Cursor, in_order};
+use crate::data::{Batch, Batches, Corpus, Cursor, MicroBatch, in_order};
 use crate::error::{Error, Result};
 use crate::models::{Decoder, Weights};
 use crate::rng;
@@ -35,6 +36,8 @@ pub(super) struct Run<'a> {
     training: &'a Corpus,
     validation: &'a [Corpus],
     batches: Batches<'a>,
+    /// Where micro-batches run side by side.
+    lanes: Option<Lanes>,
     best: Option<Vec<(String, Tensor)>>,
     /// When the last checkpoint was made, and after how many steps.
     saved: (Instant, u64),
@@ -89,6 +92,7 @@ impl<'a> Run<'a> {
         let training_metrics = metrics(Table::Training)?;
         let validation_metrics = if data.1.is_empty() { None } else { Some(metrics(Table::Validation)?) };
         let batches = Batches::new(data.0, plan.batches(&resolved), state.cursor);
+        let lanes = if resolved.parts > 1 { Some(Lanes::open()?) } else { None };
         let saved = (plan.clock.monotonic(), state.step);
         Ok(Self {
             plan,
@@ -102,6 +106,7 @@ impl<'a> Run<'a> {
             training: data.0,
             validation: data.1,
             batches,
+            lanes,
             best,
             saved,
         })
@@ -128,15 +133,7 @@ impl<'a> Run<'a> {
 
         // Micro-batch by micro-batch; gradients are of sums, so that how a batch is cut changes nothing.
         let key = rng::key(self.plan.seed(), "dropout", step);
-        let mut gradients = Gradients::new(self.method.trainables());
-        let mut sums = Vec::with_capacity(batch.micro.len());
-        for (index, micro) in (0..).zip(&batch.micro) {
-            if stop.is_raised() {
-                return Ok(None);
-            }
-            self.method.set_dropout_key(Some(rng::key(key, "micro-batch", index)));
-            sums.push(backprop::loss_and_gradients(self.decoder, &*self.method, micro, &mut gradients)?);
-        }
+        let Some((sums, gradients)) = self.pass(&batch, key, stop)? else { return Ok(None) };
 
         // Divide once by the number of learned tokens, clip, update.
         let labelled = batch.labelled.max(1) as f64;
@@ -163,6 +160,37 @@ impl<'a> Run<'a> {
         let seconds = self.plan.clock.monotonic().duration_since(began).as_secs_f64();
         let steps = self.resolved.steps;
         Ok(Some(StepMetrics { step, steps, epoch: batch.epoch, loss, learning_rate, gradient_norm, tokens, seconds }))
+    }
+
+    /// Forward and backward over every micro-batch; `None` when the run was asked to stop.
+    fn pass(&self, batch: &Batch, key: u64, stop: &StopFlag) -> Result<Option<(Vec<LossSum>, Gradients)>> {
+        let trainables = self.method.trainables();
+        let one = |index: usize, micro: &MicroBatch, gradients: &mut Gradients| {
+            let hooks = self.method.pass(rng::key(key, "micro-batch", index as u64));
+            backprop::loss_and_gradients(self.decoder, trainables, &*hooks, micro, gradients)
+        };
+        let mut gradients = Gradients::new(trainables);
+        let mut sums = Vec::with_capacity(batch.micro.len());
+        if let Some(lanes) = &self.lanes {
+            let done = lanes.map(&batch.micro, |index, micro| {
+                let mut own = Gradients::new(trainables);
+                let sum = if stop.is_raised() { None } else { Some(one(index, micro, &mut own)?) };
+                Ok::<_, Error>((sum, own))
+            });
+            for result in done {
+                let (Some(sum), own) = result? else { return Ok(None) };
+                gradients.merge(own)?;
+                sums.push(sum);
+            }
+            return Ok(Some((sums, gradients)));
+        }
+        for (index, micro) in batch.micro.iter().enumerate() {
+            if stop.is_raised() {
+                return Ok(None);
+            }
+            sums.push(one(index, micro, &mut gradients)?);
+        }
+        Ok(Some((sums, gradients)))
     }
 
     /// A step whose numbers are not finite changes no weight; too many in a row end the run.
@@ -206,7 +234,6 @@ impl<'a> Run<'a> {
     /// Passes over the validation data and judges whether it still improves; `None` when the run was
     /// asked to stop.
     pub(super) fn validate(&mut self, stop: &StopFlag) -> Result<Option<ValidationMetrics>> {
-        self.method.set_dropout_key(None);
         let (mut losses, mut loss_sum, mut labelled) = (Vec::new(), 0.0, 0);
         for corpus in self.validation {
             let (mut own_sum, mut own_labelled) = (0.0, 0);

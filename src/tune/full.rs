@@ -4,7 +4,7 @@ use candle_core::Var;
 
 use super::{Method, Place, Trainable};
 use crate::error::{Error, Result};
-use crate::models::{Decoder, Tuning};
+use crate::models::{Decoder, Frozen, Tuning};
 
 /// Every weight of a decoder that was loaded as trainable.
 pub struct Full {
@@ -45,5 +45,7 @@ impl Method for Full {
         &self.trainables
     }
 
-    fn set_dropout_key(&mut self, _: Option<u64>) {}
+    fn pass(&self, _: u64) -> Box<dyn Tuning + '_> {
+        Box::new(Frozen)
+    }
 }

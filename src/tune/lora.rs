@@ -58,7 +58,6 @@ pub struct Lora {
     config: LoraConfig,
     updates: BTreeMap<Site, Update>,
     trainables: Vec<Trainable>,
-    dropout_key: Option<u64>,
 }
 
 impl Lora {
@@ -89,12 +88,12 @@ impl Lora {
             trainables.push(Trainable { name: a_name, var: a, place });
             trainables.push(Trainable { name: b_name, var: b, place });
         }
-        Ok(Self { config, updates, trainables, dropout_key: None })
+        Ok(Self { config, updates, trainables })
     }
 
     /// A LoRA that only answers: nothing in it trains.
     pub(super) fn fixed(config: LoraConfig, updates: BTreeMap<Site, Update>) -> Self {
-        Self { config, updates, trainables: Vec::new(), dropout_key: None }
+        Self { config, updates, trainables: Vec::new() }
     }
 
     /// What it was made with.
@@ -115,16 +114,41 @@ pub(super) fn names(site: Site) -> (String, String) {
     (format!("{PREFIX}{module}.lora_A.weight"), format!("{PREFIX}{module}.lora_B.weight"))
 }
 
-impl Tuning for Lora {
-    fn linear(&self, site: Site, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
+impl Lora {
+    fn tuned(
+        &self,
+        dropout_key: Option<u64>,
+        site: Site,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+    ) -> candle_core::Result<Tensor> {
         let Some(update) = self.updates.get(&site) else {
             return kernels::linear(x, weight, bias);
         };
-        let dropout = self.dropout_key.filter(|_| self.config.dropout > 0.0).map(|key| {
+        let dropout = dropout_key.filter(|_| self.config.dropout > 0.0).map(|key| {
             let place = (site.layer * Projection::ALL.len() + site.projection as usize) as u64;
             Dropout { probability: self.config.dropout, key: rng::key(key, "lora dropout", place) }
         });
         kernels::lora_linear(x, weight, bias, &update.a, &update.b, update.scale, dropout.as_ref())
+    }
+}
+
+impl Tuning for Lora {
+    fn linear(&self, site: Site, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
+        self.tuned(None, site, x, weight, bias)
+    }
+}
+
+/// One training pass: a LoRA with the masks that fall on it.
+struct Pass<'a> {
+    lora: &'a Lora,
+    dropout_key: u64,
+}
+
+impl Tuning for Pass<'_> {
+    fn linear(&self, site: Site, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
+        self.lora.tuned(Some(self.dropout_key), site, x, weight, bias)
     }
 }
 
@@ -133,8 +157,8 @@ impl Method for Lora {
         &self.trainables
     }
 
-    fn set_dropout_key(&mut self, key: Option<u64>) {
-        self.dropout_key = key;
+    fn pass(&self, dropout_key: u64) -> Box<dyn Tuning + '_> {
+        Box::new(Pass { lora: self, dropout_key })
     }
 }
 
@@ -185,20 +209,18 @@ mod tests {
     }
 
     #[test]
-    fn setting_a_weight_changes_the_answer_and_dropout_only_acts_under_a_key() {
+    fn setting_a_weight_changes_the_answer_and_dropout_only_acts_in_a_training_pass() {
         let decoder = Decoder::random(base(), 1, &Device::Cpu, false).unwrap();
         let config = LoraConfig { rank: 2, dropout: 0.5, ..Default::default() };
-        let mut lora = Lora::new(&base(), config, 7, &Device::Cpu).unwrap();
+        let lora = Lora::new(&base(), config, 7, &Device::Cpu).unwrap();
         let b = &lora.trainables()[1].var;
         b.set(&b.ones_like().unwrap()).unwrap();
         let without = logits(&decoder, &lora);
         assert_ne!(without, logits(&decoder, &Frozen));
-        lora.set_dropout_key(Some(1));
-        let first = logits(&decoder, &lora);
-        assert_eq!(first, logits(&decoder, &lora));
-        lora.set_dropout_key(Some(2));
-        assert_ne!(first, logits(&decoder, &lora));
-        lora.set_dropout_key(None);
+        let first = logits(&decoder, &*lora.pass(1));
+        assert_ne!(first, without);
+        assert_eq!(first, logits(&decoder, &*lora.pass(1)));
+        assert_ne!(first, logits(&decoder, &*lora.pass(2)));
         assert_eq!(without, logits(&decoder, &lora));
     }
 

@@ -40,7 +40,8 @@ pub trait Method: Tuning {
     /// Everything that trains, in a fixed order: gradients and optimizer state follow it.
     fn trainables(&self) -> &[Trainable];
 
-    /// Names the dropout masks of the next passes. A pass and its recomputation use the same key;
-    /// each micro-batch gets another. `None` turns dropout off, for evaluation.
-    fn set_dropout_key(&mut self, key: Option<u64>);
+    /// The hooks of one training pass. `dropout_key` names its dropout masks: a pass and its
+    /// recomputation use the same one, each micro-batch another. The method itself, used as hooks,
+    /// drops nothing: that is evaluation.
+    fn pass(&self, dropout_key: u64) -> Box<dyn Tuning + '_>;
 }

@@ -38,11 +38,11 @@ proptest! {
     fn every_record_comes_once_an_epoch_and_fits_its_budget(
         lengths in proptest::collection::vec(1_usize..30, 1..40),
         seed: u64, batch_size in 1_usize..9, token_budget in 1_usize..80,
-        row_tokens in proptest::option::of(1_usize..64), resume_at in 0_usize..60,
+        row_tokens in proptest::option::of(1_usize..64), parts in 1_usize..6, resume_at in 0_usize..60,
     ) {
         let folder = tempfile::tempdir().unwrap();
         let corpus = corpus(folder.path(), &lengths);
-        let settings = BatchSettings { seed, batch_size, token_budget, row_tokens };
+        let settings = BatchSettings { seed, batch_size, token_budget, parts, row_tokens };
         let mut batches = Batches::new(&corpus, settings, Cursor::default());
         let first = epoch(&mut batches);
         let second = epoch(&mut batches);
@@ -109,7 +109,7 @@ fn rows_of_continued_pre_training_are_filled_with_whole_documents() {
     let options = Options { objective: Objective::ContinuedPreTraining, max_tokens: 16, min_records: 1 };
     let encoder: Encoder = plain();
     let corpus = ready(run(folder.path(), &[("f", file.as_bytes())], &encoder, &options));
-    let settings = BatchSettings { seed: 3, batch_size: 1, token_budget: 16, row_tokens: Some(16) };
+    let settings = BatchSettings { seed: 3, batch_size: 1, token_budget: 16, parts: 1, row_tokens: Some(16) };
     let rows = epoch(&mut Batches::new(&corpus, settings, Cursor::default()));
     for pair in rows.windows(2) {
         let [row] = &pair[0].micro[..] else { panic!("a row is one micro-batch") };

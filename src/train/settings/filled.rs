@@ -14,6 +14,8 @@ pub(crate) struct Resolved {
     pub(crate) evaluation_interval: u64,
     pub(crate) max_sequence_length: usize,
     pub(crate) seed: u64,
+    /// Into how many parts a batch is cut, so that cores can work on it side by side.
+    pub(crate) parts: usize,
 }
 
 impl Settings {
@@ -77,7 +79,8 @@ mod tests {
 
     #[test]
     fn what_the_manifest_records_gives_the_same_run_again() {
-        let resolved = Resolved { steps: 9, warmup_steps: 2, evaluation_interval: 3, max_sequence_length: 64, seed: 5 };
+        let resolved =
+            Resolved { steps: 9, warmup_steps: 2, evaluation_interval: 3, max_sequence_length: 64, seed: 5, parts: 1 };
         for given in [
             vec![("stepCount", "9"), ("earlyStoppingPatience", "3"), ("learningRateMultiplier", "2")],
             vec![

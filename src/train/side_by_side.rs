@@ -1,0 +1,94 @@
+//! Micro-batches of one step side by side, one per core. The operations of a small model are too
+//! short to be shared among cores; whole passes are not. How a batch is cut depends on the model and
+//! the batch alone and gradients are added in order, so the number of cores changes no bit.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::error::{Error, Result};
+use crate::models::{DecoderConfig, Projection};
+
+/// A layer with more weights than this keeps all cores busy by itself.
+const SMALL_LAYER: usize = 1 << 21;
+/// Every part has gradients of its own until they are added: no more than this many values each.
+const SMALL_GRADIENTS: usize = 1 << 24;
+/// The most parts of a batch.
+const PARTS: usize = 16;
+
+/// Into how many parts a batch is cut, so that cores can share it: 1 where operations are shared instead.
+pub(super) fn parts(config: &DecoderConfig, trained: usize) -> usize {
+    let size = |projection| {
+        let (outputs, inputs) = config.sizes(projection);
+        outputs * inputs
+    };
+    let layer: usize = Projection::ALL.into_iter().map(size).sum();
+    if layer <= SMALL_LAYER && trained <= SMALL_GRADIENTS { PARTS } else { 1 }
+}
+
+/// One pool of a single thread for every core: inside it an operation finds nobody to share with.
+pub(super) struct Lanes(Vec<ThreadPool>);
+
+impl Lanes {
+    /// As many as the current pool has threads.
+    ///
+    /// # Errors
+    /// When the system gives no more threads.
+    pub(super) fn open() -> Result<Self> {
+        let lane = |_| ThreadPoolBuilder::new().num_threads(1).build().map_err(Error::internal);
+        Ok(Self((0..rayon::current_num_threads()).map(lane).collect::<Result<_>>()?))
+    }
+
+    /// `work` on the index of every item and the item; the results in the order of the items.
+    pub(super) fn map<T: Sync, R: Send>(&self, items: &[T], work: impl Fn(usize, &T) -> R + Sync) -> Vec<R> {
+        if items.len() <= 1 {
+            return items.iter().enumerate().map(|(index, item)| work(index, item)).collect();
+        }
+        let next = AtomicUsize::new(0);
+        let take = || {
+            let mut done = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(item) = items.get(index) else { return done };
+                done.push((index, work(index, item)));
+            }
+        };
+        let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
+            let lanes: Vec<_> =
+                self.0.iter().take(items.len()).map(|lane| scope.spawn(|| lane.install(&take))).collect();
+            let joined =
+                lanes.into_iter().map(|lane| lane.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            joined.flatten().collect()
+        });
+        done.sort_by_key(|(index, _)| *index);
+        done.into_iter().map(|(_, result)| result).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_the_order_of_the_items_whoever_made_them() {
+        let items: Vec<usize> = (0..50).collect();
+        for threads in [1, 2, 5] {
+            let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let lanes = pool.install(Lanes::open).unwrap();
+            let seen = lanes.map(&items, |index, item| (index, *item, rayon::current_num_threads()));
+            assert_eq!(seen, items.iter().map(|item| (*item, *item, 1)).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_large_layer_is_shared_by_its_operations_and_large_gradients_exist_once() {
+        let config = |hidden: usize| {
+            let file = serde_json::json!({"model_type": "llama", "vocab_size": 100, "hidden_size": hidden,
+                "intermediate_size": 3 * hidden, "num_hidden_layers": 2, "num_attention_heads": 4});
+            DecoderConfig::parse(&file.to_string()).unwrap()
+        };
+        assert_eq!(parts(&config(128), 1000), PARTS);
+        assert_eq!(parts(&config(128), SMALL_GRADIENTS + 1), 1);
+        assert_eq!(parts(&config(2048), 1000), 1);
+    }
+}
