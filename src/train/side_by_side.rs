@@ -55,7 +55,7 @@ impl Lanes {
         };
         let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
             let lanes: Vec<_> =
-                self.0.iter().take(items.len()).map(|lane| scope.spawn(|| lane.install(&take))).collect();
+                self.0.iter().take(items.len()).map(|lane| scope.spawn(|| lane.install(take))).collect();
             let joined =
                 lanes.into_iter().map(|lane| lane.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
             joined.flatten().collect()
