@@ -10,12 +10,13 @@
 //! A job whose attempts die without writing a checkpoint must not kill workers for ever: each attempt
 //! that dies costs strikes, a checkpoint clears them, and [`STRIKE_LIMIT`] of them end the job.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::job::{Stage, failure_message};
-use crate::clock::Clock;
+use crate::clock::{Clock, Millis};
 use crate::error::Result;
 use crate::store::custom_models::CustomModel;
 use crate::store::jobs::{Job, Progress};
@@ -61,8 +62,8 @@ pub struct Claim {
     fence: Fence,
     /// The job as it was when it was claimed.
     pub job: Job,
-    /// Where its sub-tasks stand.
-    pub tasks: Tasks,
+    /// Where its sub-tasks stand: one account of them for all clones of a claim.
+    tasks: Arc<Mutex<Tasks>>,
 }
 
 impl Queue {
@@ -83,7 +84,7 @@ impl Queue {
         Ok(job.map(|job| {
             let fence =
                 Fence { account_id: job.spec.account_id.clone(), job_id: job.spec.id.clone(), attempt: job.attempt };
-            Claim { queue: self.clone(), fence, tasks: job.tasks.0, job }
+            Claim { queue: self.clone(), fence, tasks: Arc::new(Mutex::new(job.tasks.0)), job }
         }))
     }
 
@@ -120,11 +121,29 @@ impl Claim {
         Ok(queue::progress(&self.queue.db, &self.fence, progress, checkpointed).await?.into())
     }
 
-    /// The job has come to `stage`.
-    pub async fn reach(&mut self, stage: Stage) -> Result<Held> {
+    /// The job has come to `stage`; nothing is written yet.
+    pub fn enter(&self, stage: Stage) {
+        self.with_tasks(|tasks| tasks.reach(stage, self.queue.clock.now()));
+    }
+
+    /// The job has come to `stage`, and its owner may see it.
+    pub async fn reach(&self, stage: Stage) -> Result<Held> {
+        self.enter(stage);
         let now = self.queue.clock.now();
-        self.tasks.reach(stage, now);
-        Ok(queue::tasks(&self.queue.db, &self.fence, &self.tasks, now).await?.into())
+        Ok(queue::tasks(&self.queue.db, &self.fence, &self.with_tasks(|tasks| *tasks), now).await?.into())
+    }
+
+    /// The sub-tasks as they are when the job ends.
+    fn ended(&self, status: Status, now: Millis) -> Tasks {
+        self.with_tasks(|tasks| {
+            tasks.end(status, now);
+            *tasks
+        })
+    }
+
+    fn with_tasks<R>(&self, then: impl FnOnce(&mut Tasks) -> R) -> R {
+        // Nobody panics with the lock held, and the tasks would be whole if one did.
+        then(&mut self.tasks.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Decides that the outputs this attempt has uploaded are the job's result.
@@ -134,24 +153,21 @@ impl Claim {
 
     /// Ends the job with its model: both appear in one transaction.
     pub async fn complete(&self, model: &CustomModel) -> Result<Held> {
-        let mut tasks = self.tasks;
-        tasks.end(Status::Completed, model.creation_time);
+        let tasks = self.ended(Status::Completed, model.creation_time);
         Ok(queue::complete(&self.queue.db, &self.fence, model, &self.job.spec.model_tags, &tasks).await?.into())
     }
 
     /// Ends the job as failed; `message` is for its owner.
     pub async fn fail(&self, message: &str) -> Result<Held> {
         let now = self.queue.clock.now();
-        let mut tasks = self.tasks;
-        tasks.end(Status::Failed, now);
+        let tasks = self.ended(Status::Failed, now);
         Ok(queue::fail(&self.queue.db, &self.fence, &failure_message(message), &tasks, now).await?.into())
     }
 
     /// Confirms a request to stop.
     pub async fn stopped(&self) -> Result<Held> {
         let now = self.queue.clock.now();
-        let mut tasks = self.tasks;
-        tasks.end(Status::Stopped, now);
+        let tasks = self.ended(Status::Stopped, now);
         Ok(queue::stopped(&self.queue.db, &self.fence, &tasks, now).await?.into())
     }
 

@@ -19,7 +19,7 @@ const ROWS: Duration = Duration::from_secs(1);
 const FILES: Duration = Duration::from_secs(3);
 
 /// Writes news until the sender is gone.
-pub(crate) async fn progress(mut claim: Claim, mut news: watch::Receiver<News>) {
+pub(crate) async fn progress(claim: Claim, mut news: watch::Receiver<News>) {
     let mut stage = None;
     while news.changed().await.is_ok() {
         let latest = news.borrow_and_update().clone();

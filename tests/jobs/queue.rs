@@ -63,7 +63,7 @@ on_both! {
     async fn a_stale_worker_changes_nothing(db: Db) {
         let (queue, clock) = queue(&db);
         jobs::insert(&db, &spec(1), &[]).await.unwrap();
-        let mut stale = queue.claim("a").await.unwrap().unwrap();
+        let stale = queue.claim("a").await.unwrap().unwrap();
         assert!(queue.claim("b").await.unwrap().is_none());
         clock.jump(LEASE + Duration::from_secs(1), false);
         let fresh = queue.claim("b").await.unwrap().unwrap();
@@ -96,8 +96,11 @@ on_both! {
         let mut wanted = spec(1);
         wanted.model_tags = vec![tags::Tag { key: "team".into(), value: "blue".into() }].into();
         jobs::insert(&db, &wanted, &[]).await.unwrap();
-        let mut claim = queue.claim("a").await.unwrap().unwrap();
-        assert_eq!(claim.reach(Stage::Training).await.unwrap(), Held::Yes);
+        let claim = queue.claim("a").await.unwrap().unwrap();
+        // The worker's reporter holds a clone; what it has written is not forgotten at the end.
+        assert_eq!(claim.clone().reach(Stage::Training).await.unwrap(), Held::Yes);
+        let begun = jobs::find(&db, ACCOUNT, "job-1").await.unwrap().unwrap().tasks.training.creation_time;
+        assert!(begun.is_some() && begun != Some(2_000_000));
         assert_eq!(claim.publish(&serde_json::json!({"files": {}})).await.unwrap(), Held::Yes);
         assert_eq!(claim.publish(&serde_json::json!({})).await.unwrap(), Held::No, "decided once");
         let model = model_of(&claim.job, 2_000_000);
@@ -108,6 +111,7 @@ on_both! {
         assert_eq!(job.output_model_arn.as_deref(), Some(model.arn.as_str()));
         assert_eq!((job.end_time, job.training_loss), (Some(2_000_000), Some(0.25)));
         assert_eq!(job.tasks.training.status, TaskStatus::Completed);
+        assert_eq!((job.tasks.training.creation_time, job.tasks.training.last_modified_time), (begun, Some(2_000_000)));
         assert_eq!((job.worker, job.lease_until), (None, None));
         assert_eq!(custom_models::find(&db, ACCOUNT, &model.arn).await.unwrap().unwrap(), model);
         assert_eq!(tags::list(&db, ACCOUNT, &model.arn).await.unwrap().unwrap(), wanted.model_tags.0);
