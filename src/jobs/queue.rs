@@ -10,7 +10,7 @@
 //! A job whose attempts die without writing a checkpoint must not kill workers for ever: each attempt
 //! that dies costs strikes, a checkpoint clears them, and [`STRIKE_LIMIT`] of them end the job.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -121,29 +121,27 @@ impl Claim {
         Ok(queue::progress(&self.queue.db, &self.fence, progress, checkpointed).await?.into())
     }
 
-    /// The job has come to `stage`; nothing is written yet.
-    pub fn enter(&self, stage: Stage) {
-        self.with_tasks(|tasks| tasks.reach(stage, self.queue.clock.now()));
+    /// The job has come to `stage`; [`Claim::record_tasks`] writes it down.
+    pub fn reach(&self, stage: Stage) {
+        self.tasks().reach(stage, self.queue.clock.now());
     }
 
-    /// The job has come to `stage`, and its owner may see it.
-    pub async fn reach(&self, stage: Stage) -> Result<Held> {
-        self.enter(stage);
-        let now = self.queue.clock.now();
-        Ok(queue::tasks(&self.queue.db, &self.fence, &self.with_tasks(|tasks| *tasks), now).await?.into())
+    /// Shows the job's owner where the sub-tasks stand.
+    pub async fn record_tasks(&self) -> Result<Held> {
+        let tasks = *self.tasks();
+        Ok(queue::tasks(&self.queue.db, &self.fence, &tasks, self.queue.clock.now()).await?.into())
     }
 
-    /// The sub-tasks as they are when the job ends.
+    /// The sub-tasks as they are if the job ends so: an end that cannot be written has not happened.
     fn ended(&self, status: Status, now: Millis) -> Tasks {
-        self.with_tasks(|tasks| {
-            tasks.end(status, now);
-            *tasks
-        })
+        let mut tasks = *self.tasks();
+        tasks.end(status, now);
+        tasks
     }
 
-    fn with_tasks<R>(&self, then: impl FnOnce(&mut Tasks) -> R) -> R {
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
         // Nobody panics with the lock held, and the tasks would be whole if one did.
-        then(&mut self.tasks.lock().unwrap_or_else(PoisonError::into_inner))
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Decides that the outputs this attempt has uploaded are the job's result.

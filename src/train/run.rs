@@ -171,6 +171,8 @@ impl<'a> Run<'a> {
         };
         let mut gradients = Gradients::new(trainables);
         let mut sums = Vec::with_capacity(batch.micro.len());
+        // Side by side each has gradients of its own; one after another they add into one set at once,
+        // which is all that a large model has memory for.
         if let Some(lanes) = &self.lanes {
             let done = lanes.map(&batch.micro, |index, micro| {
                 let mut own = Gradients::new(trainables);

@@ -40,7 +40,7 @@ impl train::Observer for Observer {
             Phase::Training => (Stage::Training, "training"),
             Phase::Saving => (Stage::Training, "saving"),
         };
-        self.claim.enter(stage);
+        self.claim.reach(stage);
         self.news.send_modify(|news| {
             news.stage = Some(stage);
             news.progress.phase = name.into();

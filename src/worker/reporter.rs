@@ -23,8 +23,8 @@ pub(crate) async fn progress(claim: Claim, mut news: watch::Receiver<News>) {
     let mut stage = None;
     while news.changed().await.is_ok() {
         let latest = news.borrow_and_update().clone();
-        if let Some(reached) = latest.stage.filter(|_| latest.stage != stage) {
-            match claim.reach(reached).await {
+        if latest.stage != stage {
+            match claim.record_tasks().await {
                 Ok(_) => stage = latest.stage,
                 Err(error) => warn!(job.id = claim.job.spec.id, "a stage was not recorded: {}", error.log()),
             }

@@ -74,7 +74,8 @@ on_both! {
         assert_eq!(stale.renew().await.unwrap(), None);
         assert_eq!(stale.status().await.unwrap(), None);
         assert_eq!(stale.progress(&Progress::default(), true).await.unwrap(), Held::No);
-        assert_eq!(stale.reach(Stage::Training).await.unwrap(), Held::No);
+        stale.reach(Stage::Training);
+        assert_eq!(stale.record_tasks().await.unwrap(), Held::No);
         assert_eq!(stale.publish(&serde_json::json!({})).await.unwrap(), Held::No);
         assert_eq!(stale.complete(&model_of(&stale.job, 5)).await.unwrap(), Held::No);
         assert_eq!(stale.fail("stale").await.unwrap(), Held::No);
@@ -97,8 +98,10 @@ on_both! {
         wanted.model_tags = vec![tags::Tag { key: "team".into(), value: "blue".into() }].into();
         jobs::insert(&db, &wanted, &[]).await.unwrap();
         let claim = queue.claim("a").await.unwrap().unwrap();
-        // The worker's reporter holds a clone; what it has written is not forgotten at the end.
-        assert_eq!(claim.clone().reach(Stage::Training).await.unwrap(), Held::Yes);
+        // The trainer reaches a stage, the reporter's clone writes it down, and the end forgets neither.
+        let reporters = claim.clone();
+        claim.reach(Stage::Training);
+        assert_eq!(reporters.record_tasks().await.unwrap(), Held::Yes);
         let begun = jobs::find(&db, ACCOUNT, "job-1").await.unwrap().unwrap().tasks.training.creation_time;
         assert!(begun.is_some() && begun != Some(2_000_000));
         assert_eq!(claim.publish(&serde_json::json!({"files": {}})).await.unwrap(), Held::Yes);

@@ -145,7 +145,19 @@ fn full_tuning_goes_on_with_the_same_bits_too() {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    // Ten records in a batch: enough to be cut into parts that run side by side.
+    let expected = uninterrupted();
+    for threads in [1, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let plan = plan(dir.path(), &GIVEN);
+        pool.install(|| complete(&plan));
+        assert_same(&expected, &plan.output());
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit_of_a_batch_that_runs_side_by_side() {
+    // Ten records in a batch: enough to be cut into parts.
     let given: Vec<_> =
         GIVEN.into_iter().filter(|(name, _)| *name != "batchSize").chain([("batchSize", "10")]).collect();
     let with = |threads| {
