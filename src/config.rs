@@ -2,10 +2,16 @@
 //! means. The doc comments are the `--help` text. Read once by clap, checked once by
 //! [`Config::checked`]; nothing else in the crate looks at the environment.
 
+mod prefix;
+mod roles;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use prefix::Prefix;
+pub use roles::{Grant, Roles};
 
 use crate::error::{Error, Result};
 
@@ -109,6 +115,19 @@ pub struct Config {
     #[arg(long, env = "AWS_REGION", default_value = "us-east-1")]
     pub region: String,
 
+    /// File (TOML or JSON) that says which parts of object storage each IAM role may read and write; every role
+    /// passes when absent
+    #[arg(long, env = "TUNESMITH_ROLES", value_parser = Roles::load)]
+    pub roles: Option<Roles>,
+
+    /// How many requests a key may send per second in the long run, fractions too; no limit when absent
+    #[arg(long, env = "TUNESMITH_RATE_LIMIT")]
+    pub rate_limit: Option<f64>,
+
+    /// How many requests a key may send at once; twice the rate when absent
+    #[arg(long, env = "TUNESMITH_RATE_BURST")]
+    pub rate_burst: Option<u32>,
+
     /// How long a worker may go without renewing before its job is given to another, in seconds
     #[arg(long, env = "TUNESMITH_LEASE_SECONDS", default_value_t = 60)]
     pub lease_seconds: u64,
@@ -140,6 +159,12 @@ impl Config {
         if self.s3_endpoint.is_some() && (self.s3_access_key.is_none() || self.s3_secret_key.is_none()) {
             return wrong("S3_ENDPOINT needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".into());
         }
+        if self.rate_limit.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
+            return wrong("TUNESMITH_RATE_LIMIT must be greater than 0; leave it out for no limit".into());
+        }
+        if self.rate_burst == Some(0) {
+            return wrong("TUNESMITH_RATE_BURST must be at least 1: a key could never call".into());
+        }
         if self.lease_seconds < 4 {
             return wrong("TUNESMITH_LEASE_SECONDS must be at least 4".into());
         }
@@ -152,6 +177,11 @@ impl Config {
             Some(url) => url.clone(),
             None => Secret::new(format!("sqlite://{}", self.data_dir.join("tunesmith.db").display())),
         }
+    }
+
+    /// How many requests a key may send at once.
+    pub fn rate_burst(&self) -> u32 {
+        self.rate_burst.unwrap_or_else(|| (2.0 * self.rate_limit.unwrap_or_default()).ceil().max(1.0) as u32)
     }
 
     /// The lease a worker holds on a job.

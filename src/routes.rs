@@ -15,7 +15,8 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::bedrock::{foundation, jobs, models, runtime};
 use crate::http::identify::identify;
-use crate::http::receive::receive;
+use crate::http::policy::Operations;
+use crate::http::receive::{Gate, receive};
 use crate::http::{health, openapi, reply};
 
 /// The operations, each registered together with its description.
@@ -40,11 +41,12 @@ pub fn document() -> OpenApi {
 /// The whole service: operations behind a key; health and the document open.
 pub fn router(app: Arc<App>) -> Router {
     let (operations, document) = operations().split_for_parts();
+    let gate = Arc::new(Gate::new(Arc::clone(&app), Operations::of(&document)));
     let document: Arc<str> = openapi::text(&openapi::with_errors(document)).into();
     operations
         .fallback(unknown)
         .method_not_allowed_fallback(unknown)
-        .layer(from_fn_with_state(Arc::clone(&app), receive))
+        .layer(from_fn_with_state(gate, receive))
         .merge(
             Router::new()
                 .route("/healthz", get(health::healthz))

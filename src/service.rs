@@ -71,6 +71,11 @@ impl Service {
         Ok(Self { app, keys, api, stop, server, pool, embedded })
     }
 
+    /// Where the embedded object store listens; `None` where another is configured, and for a worker.
+    pub fn s3_endpoint(&self) -> Option<String> {
+        self.embedded.as_ref().map(embedded::Server::endpoint)
+    }
+
     /// Takes nothing new, answers what is in flight, keeps a checkpoint of every running job and gives it
     /// back; then closes the object store and the database. Ends within the grace period in any case:
     /// what is not given back by then is taken up again when its lease has run out.
@@ -180,7 +185,9 @@ async fn embedded_store(config: &Config, role: Role, db: &Db, clock: &Clock) -> 
     Ok(Some(embedded::start(&settings, Arc::new(keys), clock.clone()).await?))
 }
 
-/// The account's access keys open its embedded object store.
+/// The account's lasting and unlimited access keys open its embedded object store. A temporary key does
+/// not, because the store asks for no session token; nor does a key with a policy, because the store
+/// would not keep it.
 struct AccountKeys {
     db: Db,
     clock: Clock,
@@ -191,9 +198,13 @@ struct AccountKeys {
 impl embedded::Keys for AccountKeys {
     async fn secret(&self, access_key: &str) -> Result<Option<String>> {
         let found = keys::signing(&self.db, access_key).await?;
-        let valid =
-            found.filter(|found| found.key.account_id == self.account_id && found.key.is_valid(self.clock.now()));
-        Ok(valid.map(|found| found.secret))
+        let opens = found.filter(|found| {
+            found.key.account_id == self.account_id
+                && found.key.is_valid(self.clock.now())
+                && found.key.policy.is_none()
+                && found.token_digest.is_none()
+        });
+        Ok(opens.map(|found| found.secret))
     }
 }
 

@@ -6,5 +6,6 @@ pub mod foundation;
 pub mod jobs;
 pub mod listing;
 pub mod models;
+pub mod roles;
 pub mod runtime;
 pub mod shapes;

@@ -94,6 +94,9 @@ impl Demo {
             root_bearer_key: None,
             account_id: "000000000000".into(),
             region: "us-east-1".into(),
+            roles: None,
+            rate_limit: None,
+            rate_burst: None,
             lease_seconds: 60,
             grace_seconds: 30,
         }

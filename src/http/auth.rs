@@ -4,14 +4,18 @@
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use subtle::ConstantTimeEq;
 
 use super::reply::{Failure, refuse};
 use super::sigv4;
 use crate::app::App;
 use crate::error::Error;
-use crate::store::keys;
+use crate::store::keys::{self, Key, SigningKey};
+
+/// What temporary credentials send beside their signature.
+const SESSION_TOKEN: &str = "x-amz-security-token";
 
 /// The account on whose behalf a request acts. Handlers take it as an argument; without a verified key
 /// there is none.
@@ -66,8 +70,8 @@ impl IntoResponse for Denied {
 
 /// A key that exists, and, for a signature, the proof still owed.
 pub(super) enum Claim {
-    Bearer(Caller),
-    Signed { caller: Caller, secret: String, signature: sigv4::Signature, region: String },
+    Bearer(Key),
+    Signed { key: SigningKey, signature: sigv4::Signature },
 }
 
 impl Claim {
@@ -82,33 +86,45 @@ impl Claim {
         {
             let key = keys::bearer(&app.db, secret.trim()).await?.ok_or(Denied::BearerKey)?;
             return match key.is_valid(now) {
-                true => Ok(Self::Bearer(Caller { account: key.account_id })),
+                true => Ok(Self::Bearer(key)),
                 false => Err(Denied::BearerKey),
             };
         }
 
         let signature = sigv4::Signature::from_head(header, parts, now, &app.config.region)?;
         let signing = keys::signing(&app.db, &signature.key_id).await?.ok_or(Denied::UnknownKey)?;
+        if !token_fits(signing.token_digest.as_deref(), &parts.headers) {
+            return Err(Denied::UnknownKey);
+        }
         if !signing.key.is_valid(now) {
             return Err(if signing.key.revoked_at.is_some() { Denied::UnknownKey } else { Denied::ExpiredKey });
         }
-        Ok(Self::Signed {
-            caller: Caller { account: signing.key.account_id },
-            secret: signing.secret,
-            signature,
-            region: app.config.region.clone(),
-        })
+        Ok(Self::Signed { key: signing, signature })
     }
 
-    /// Settles the claim, now that the body is here.
-    pub(super) fn verify(self, parts: &Parts, body: &[u8]) -> Result<Caller, Denied> {
+    /// Settles the claim, now that the body is here, and gives the key that was proved.
+    pub(super) fn verify(self, parts: &Parts, body: &[u8]) -> Result<Key, Denied> {
         match self {
-            Self::Bearer(caller) => Ok(caller),
-            Self::Signed { caller, secret, signature, region } => {
-                signature.verify(&secret, &region, parts, body)?;
-                Ok(caller)
+            Self::Bearer(key) => Ok(key),
+            Self::Signed { key, signature } => {
+                signature.verify(&key.secret, parts, body)?;
+                Ok(key.key)
             }
         }
+    }
+}
+
+/// A temporary key comes with its one session token, a lasting key with none. That the token is signed,
+/// like every `x-amz-` header, is for the signature to say.
+fn token_fits(digest: Option<&str>, headers: &HeaderMap) -> bool {
+    let mut sent = headers.get_all(SESSION_TOKEN).iter();
+    match (digest, sent.next(), sent.next()) {
+        (None, None, _) => true,
+        (Some(digest), Some(token), None) => {
+            let sent = token.to_str().map(keys::bearer_digest).unwrap_or_default();
+            bool::from(sent.as_bytes().ct_eq(digest.as_bytes()))
+        }
+        _ => false,
     }
 }
 

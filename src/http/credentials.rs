@@ -35,6 +35,12 @@ pub fn draw_pair(clock: &Clock) -> (String, Secret) {
     (format!("AKIA{id}"), Secret::new(secret))
 }
 
+/// A fresh temporary access key id, its secret and its session token.
+pub fn draw_temporary(clock: &Clock) -> (String, Secret, Secret) {
+    let (id, secret) = draw_pair(clock);
+    (id.replacen("AKIA", "ASIA", 1), secret, Secret::new(URL_SAFE_NO_PAD.encode(clock.random::<48>())))
+}
+
 /// A fresh bearer key: 256 random bits.
 pub fn draw_bearer(clock: &Clock) -> Secret {
     Secret::new(format!("tunesmith-{}", URL_SAFE_NO_PAD.encode(clock.random::<32>())))
@@ -55,6 +61,7 @@ pub async fn ensure_root(config: &Config, clock: &Clock, db: &Db) -> Result<Root
         created_at: clock.now(),
         expires_at: None,
         revoked_at: None,
+        policy: None,
     };
 
     let signing = root(&keys.access_key, KeyKind::SigV4, "root");

@@ -8,8 +8,8 @@ use axum::http::request::Parts;
 use bytes::Bytes;
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
+pub use super::json::parse;
 use crate::error::{Error, Result};
 
 /// The one parameter in the path. The router splits the raw path, so an ARN's `%2F` separates nothing.
@@ -54,7 +54,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
 }
 
 /// A JSON body. No content type is asked for, because not every client sends one; an empty body is `{}`.
-/// Nesting is bounded by serde_json's own limit of 128.
+/// How deep it may be nested is checked where it is received.
 pub struct Json<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
@@ -68,35 +68,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-/// Reads a JSON document sent by a caller.
-pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T> {
-    let value: Value = if body.is_empty() {
-        Value::Object(serde_json::Map::new())
-    } else {
-        serde_json::from_slice(body)
-            .map_err(|cause| Error::validation(format!("The request body is not valid JSON: {cause}")))?
-    };
-    if !value.is_object() {
-        return Err(Error::validation("The request body must be a JSON object"));
-    }
-    // Postgres stores no NUL in text, and no field has a use for one.
-    if has_nul(&value) {
-        return Err(Error::validation("The request body holds the character U+0000, which no field allows"));
-    }
-    serde_json::from_value(value).map_err(|cause| Error::validation(format!("Malformed request: {cause}")))
-}
-
-fn has_nul(value: &Value) -> bool {
-    match value {
-        Value::String(text) => text.contains('\0'),
-        Value::Array(items) => items.iter().any(has_nul),
-        Value::Object(members) => members.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
-        _ => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     #[test]

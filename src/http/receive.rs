@@ -13,7 +13,11 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
+use super::Caller;
 use super::auth::Claim;
+use super::json::check_depth;
+use super::policy::Operations;
+use super::rate::{Rate, too_many};
 use super::reply::refuse;
 use crate::app::App;
 use crate::error::Error;
@@ -25,13 +29,30 @@ pub const CONTROL_BODY_BYTES: usize = 1_000_000;
 /// How long a body may take to arrive.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
+/// What the door needs to know.
+#[derive(Debug)]
+pub struct Gate {
+    app: Arc<App>,
+    rate: Option<Rate>,
+    operations: Operations,
+}
+
+impl Gate {
+    /// The door to the `operations` of `app`, as its settings want it.
+    pub fn new(app: Arc<App>, operations: Operations) -> Self {
+        let rate = app.config.rate_limit.map(|per_second| Rate::new(per_second, app.config.rate_burst()));
+        Self { app, rate, operations }
+    }
+}
+
 /// Reads the request, authenticates it, and passes it on with its [`super::Caller`].
-pub async fn receive(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub async fn receive(State(gate): State<Arc<Gate>>, request: Request, next: Next) -> Response {
+    let app = &gate.app;
     let (mut parts, body) = request.into_parts();
     if let Some(refusal) = refusal(&parts.headers, cap(parts.uri.path())) {
         return refusal;
     }
-    let claim = match Claim::from_head(&app, &parts).await {
+    let claim = match Claim::from_head(app, &parts).await {
         Ok(claim) => claim,
         Err(refusal) => return refusal.into_response(),
     };
@@ -39,10 +60,19 @@ pub async fn receive(State(app): State<Arc<App>>, request: Request, next: Next) 
         Ok(body) => body,
         Err(refusal) => return refusal,
     };
-    match claim.verify(&parts, &body) {
-        Ok(caller) => parts.extensions.insert(caller),
+    let key = match claim.verify(&parts, &body) {
+        Ok(key) => key,
         Err(refusal) => return refusal.into_response(),
     };
+    if let Some(rate) = &gate.rate
+        && let Err(wait) = rate.take(&key.id, app.clock.monotonic())
+    {
+        return too_many(wait);
+    }
+    if let Err(refusal) = check_depth(&body).and_then(|()| gate.operations.permit(&key, &parts, &body)) {
+        return refusal.into_response();
+    }
+    parts.extensions.insert(Caller { account: key.account_id });
     next.run(Request::from_parts(parts, Body::from(body))).await
 }
 
@@ -62,8 +92,8 @@ fn refusal(headers: &HeaderMap, cap: usize) -> Option<Response> {
         return Some(too_large(cap));
     }
     // A small compressed body may unfold to any size, and no SDK sends one here.
-    let encoding = headers.get(header::CONTENT_ENCODING)?;
-    let plain = encoding.as_bytes().eq_ignore_ascii_case(b"identity");
+    let mut encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let plain = encodings.all(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
     let message = "Compressed request bodies are not supported: send the body without Content-Encoding";
     (!plain).then(|| Error::validation(message).into_response())
 }

@@ -31,8 +31,10 @@ const PATH: &AsciiSet = &QUERY.remove(b'/');
 pub(super) struct Signature {
     /// The access key's id.
     pub(super) key_id: String,
-    /// `<yyyymmdd>/<region>/bedrock/aws4_request`
+    /// `<yyyymmdd>/<region>/<service>/aws4_request`, and its two middle parts.
     scope: String,
+    region: String,
+    service: &'static str,
     signed_headers: Vec<String>,
     signature: String,
     /// `yyyymmddThhmmssZ`, and the same in milliseconds.
@@ -43,6 +45,17 @@ pub(super) struct Signature {
 impl Signature {
     /// Reads the header and checks all that can be checked without the key.
     pub(super) fn from_head(header: &str, parts: &Parts, now: Millis, region: &str) -> Result<Self, Denied> {
+        Self::for_service(SERVICE, header, parts, now, region)
+    }
+
+    /// The same for a service of any name: AWS's published examples sign for another than ours.
+    fn for_service(
+        service: &'static str,
+        header: &str,
+        parts: &Parts,
+        now: Millis,
+        region: &str,
+    ) -> Result<Self, Denied> {
         let wrong = |what: &str| Denied::Signature(what.to_string());
         let fields = header.strip_prefix(ALGORITHM).ok_or_else(|| {
             wrong("Authorization must be 'Bearer <key>' or an AWS4-HMAC-SHA256 signature for the service 'bedrock'")
@@ -61,16 +74,11 @@ impl Signature {
             signed_headers.ok_or_else(|| wrong("Authorization header requires 'SignedHeaders' parameter."))?;
         let signature = signature.ok_or_else(|| wrong("Authorization header requires 'Signature' parameter."))?;
 
-        // No temporary credentials are issued here, so a session token belongs to no key of ours.
-        if parts.headers.contains_key("x-amz-security-token") {
-            return Err(Denied::UnknownKey);
-        }
-
         let (key_id, scope) = credential.split_once('/').ok_or_else(|| wrong("Credential must hold a scope"))?;
         let date = parts.headers.get("x-amz-date").and_then(|value| value.to_str().ok());
         let date = date.ok_or_else(|| wrong("Authorization header requires existence of the 'X-Amz-Date' header."))?;
         let at = parse_date(date).ok_or_else(|| wrong("X-Amz-Date must be in the form yyyymmddThhmmssZ"))?;
-        let expected = format!("{}/{region}/{SERVICE}/aws4_request", &date[..8]);
+        let expected = format!("{}/{region}/{service}/aws4_request", &date[..8]);
         if scope != expected {
             return Err(Denied::Signature(format!(
                 "Credential should be scoped to '{expected}' (this service is in region '{region}'), not to '{scope}'"
@@ -96,6 +104,8 @@ impl Signature {
         Ok(Self {
             key_id: key_id.to_string(),
             scope: expected,
+            region: region.to_string(),
+            service,
             signed_headers,
             signature: signature.to_string(),
             date: date.to_string(),
@@ -104,7 +114,7 @@ impl Signature {
     }
 
     /// Recomputes the signature with the key's secret.
-    pub(super) fn verify(&self, secret: &str, region: &str, parts: &Parts, body: &[u8]) -> Result<(), Denied> {
+    pub(super) fn verify(&self, secret: &str, parts: &Parts, body: &[u8]) -> Result<(), Denied> {
         let digest = hex::encode(Sha256::digest(body));
         if let Some(claimed) = parts.headers.get("x-amz-content-sha256")
             && claimed.as_bytes() != digest.as_bytes()
@@ -115,7 +125,7 @@ impl Signature {
         let hashed = hex::encode(Sha256::digest(canonical.as_bytes()));
         let to_sign = format!("{ALGORITHM}\n{}\n{}\n{hashed}", self.date, self.scope);
         let time = UNIX_EPOCH + Duration::from_millis(self.at.unsigned_abs());
-        let key = generate_signing_key(secret, time, region, SERVICE);
+        let key = generate_signing_key(secret, time, &self.region, self.service);
         let expected = calculate_signature(key, to_sign.as_bytes());
         if bool::from(expected.as_bytes().ct_eq(self.signature.as_bytes())) {
             return Ok(());

@@ -14,7 +14,7 @@ use aws_sdk_s3::config::{
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration};
 
-use super::failure::explain;
+use super::failure::{WRITE_PROBE, explain, unreadable, unwritable};
 use super::{Put, Uri};
 use crate::clock::Millis;
 use crate::error::{Error, Kind, Result};
@@ -158,14 +158,7 @@ impl Objects {
     /// # Errors
     /// `Validation` with Bedrock's sentence when the object is missing or refused; `Unavailable`.
     pub async fn probe_read(&self, uri: &Uri) -> Result<Head> {
-        self.head(uri).await.map_err(|error| {
-            let message = format!(
-                "Could not validate GetObject permissions to access Amazon S3 bucket: {} at key {}",
-                uri.bucket(),
-                uri.key()
-            );
-            refused(error, message)
-        })
+        self.head(uri).await.map_err(|error| refused(error, unreadable(uri)))
     }
 
     /// Checks before a job is accepted that its output can be written, by writing and removing
@@ -174,14 +167,9 @@ impl Objects {
     /// # Errors
     /// `Validation` with Bedrock's sentence when the bucket is missing or refuses; `Unavailable`.
     pub async fn probe_write(&self, folder: &Uri) -> Result<()> {
-        let probe = folder.join(".write_access_check_file.tmp");
+        let probe = folder.join(WRITE_PROBE);
         if let Err(error) = self.put_bytes(&probe, Vec::new(), &Put::default()).await {
-            let message = format!(
-                "Could not validate PutObject permissions to access S3 bucket: {} at key {}",
-                probe.bucket(),
-                probe.key()
-            );
-            return Err(refused(error, message));
+            return Err(refused(error, unwritable(folder)));
         }
         // A store that lets us write but not delete keeps an empty file; the job can still run.
         if let Err(error) = self.delete(&probe).await {

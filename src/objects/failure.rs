@@ -29,6 +29,22 @@ where
     }
 }
 
+/// Written and removed in an output folder to see whether that is allowed, under the name that AWS gives it.
+pub(super) const WRITE_PROBE: &str = ".write_access_check_file.tmp";
+
+/// Bedrock's sentence about an object that may not be read.
+pub fn unreadable(uri: &Uri) -> String {
+    let (bucket, key) = (uri.bucket(), uri.key());
+    format!("Could not validate GetObject permissions to access Amazon S3 bucket: {bucket} at key {key}")
+}
+
+/// Bedrock's sentence about a folder that may not be written.
+pub fn unwritable(folder: &Uri) -> String {
+    let probe = folder.join(WRITE_PROBE);
+    let (bucket, key) = (probe.bucket(), probe.key());
+    format!("Could not validate PutObject permissions to access S3 bucket: {bucket} at key {key}")
+}
+
 /// A body that broke off while it was read.
 pub(super) fn broken_off(uri: &Uri, error: ByteStreamError) -> Error {
     away(anyhow::Error::new(error).context(format!("reading {uri}")))

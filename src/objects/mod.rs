@@ -11,6 +11,7 @@ mod uri;
 mod write;
 
 pub use client::{Endpoint, Head, Objects};
+pub use failure::{unreadable, unwritable};
 pub use listing::{Listed, Pages};
 pub use read::{Fetched, Opened};
 pub use uri::Uri;

@@ -68,7 +68,7 @@ fn every_wrong_request_is_a_validation_exception_that_says_why() {
             ("jobName", Value::Null, "Value null at 'jobName' failed to satisfy constraint: Member must not be null"),
             ("jobName", json!("has space"), "Member must satisfy regular expression pattern: [a-zA-Z0-9]"),
             ("jobName", json!("a".repeat(64)), "Member must have length less than or equal to 63"),
-            ("jobName", json!(7), "Malformed request"),
+            ("jobName", json!(7), "Member must be a string"),
             ("customModelName", json!("a--b"), "'customModelName' failed to satisfy constraint"),
             ("roleArn", json!("tuner"), "'roleArn' failed to satisfy constraint"),
             ("baseModelIdentifier", json!("no.such-model-v1:0"), "ListFoundationModels shows"),
@@ -78,7 +78,7 @@ fn every_wrong_request_is_a_validation_exception_that_says_why() {
             ("customizationType", json!("IMPORTED"), "IMPORTED is not supported"),
             ("hyperParameters", json!({ "epochs": "1" }), "epochs"),
             ("hyperParameters", json!({ "epochCount": "0" }), "epochCount"),
-            ("hyperParameters", json!({ "epochCount": 1 }), "Malformed request"),
+            ("hyperParameters", json!({ "epochCount": 1 }), "Member must be a string"),
             ("trainingDataConfig", json!({}), "'trainingDataConfig.s3Uri'"),
             ("trainingDataConfig", json!({ "s3Uri": "s3://under_score/a" }), "'trainingDataConfig.s3Uri'"),
             (

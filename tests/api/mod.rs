@@ -3,6 +3,7 @@
 mod auth;
 mod idempotency;
 mod jobs;
+mod keys;
 mod limits;
 mod openapi;
 mod paging;

@@ -150,6 +150,34 @@ on_both! {
 }
 
 on_both! {
+    async fn a_temporary_key_keeps_only_a_digest_of_its_token_and_a_policy_comes_back_as_it_was(db: Db) {
+        let policy = keys::Policy {
+            read_only: true,
+            operations: vec!["GetCustomModel".into()],
+            buckets: vec!["s3://a/b".into()],
+        };
+        let mut key = Key {
+            id: "ASIA1".into(),
+            account_id: ACCOUNT.into(),
+            kind: KeyKind::SigV4,
+            note: String::new(),
+            created_at: 10,
+            expires_at: Some(100),
+            revoked_at: None,
+            policy: Some(policy.clone().into()),
+        };
+        assert!(keys::insert_temporary(&db, &key, "secret", "token").await.unwrap());
+        let found = keys::signing(&db, "ASIA1").await.unwrap().unwrap();
+        assert_eq!(found.token_digest, Some(keys::bearer_digest("token")));
+        assert_eq!(found.key.policy.as_deref(), Some(&policy));
+        // Its token alone opens nothing.
+        assert!(keys::bearer(&db, "token").await.unwrap().is_none());
+        (key.id, key.expires_at) = ("ASIA2".into(), None);
+        assert!(keys::insert_temporary(&db, &key, "secret", "token").await.is_err(), "it must have an end");
+    }
+}
+
+on_both! {
     async fn a_key_opens_until_it_ends_or_is_revoked(db: Db) {
         let key = |id: &str, kind, expires_at| Key {
             id: id.into(),
@@ -159,6 +187,7 @@ on_both! {
             created_at: 10,
             expires_at,
             revoked_at: None,
+            policy: None,
         };
         assert!(keys::insert_signing(&db, &key("AKIA1", KeyKind::SigV4, Some(100)), "secret").await.unwrap());
         assert!(!keys::insert_signing(&db, &key("AKIA1", KeyKind::SigV4, None), "other").await.unwrap());

@@ -35,6 +35,8 @@ struct Line {
 pub(crate) struct Pair {
     pub(crate) access_key: String,
     pub(crate) secret_key: String,
+    /// What a temporary pair sends beside its signature.
+    pub(crate) session_token: Option<String>,
 }
 
 /// A running service.
@@ -42,13 +44,18 @@ pub(crate) struct TestApp {
     pub(crate) service: Service,
     pub(crate) address: SocketAddr,
     pub(crate) root: Pair,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 /// Runs a test against a service of its own, and stops it.
 pub(crate) fn with_app<F: Future<Output = TestApp>>(test: impl FnOnce(TestApp) -> F) {
+    with_settings(&[], test);
+}
+
+/// The same with further settings.
+pub(crate) fn with_settings<F: Future<Output = TestApp>>(more: &[&str], test: impl FnOnce(TestApp) -> F) {
     crate::jobs::database::block_on(async {
-        let app = test(TestApp::start().await).await;
+        let app = test(TestApp::start(more).await).await;
         app.service.stop().await;
     });
 }
@@ -69,7 +76,7 @@ pub(crate) fn models(folder: &Path) -> PathBuf {
 }
 
 impl TestApp {
-    async fn start() -> Self {
+    async fn start(more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (data, models) = (folder.path().join("data"), models(folder.path()));
         let arguments = [
@@ -81,15 +88,16 @@ impl TestApp {
             "--models",
             models.to_str().unwrap(),
         ];
-        let config = Line::parse_from(arguments).config;
+        let config = Line::parse_from(arguments.iter().chain(more)).config;
         let service = Service::start(config, Role::Api).await.unwrap();
         let root = Pair {
             access_key: service.keys.access_key.clone(),
             secret_key: service.keys.secret_key.expose().to_string(),
+            session_token: None,
         };
         let address = service.api.unwrap();
         service.app.objects.ensure_bucket("tuning").await.unwrap();
-        Self { service, address, root, _folder: folder }
+        Self { service, address, root, folder }
     }
 
     /// Puts an object where jobs can read it.
@@ -100,7 +108,8 @@ impl TestApp {
 
     /// A key pair of another account.
     pub(crate) async fn stranger(&self) -> Pair {
-        let pair = Pair { access_key: "AKIASTRANGER".into(), secret_key: "a-stranger's-secret".into() };
+        let pair =
+            Pair { access_key: "AKIASTRANGER".into(), secret_key: "a-stranger's-secret".into(), session_token: None };
         let key = Key {
             id: pair.access_key.clone(),
             account_id: "222222222222".into(),
@@ -109,9 +118,50 @@ impl TestApp {
             created_at: self.service.app.clock.now(),
             expires_at: None,
             revoked_at: None,
+            policy: None,
         };
         assert!(keys::insert_signing(&self.service.app.db, &key, &pair.secret_key).await.unwrap());
         pair
+    }
+
+    /// `tunesmith keys` on the service's database: whether it went well, and what it printed.
+    pub(crate) fn keys(&self, arguments: &[&str]) -> (bool, String) {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_tunesmith"))
+            .arg("keys")
+            .args(arguments)
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .env_remove("DATABASE_URL")
+            .env_remove("S3_ENDPOINT")
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    }
+
+    /// The service's own folder.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// A pair made by `tunesmith keys create`.
+    pub(crate) fn create_pair(&self, arguments: &[&str]) -> Pair {
+        let (made, text) = self.keys(&[&["create"], arguments].concat());
+        assert!(made, "{text}");
+        let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(ToString::to_string);
+        Pair {
+            access_key: value("AWS_ACCESS_KEY_ID=").unwrap(),
+            secret_key: value("AWS_SECRET_ACCESS_KEY=").unwrap(),
+            session_token: value("AWS_SESSION_TOKEN="),
+        }
+    }
+
+    /// The `Authorization` of a bearer key made by `tunesmith keys create --bearer`.
+    pub(crate) fn create_bearer(&self, arguments: &[&str]) -> Vec<(String, String)> {
+        let (made, text) = self.keys(&[&["create", "--bearer"], arguments].concat());
+        assert!(made, "{text}");
+        let key = text.lines().find_map(|line| line.strip_prefix("AWS_BEARER_TOKEN_BEDROCK=")).unwrap();
+        vec![("authorization".into(), format!("Bearer {key}"))]
     }
 
     /// A request signed by the root pair; `target` is the raw path and query.
@@ -138,7 +188,7 @@ impl TestApp {
         let mut settings = SigningSettings::default();
         settings.percent_encoding_mode = PercentEncodingMode::Double;
         settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
-        let identity = Credentials::from_keys(&pair.access_key, &pair.secret_key, None).into();
+        let identity = Credentials::from_keys(&pair.access_key, &pair.secret_key, pair.session_token.clone()).into();
         let now = self.service.app.clock.now() + shift_s * 1000;
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(now.unsigned_abs());
         let params = SigningParams::builder()

@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::bedrock::arn::{self, Place};
 use crate::bedrock::constraint::{Shape, Violations, check, given};
+use crate::bedrock::roles::check_role;
 use crate::bedrock::shapes;
 use crate::bedrock::shapes::{
     BaseModelIdentifier, CustomModelName, IdempotencyToken, JobName, KmsKeyId, OutputDataConfig, RoleArn, Tag,
@@ -39,7 +40,7 @@ pub struct Request {
     /// A name for the model that comes out.
     #[schema(required)]
     pub custom_model_name: Option<CustomModelName>,
-    /// Echoed.
+    /// Echoed; where the service maps roles to object storage, it must be one of them.
     #[schema(required)]
     pub role_arn: Option<RoleArn>,
     /// The same token again gives the same job.
@@ -258,11 +259,16 @@ fn may_be_customized(base: &FoundationModel, by: CustomizationType) -> Result<()
 
 /// Reads and writes where the job will: a wrong bucket is told now, not in an hour.
 async fn probe(app: &App, spec: &JobSpec) -> Result<()> {
-    for source in spec.training_uri().into_iter().chain(spec.validation_uris()) {
-        app.objects.probe_read(&Uri::parse(source)?).await?;
+    let read = spec.training_uri().into_iter().chain(spec.validation_uris());
+    let reads: Vec<Uri> = read.map(Uri::parse).collect::<Result<_>>()?;
+    let written = spec.output_data.get("s3Uri").and_then(Value::as_str);
+    let writes: Vec<Uri> = written.map(Uri::parse).into_iter().collect::<Result<_>>()?;
+    check_role(&app.config, &spec.role_arn, &reads, &writes)?;
+    for source in &reads {
+        app.objects.probe_read(source).await?;
     }
-    if let Some(output) = spec.output_data.get("s3Uri").and_then(Value::as_str) {
-        app.objects.probe_write(&Uri::parse(output)?).await?;
+    for folder in &writes {
+        app.objects.probe_write(folder).await?;
     }
     Ok(())
 }

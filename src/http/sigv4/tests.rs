@@ -83,12 +83,7 @@ impl Vector {
     }
 
     fn check(&self, parts: &Parts, body: &str) -> Result<(), Denied> {
-        Signature::from_head(&self.authorization(), parts, NOW, "us-east-1")?.verify(
-            SECRET,
-            "us-east-1",
-            parts,
-            body.as_bytes(),
-        )
+        Signature::from_head(&self.authorization(), parts, NOW, "us-east-1")?.verify(SECRET, parts, body.as_bytes())
     }
 }
 

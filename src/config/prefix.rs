@@ -1,0 +1,89 @@
+//! A part of object storage that someone may use: a bucket, or a folder in one.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+
+/// `s3://bucket` or `s3://bucket/folder`. A folder ends where a slash does: `s3://b/data` holds
+/// `s3://b/data/a` and not `s3://b/database`.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "String")]
+pub struct Prefix {
+    bucket: String,
+    folder: String,
+}
+
+impl Prefix {
+    /// Whether an `s3://` URI lies inside. A key with `.` or `..` for a folder lies nowhere: some
+    /// stores would read it as a path.
+    pub fn holds(&self, uri: &str) -> bool {
+        let Some((bucket, key)) = split(uri) else { return false };
+        let below = key.strip_prefix(self.folder.as_str());
+        bucket == self.bucket
+            && !key.split('/').any(|part| part == "." || part == "..")
+            && below.is_some_and(|below| self.folder.is_empty() || below.is_empty() || below.starts_with('/'))
+    }
+}
+
+fn split(uri: &str) -> Option<(&str, &str)> {
+    let rest = uri.strip_prefix("s3://")?;
+    Some(rest.split_once('/').unwrap_or((rest, "")))
+}
+
+impl FromStr for Prefix {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+        let parts = split(text).filter(|(bucket, _)| bucket.len() >= 3 && bucket.bytes().all(known));
+        let (bucket, folder) =
+            parts.ok_or_else(|| Error::validation(format!("{text:?} is not s3://bucket or s3://bucket/folder")))?;
+        Ok(Self { bucket: bucket.to_string(), folder: folder.trim_end_matches('/').to_string() })
+    }
+}
+
+impl TryFrom<String> for Prefix {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s3://{}/{}", self.bucket, self.folder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_holds_what_is_in_it_and_not_its_neighbours() {
+        for (prefix, uri, holds) in [
+            ("s3://data", "s3://data/a/b", true),
+            ("s3://data", "s3://data", true),
+            ("s3://data", "s3://data-2/a", false),
+            ("s3://data/in", "s3://data/in/a.jsonl", true),
+            ("s3://data/in/", "s3://data/in/a.jsonl", true),
+            ("s3://data/in", "s3://data/in/", true),
+            ("s3://data/in", "s3://data/in", true),
+            ("s3://data/in", "s3://data/input/a", false),
+            ("s3://data/in", "s3://data", false),
+            ("s3://data/in", "s3://data/in/../out/a", false),
+            ("s3://data", "https://data/a", false),
+        ] {
+            assert_eq!(prefix.parse::<Prefix>().unwrap().holds(uri), holds, "{prefix} {uri}");
+        }
+    }
+
+    #[test]
+    fn what_names_no_bucket_is_refused() {
+        for text in ["", "data", "s3://", "s3:///key", "s3://A-b/c", "s3://a b/c", "https://data"] {
+            assert!(text.parse::<Prefix>().is_err(), "{text}");
+        }
+    }
+}
