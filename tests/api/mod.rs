@@ -8,3 +8,4 @@ mod limits;
 mod openapi;
 mod paging;
 mod runtime;
+mod unauthorised;

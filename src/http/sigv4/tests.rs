@@ -1,5 +1,7 @@
 //! Vectors computed with botocore 1.43.11 (`SigV4Auth`, the clock held still), and what a thief might try.
 
+mod published;
+
 use axum::http::Request;
 
 use super::*;
@@ -164,5 +166,31 @@ fn malformed_headers_and_dates_are_refused_and_never_panic() {
     }
     for date in ["", "20260131", "2026-01-31T23:59", "20261331T235958Z", "2026013üT35958Z"] {
         assert_eq!(parse_date(date), None, "{date}");
+    }
+}
+
+#[test]
+fn the_host_must_be_signed_and_a_signed_header_must_be_there() {
+    let vector = &VECTORS[0];
+    for (signed, said) in [("x-amz-date", "'Host' or ':authority'"), ("host;x-amz-date;x-absent", "'x-absent' is not")]
+    {
+        let header = vector.authorization().replace(vector.signed, signed);
+        let parts = vector.parts();
+        let outcome = Signature::from_head(&header, &parts, NOW, "us-east-1");
+        let refusal = outcome.and_then(|signature| signature.verify(SECRET, &parts, b"")).unwrap_err();
+        assert!(matches!(&refusal, Denied::Signature(text) if text.contains(said)), "{refusal:?}");
+    }
+}
+
+#[test]
+fn a_body_digest_in_the_head_must_be_that_of_the_body() {
+    let vector = &VECTORS[0];
+    let header = vector.authorization().replace("x-amz-date,", "x-amz-content-sha256;x-amz-date,");
+    for claimed in ["UNSIGNED-PAYLOAD", "", &"0".repeat(64)] {
+        let mut parts = vector.parts();
+        parts.headers.insert("x-amz-content-sha256", claimed.parse().unwrap());
+        let signature = Signature::from_head(&header, &parts, NOW, "us-east-1").unwrap();
+        let refusal = signature.verify(SECRET, &parts, b"").unwrap_err();
+        assert!(matches!(&refusal, Denied::Signature(text) if text.contains("is not the SHA-256")), "{refusal:?}");
     }
 }
