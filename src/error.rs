@@ -40,13 +40,14 @@ pub enum Kind {
 pub struct Error {
     kind: Kind,
     message: String,
+    resource: Option<String>,
     cause: Option<anyhow::Error>,
 }
 
 impl Error {
     /// An error of `kind` whose `message` the caller may read.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), cause: None }
+        Self { kind, message: message.into(), resource: None, cause: None }
     }
 
     /// The request or the data is wrong; `message` says what to change.
@@ -64,6 +65,7 @@ impl Error {
         Self {
             kind: Kind::Internal,
             message: "Encountered an unexpected error when processing the request, please try again".into(),
+            resource: None,
             cause: Some(cause.into()),
         }
     }
@@ -73,8 +75,16 @@ impl Error {
         Self {
             kind: Kind::Unavailable,
             message: "The service is temporarily unable to handle the request, please try again".into(),
+            resource: None,
             cause: Some(cause.into()),
         }
+    }
+
+    /// Names the resource it is about (`resourceName` in the reply).
+    #[must_use]
+    pub fn about(mut self, resource: impl Into<String>) -> Self {
+        self.resource = Some(resource.into());
+        self
     }
 
     /// Adds what the log should know; the caller's message stays.
@@ -100,6 +110,11 @@ impl Error {
     /// The caller's face.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// The resource it is about, where the service model has a member for it.
+    pub fn resource(&self) -> Option<&str> {
+        self.resource.as_deref()
     }
 
     /// The log's face: message and the whole chain of causes.

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::bedrock::{foundation, jobs, models, runtime};
+use crate::bedrock::{deployments, foundation, jobs, models, runtime, tags, throughputs};
 use crate::http::identify::identify;
 use crate::http::policy::Operations;
 use crate::http::receive::{Gate, receive};
@@ -27,8 +27,17 @@ fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(jobs::stop::stop))
         .routes(routes!(models::get::get, models::delete::delete))
         .routes(routes!(models::list::list))
+        .routes(routes!(deployments::create::create, deployments::list::list))
+        .routes(routes!(deployments::get::get, deployments::update::update, deployments::delete::delete))
+        .routes(routes!(throughputs::create::create))
+        .routes(routes!(throughputs::get::get, throughputs::update::update, throughputs::delete::delete))
+        .routes(routes!(throughputs::list::list))
+        .routes(routes!(tags::tag::tag))
+        .routes(routes!(tags::untag::untag))
+        .routes(routes!(tags::list::list))
         .routes(routes!(foundation::list::list))
         .routes(routes!(foundation::get::get))
+        .routes(routes!(foundation::availability::get))
         .routes(routes!(runtime::invoke::invoke))
         .routes(routes!(runtime::converse::converse))
 }

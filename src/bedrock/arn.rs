@@ -15,6 +15,16 @@ impl Place<'_> {
         format!("arn:aws:bedrock:{}:{}:model-customization-job/{base_model}/{id}", self.region, self.account)
     }
 
+    /// `arn:aws:bedrock:<region>:<account>:custom-model-deployment/<id>`
+    pub fn deployment(self, id: &str) -> String {
+        format!("arn:aws:bedrock:{}:{}:custom-model-deployment/{id}", self.region, self.account)
+    }
+
+    /// `arn:aws:bedrock:<region>:<account>:provisioned-model/<id>`
+    pub fn throughput(self, id: &str) -> String {
+        format!("arn:aws:bedrock:{}:{}:provisioned-model/{id}", self.region, self.account)
+    }
+
     /// The full ARN of a KMS key given by id, alias or ARN.
     pub fn kms_key(self, key: &str) -> String {
         match key {

@@ -70,7 +70,29 @@ impl Violations {
         }
     }
 
-    fn missing(&mut self, at: &str) {
+    /// A number that may be left out, between two limits.
+    pub fn range<T: PartialOrd + std::fmt::Display>(&mut self, at: &str, number: Option<T>, min: T, max: T) {
+        let Some(number) = number else { return };
+        if number < min {
+            self.add(&number.to_string(), at, &format!("Member must have value greater than or equal to {min}"));
+        }
+        if number > max {
+            self.add(&number.to_string(), at, &format!("Member must have value less than or equal to {max}"));
+        }
+    }
+
+    /// A union: exactly one of its members must be there.
+    pub fn union(&mut self, at: &str, members: &[(&str, bool)]) {
+        let there: Vec<&str> = members.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect();
+        if there.len() != 1 {
+            let names: Vec<&str> = members.iter().map(|(name, _)| *name).collect();
+            let constraint = format!("Member must have exactly one of: {}", names.join(", "));
+            self.add(&format!("[{}]", there.join(", ")), at, &constraint);
+        }
+    }
+
+    /// Reports a member that must be there and is not.
+    pub fn missing(&mut self, at: &str) {
         self.0.push(format!("Value null at '{at}' failed to satisfy constraint: Member must not be null"));
     }
 

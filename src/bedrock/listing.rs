@@ -42,9 +42,19 @@ pub struct Window {
 impl Window {
     /// Reads the parameters; `name` makes the shape that `nameContains` must have in this listing.
     pub fn read<N: Shape>(query: &Query, name: impl Fn(String) -> N, violations: &mut Violations) -> Self {
+        Self::read_between(query, ("creationTimeAfter", "creationTimeBefore"), name, violations)
+    }
+
+    /// As [`Window::read`], for a listing whose time window has parameters of other names.
+    pub fn read_between<N: Shape>(
+        query: &Query,
+        (after, before): (&str, &str),
+        name: impl Fn(String) -> N,
+        violations: &mut Violations,
+    ) -> Self {
         let window = Self {
-            creation_time_after: time(query, "creationTimeAfter", violations),
-            creation_time_before: time(query, "creationTimeBefore", violations),
+            creation_time_after: time(query, after, violations),
+            creation_time_before: time(query, before, violations),
             name_contains: query.get("nameContains").map(str::to_string),
             max_results: query.get("maxResults").and_then(|text| count(text, violations)),
             next_token: query.get("nextToken").map(|text| PaginationToken(text.to_string())),

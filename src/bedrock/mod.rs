@@ -2,10 +2,15 @@
 
 pub mod arn;
 pub mod constraint;
+pub mod customization;
+pub mod deployments;
 pub mod foundation;
+pub mod idempotency;
 pub mod jobs;
 pub mod listing;
 pub mod models;
 pub mod roles;
 pub mod runtime;
 pub mod shapes;
+pub mod tags;
+pub mod throughputs;

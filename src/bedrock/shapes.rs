@@ -3,13 +3,14 @@
 //! once: the check of a request and the OpenAPI document both read them.
 
 use serde::{Deserialize, Serialize, Serializer};
-use serde_json::Value;
 use utoipa::openapi::schema::{KnownFormat, SchemaFormat, SchemaType, Type};
 use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::constraint::{Shape, Violations, choices, texts};
+use super::customization::InvocationLogsConfig;
 use crate::clock::Millis;
+use crate::error::{Error, Kind, Result};
 use crate::store;
 
 texts! {
@@ -50,6 +51,22 @@ texts! {
     PaginationToken, 1..=2048, r"\S*";
     /// Who made a model.
     Provider, 1..=63, r"[A-Za-z0-9- ]{1,63}";
+    /// ARN of a custom model.
+    CustomModelArn, 20..=1011, r"arn:aws(|-us-gov|-cn|-iso|-iso-b):bedrock:[a-z0-9-]{1,20}:[0-9]{12}:custom-model/(imported|[a-z0-9-]{1,63}[.]{1}[a-z0-9-]{1,63}([a-z0-9-]{1,63}[.]){0,2}[a-z0-9-]{1,63}([:][a-z0-9-]{1,63}){0,2})/[a-z0-9]{12}";
+    /// A deployment's name, unique among the account's deployments.
+    ModelDeploymentName, 1..=63, r"([0-9a-zA-Z][_-]?){1,63}";
+    /// A deployment's ARN or name.
+    CustomModelDeploymentIdentifier, 1..=93, r"(arn:aws(|-us-gov|-cn|-iso|-iso-b):bedrock:[a-z0-9-]{1,20}:[0-9]{12}:custom-model-deployment/[a-z0-9]{12})|^([0-9a-zA-Z][_-]?){1,63}";
+    /// What its owner says of a deployment.
+    CustomModelDeploymentDescription, 1..=2048, r".*";
+    /// The name of provisioned throughput, unique in the account.
+    ProvisionedModelName, 1..=63, r"([0-9a-zA-Z][_-]?)+";
+    /// ARN or name of provisioned throughput.
+    ProvisionedModelId, 0..=2048, r"((([0-9a-zA-Z][_-]?)+)|(arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{1,20}:[0-9]{12}:provisioned-model/[a-z0-9]{12}))";
+    /// A foundation model's id.
+    BedrockModelId, 0..=140, r"[a-z0-9-]{1,63}[.]{1}[a-z0-9-]{1,63}([a-z0-9-]{1,63}[.]){0,2}[a-z0-9-]{1,63}([:][a-z0-9-]{1,63}){0,2}(/[a-z0-9]{12}|)";
+    /// ARN of what carries tags.
+    TaggableResourcesArn, 20..=1011, r".*(^[a-zA-Z0-9][a-zA-Z0-9\-]*$)|(^arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{1,20}:[0-9]{12}:custom-model/(imported)/[a-z0-9]{12}$)|(^arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{1,20}:([0-9]{12}|)((:(fine-tuning-job|model-customization-job|custom-model)/[a-z0-9-]{1,63}[.]{1}[a-z0-9-]{1,63}([a-z0-9-]{1,63}[.]){0,2}[a-z0-9-]{1,63}([:][a-z0-9-]{1,63}){0,2}(/[a-z0-9]{12})$)|(:guardrail/[a-z0-9]+$)|(:automated-reasoning-policy/[a-zA-Z0-9]+(:[a-zA-Z0-9]+)?$)|(:(inference-profile|application-inference-profile)/[a-zA-Z0-9-:.]+$)|(:(provisioned-model|model-invocation-job|model-evaluation-job|evaluation-job|model-import-job|imported-model|async-invoke|provisioned-model-v2|provisioned-model-reservation|prompt-router|custom-model-deployment)/[a-z0-9]{12}$))).*";
     /// A tag's value.
     TagValue, 0..=256, r"[a-zA-Z0-9\s._:/=+@-]*";
 }
@@ -66,6 +83,14 @@ choices! {
     TaskStatus, ["InProgress", "Completed", "Stopping", "Stopped", "Failed", "NotStarted"];
     /// Where a custom model stands.
     ModelStatus, ["Active", "Creating", "Failed"];
+    /// Where a deployment stands.
+    DeploymentStatus, ["Creating", "Active", "Failed"];
+    /// How an update of a deployment went.
+    UpdateStatus, ["Updating", "UpdateCompleted", "UpdateFailed"];
+    /// Where provisioned throughput stands.
+    ThroughputStatus, ["Creating", "InService", "Updating", "Failed"];
+    /// For how long provisioned throughput is bought.
+    CommitmentDuration, ["OneMonth", "SixMonths"];
     /// What listings are sorted by.
     SortBy, ["CreationTime"];
     /// The order of a listing.
@@ -119,8 +144,20 @@ pub struct Tag {
 impl Shape for Tag {
     fn check(&self, at: &str, violations: &mut Violations) {
         violations.required(&format!("{at}.key"), self.key.as_ref());
+        if let Some(key) = self.key.as_ref().filter(|key| key.0.starts_with("aws:")) {
+            violations.add(&key.0, &format!("{at}.key"), "Member must not begin with aws:, which AWS reserves");
+        }
         violations.required(&format!("{at}.value"), self.value.as_ref());
     }
+}
+
+/// Refuses more tags than a resource can carry.
+pub fn check_tag_count(tags: Option<&[Tag]>, member: &str, resource: Option<&str>) -> Result<()> {
+    if tags.is_some_and(|tags| tags.len() > store::tags::LIMIT) {
+        let message = format!("{member} holds more than the {} tags that one resource can carry", store::tags::LIMIT);
+        return Err(Error::new(Kind::TooManyTags, message).about(resource.unwrap_or_default()));
+    }
+    Ok(())
 }
 
 /// The checked tags as the store keeps them.
@@ -138,13 +175,15 @@ pub struct TrainingDataConfig {
     pub s3_uri: Option<S3Uri>,
     /// Invocation logs to distil from.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
-    pub invocation_logs_config: Option<Value>,
+    pub invocation_logs_config: Option<InvocationLogsConfig>,
 }
 
 impl Shape for TrainingDataConfig {
     fn check(&self, at: &str, violations: &mut Violations) {
         violations.optional(&format!("{at}.s3Uri"), self.s3_uri.as_ref());
+        violations.optional(&format!("{at}.invocationLogsConfig"), self.invocation_logs_config.as_ref());
+        let logs = self.invocation_logs_config.is_some();
+        violations.union(at, &[("s3Uri", self.s3_uri.is_some()), ("invocationLogsConfig", logs)]);
     }
 }
 

@@ -34,7 +34,11 @@ pub fn exception(kind: Kind) -> (&'static str, StatusCode) {
 
 /// An error reply under any name: for what the service model does not list (signatures, sizes, routes).
 pub fn refuse(status: StatusCode, name: &'static str, message: &str) -> Response {
-    let body = serde_json::json!({ "message": message }).to_string();
+    refuse_with(status, name, &serde_json::json!({ "message": message }))
+}
+
+fn refuse_with(status: StatusCode, name: &'static str, body: &serde_json::Value) -> Response {
+    let body = body.to_string();
     let mut reply = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
     reply.headers_mut().insert(ERROR_TYPE, HeaderValue::from_static(name));
     reply
@@ -43,7 +47,11 @@ pub fn refuse(status: StatusCode, name: &'static str, message: &str) -> Response
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let (name, status) = exception(self.kind());
-        let mut reply = refuse(status, name, self.message());
+        let mut body = serde_json::json!({ "message": self.message() });
+        if let Some(resource) = self.resource() {
+            body["resourceName"] = resource.into();
+        }
+        let mut reply = refuse_with(status, name, &body);
         reply.extensions_mut().insert(Failure(self.log()));
         reply
     }

@@ -162,13 +162,13 @@ impl Objects {
     }
 
     /// Checks before a job is accepted that its output can be written, by writing and removing
-    /// `.write_access_check_file.tmp` under `folder` as AWS does.
+    /// `.write_access_check_file.tmp` under `folder` as AWS does, encrypted as the job's outputs will be.
     ///
     /// # Errors
     /// `Validation` with Bedrock's sentence when the bucket is missing or refuses; `Unavailable`.
-    pub async fn probe_write(&self, folder: &Uri) -> Result<()> {
+    pub async fn probe_write(&self, folder: &Uri, put: &Put<'_>) -> Result<()> {
         let probe = folder.join(WRITE_PROBE);
-        if let Err(error) = self.put_bytes(&probe, Vec::new(), &Put::default()).await {
+        if let Err(error) = self.put_bytes(&probe, Vec::new(), put).await {
             return Err(refused(error, unwritable(folder)));
         }
         // A store that lets us write but not delete keeps an empty file; the job can still run.

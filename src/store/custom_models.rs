@@ -9,6 +9,7 @@ use super::db::{Db, run, transaction};
 use super::page::{Cursor, Filter, Listed, Order};
 use super::status::{CustomizationType, ModelStatus};
 use super::text::Json;
+use super::{serving, tags};
 use crate::clock::Millis;
 use crate::error::Result;
 
@@ -146,18 +147,34 @@ pub async fn list(db: &Db, account_id: &str, only: &ModelFilter, filter: &Filter
     Ok(filter.page(models, |model: &CustomModel| Cursor { creation_time: model.creation_time, id: model.id.clone() }))
 }
 
-/// Removes a model and its tags; the job that made it stays. Returns the model that was removed, or
-/// `None` when the account has no such model. Its objects belong to the caller's bucket and stay.
-pub async fn delete(db: &Db, account_id: &str, identifier: &str) -> Result<Option<CustomModel>> {
-    const SQL: &str =
-        concat!("DELETE FROM custom_models WHERE account_id = $1 AND (arn = $2 OR name = $2) RETURNING ", columns!());
-    const TAGS: &str = "DELETE FROM tags WHERE account_id = $1 AND resource_arn = $2";
+/// What became of a request to delete a model.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Deleted {
+    /// This model is gone, and its tags.
+    Done(Box<CustomModel>),
+    /// The account has no such model.
+    NotFound,
+    /// A deployment or provisioned throughput serves it.
+    InUse,
+}
+
+/// Removes a model that nothing serves, and its tags; the job that made it stays. Its objects belong to
+/// the caller's bucket and stay too.
+pub async fn delete(db: &Db, account_id: &str, identifier: &str) -> Result<Deleted> {
+    const SQL: &str = concat!("DELETE FROM custom_models WHERE account_id = $1 AND arn = $2 RETURNING ", columns!());
+    let Some(CustomModel { arn, .. }) = find(db, account_id, identifier).await? else { return Ok(Deleted::NotFound) };
     Ok(transaction!(db, |tx| {
-        let model: Option<CustomModel> =
-            sqlx::query_as(SQL).bind(account_id).bind(identifier).fetch_optional(&mut *tx).await?;
-        if let Some(model) = &model {
-            sqlx::query(TAGS).bind(account_id).bind(&model.arn).execute(&mut *tx).await?;
+        // Held first: what begins to serve the model meanwhile waits, and then does not find it.
+        sqlx::query(serving::HOLD_MODEL).bind(account_id).bind(&arn).fetch_optional(&mut *tx).await?;
+        let serving: i64 = sqlx::query_scalar(serving::COUNT_SERVING).bind(&arn).fetch_one(&mut *tx).await?;
+        if serving > 0 {
+            return Ok(Deleted::InUse);
         }
-        model
+        let gone: Option<CustomModel> =
+            sqlx::query_as(SQL).bind(account_id).bind(&arn).fetch_optional(&mut *tx).await?;
+        if gone.is_some() {
+            sqlx::query(tags::CLEAR).bind(account_id).bind(&arn).execute(&mut *tx).await?;
+        }
+        gone.map_or(Deleted::NotFound, |model| Deleted::Done(Box::new(model)))
     }))
 }

@@ -9,13 +9,19 @@ mod status;
 mod text;
 
 pub mod custom_models;
+pub mod deployments;
 pub mod job_events;
 pub mod jobs;
 pub mod keys;
 pub mod queue;
+pub mod serving;
 pub mod tags;
+pub mod throughputs;
 
 pub use db::Db;
 pub use page::{Cursor, Filter, Listed, Order};
-pub use status::{CustomizationType, ModelStatus, Status, Task, TaskStatus, Tasks};
+pub use status::{
+    Commitment, CustomizationType, DeploymentStatus, ModelStatus, Status, Task, TaskStatus, Tasks, ThroughputStatus,
+    UpdateStatus,
+};
 pub use text::Json;

@@ -68,6 +68,54 @@ text_enum! {
     }
 }
 
+text_enum! {
+    /// Where a deployment stands.
+    pub enum DeploymentStatus {
+        /// Being made.
+        Creating = "Creating",
+        /// Can be asked.
+        Active = "Active",
+        /// Could not be made.
+        Failed = "Failed",
+    }
+}
+
+text_enum! {
+    /// How the last update of a deployment went.
+    pub enum UpdateStatus {
+        /// Under way.
+        Updating = "Updating",
+        /// The new model answers.
+        UpdateCompleted = "UpdateCompleted",
+        /// The model before still answers.
+        UpdateFailed = "UpdateFailed",
+    }
+}
+
+text_enum! {
+    /// Where provisioned throughput stands.
+    pub enum ThroughputStatus {
+        /// Being made.
+        Creating = "Creating",
+        /// Can be asked.
+        InService = "InService",
+        /// Changing its model; the one before may still answer.
+        Updating = "Updating",
+        /// Could not be made.
+        Failed = "Failed",
+    }
+}
+
+text_enum! {
+    /// For how long provisioned throughput was bought.
+    pub enum Commitment {
+        /// One calendar month.
+        OneMonth = "OneMonth",
+        /// Six calendar months.
+        SixMonths = "SixMonths",
+    }
+}
+
 /// One sub-task of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

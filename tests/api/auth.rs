@@ -15,6 +15,8 @@ async fn operations(app: &TestApp) -> Vec<(&'static str, String)> {
         let target = path
             .replace("{jobIdentifier}", &segment(&arn))
             .replace("{modelIdentifier}", "nothing-of-that-name")
+            .replace("{customModelDeploymentIdentifier}", "nothing-of-that-name")
+            .replace("{provisionedModelId}", "nothing-of-that-name")
             .replace("{modelId}", &segment(crate::support::TINY));
         assert!(!target.contains('{'), "{path}: say here what to put for its parameter");
         for (method, operation) in [

@@ -79,7 +79,7 @@ fn every_wrong_request_is_a_validation_exception_that_says_why() {
             ("hyperParameters", json!({ "epochs": "1" }), "epochs"),
             ("hyperParameters", json!({ "epochCount": "0" }), "epochCount"),
             ("hyperParameters", json!({ "epochCount": 1 }), "Member must be a string"),
-            ("trainingDataConfig", json!({}), "'trainingDataConfig.s3Uri'"),
+            ("trainingDataConfig", json!({}), "exactly one of: s3Uri, invocationLogsConfig"),
             ("trainingDataConfig", json!({ "s3Uri": "s3://under_score/a" }), "'trainingDataConfig.s3Uri'"),
             (
                 "trainingDataConfig",

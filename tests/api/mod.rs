@@ -1,6 +1,7 @@
 //! The API over real sockets: who gets in, what is refused, and what is answered.
 
 mod auth;
+mod customization;
 mod idempotency;
 mod jobs;
 mod keys;
@@ -8,4 +9,6 @@ mod limits;
 mod openapi;
 mod paging;
 mod runtime;
+mod serving;
+mod tags;
 mod unauthorised;

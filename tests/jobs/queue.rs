@@ -6,6 +6,7 @@ use tunesmith::clock::Clock;
 use tunesmith::jobs::job::Stage;
 use tunesmith::jobs::queue::STRIKE_LIMIT;
 use tunesmith::jobs::{Held, Queue, sweep};
+use tunesmith::store::custom_models::Deleted;
 use tunesmith::store::jobs::{self, Accepted, Progress, StopRequest};
 use tunesmith::store::{Db, Status, TaskStatus, custom_models, job_events, tags};
 
@@ -125,9 +126,10 @@ on_both! {
         let mut next = spec(2);
         next.output_model_name = model.name.clone();
         assert_eq!(jobs::insert(&db, &next, &[]).await.unwrap(), Accepted::ModelNameTaken);
-        assert!(custom_models::delete(&db, STRANGER, &model.name).await.unwrap().is_none());
-        assert_eq!(custom_models::delete(&db, ACCOUNT, &model.name).await.unwrap().unwrap(), model);
-        assert!(custom_models::delete(&db, ACCOUNT, &model.name).await.unwrap().is_none());
+        assert_eq!(custom_models::delete(&db, STRANGER, &model.name).await.unwrap(), Deleted::NotFound);
+        let gone = Deleted::Done(Box::new(model.clone()));
+        assert_eq!(custom_models::delete(&db, ACCOUNT, &model.name).await.unwrap(), gone);
+        assert_eq!(custom_models::delete(&db, ACCOUNT, &model.name).await.unwrap(), Deleted::NotFound);
         assert_eq!(jobs::insert(&db, &next, &[]).await.unwrap(), Accepted::Inserted);
         assert_eq!(status(&db, 1).await, Status::Completed);
     }

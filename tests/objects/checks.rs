@@ -242,9 +242,13 @@ async fn probes_speak_bedrocks_words(store: &Store) {
             store.bucket
         )
     );
-    store.objects.probe_write(&store.at("probed/output")).await.unwrap();
+    store.objects.probe_write(&store.at("probed/output"), &Put::default()).await.unwrap();
     assert!(store.objects.list(&store.at("probed/output")).all().await.unwrap().is_empty(), "the probe cleans up");
-    let error = store.objects.probe_write(&Uri::new("no-bucket-of-this-name-anywhere", "output/")).await.unwrap_err();
+    let error = store
+        .objects
+        .probe_write(&Uri::new("no-bucket-of-this-name-anywhere", "output/"), &Put::default())
+        .await
+        .unwrap_err();
     assert_eq!(
         error.message(),
         "Could not validate PutObject permissions to access S3 bucket: no-bucket-of-this-name-anywhere at key \

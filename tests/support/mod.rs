@@ -14,8 +14,10 @@ use aws_sigv4::sign::v4::SigningParams;
 use clap::Parser;
 use serde_json::{Value, json};
 use tunesmith::config::{Config, Role};
+use tunesmith::jobs::{Held, Queue};
 use tunesmith::objects::{Put, Uri};
 use tunesmith::service::Service;
+use tunesmith::store::custom_models::CustomModel;
 use tunesmith::store::keys::{self, Key, KeyKind};
 
 use http::Reply;
@@ -108,8 +110,13 @@ impl TestApp {
 
     /// A key pair of another account.
     pub(crate) async fn stranger(&self) -> Pair {
-        let pair =
-            Pair { access_key: "AKIASTRANGER".into(), secret_key: "a-stranger's-secret".into(), session_token: None };
+        self.stranger_called("AKIASTRANGER").await
+    }
+
+    /// A key pair of another account, with this access key id.
+    pub(crate) async fn stranger_called(&self, access_key: &str) -> Pair {
+        let secret_key = "a-stranger's-secret".into();
+        let pair = Pair { access_key: access_key.into(), secret_key, session_token: None };
         let key = Key {
             id: pair.access_key.clone(),
             account_id: "222222222222".into(),
@@ -120,7 +127,8 @@ impl TestApp {
             revoked_at: None,
             policy: None,
         };
-        assert!(keys::insert_signing(&self.service.app.db, &key, &pair.secret_key).await.unwrap());
+        // The second call for the same id finds the key there.
+        keys::insert_signing(&self.service.app.db, &key, &pair.secret_key).await.unwrap();
         pair
     }
 
@@ -218,6 +226,19 @@ impl TestApp {
             "outputDataConfig": { "s3Uri": "s3://tuning/out/" },
             "hyperParameters": { "epochCount": "1.0", "learningRate": "1e-5" },
         })
+    }
+
+    /// An active custom model, made by a job whose training is skipped: its artifact was never written.
+    pub(crate) async fn model(&self, name: &str) -> CustomModel {
+        let arn = self.create(name).await;
+        let app = &self.service.app;
+        let queue = Queue::new(app.db.clone(), app.clock.clone(), std::time::Duration::from_secs(60));
+        let claim = queue.claim("test").await.unwrap().unwrap();
+        assert_eq!(claim.job.spec.arn, arn);
+        assert_eq!(claim.publish(&json!({})).await.unwrap(), Held::Yes);
+        let model = crate::jobs::model_of(&claim.job, app.clock.now());
+        assert_eq!(claim.complete(&model).await.unwrap(), Held::Yes);
+        model
     }
 
     /// Uploads a data set and creates a job; gives its ARN.

@@ -1,5 +1,6 @@
 //! Foundation models: the bases that can be customized and asked.
 
+pub mod availability;
 pub mod get;
 pub mod list;
 
@@ -50,7 +51,7 @@ impl Details {
             output_modalities: vec!["TEXT"],
             response_streaming_supported: false,
             customizations_supported: model.customizations.iter().copied().map(Customization::name).collect(),
-            inference_types_supported: vec!["ON_DEMAND"],
+            inference_types_supported: vec!["ON_DEMAND", "PROVISIONED"],
             model_lifecycle: Lifecycle { status: "ACTIVE" },
         }
     }

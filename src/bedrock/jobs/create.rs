@@ -8,25 +8,26 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::bedrock::arn::{self, Place};
 use crate::bedrock::constraint::{Shape, Violations, check, given};
+use crate::bedrock::customization::CustomizationConfig;
+use crate::bedrock::idempotency::digest;
 use crate::bedrock::roles::check_role;
 use crate::bedrock::shapes;
 use crate::bedrock::shapes::{
     BaseModelIdentifier, CustomModelName, IdempotencyToken, JobName, KmsKeyId, OutputDataConfig, RoleArn, Tag,
-    TrainingDataConfig, ValidationDataConfig, VpcConfig, stored_tags,
+    TrainingDataConfig, ValidationDataConfig, VpcConfig, check_tag_count, stored_tags,
 };
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::http::extract::Json;
 use crate::models::{Customization, FoundationModel};
-use crate::objects::Uri;
+use crate::objects::{Put, Uri};
 use crate::store::jobs::{self, Accepted, JobSpec};
-use crate::store::{self, CustomizationType, tags};
+use crate::store::{self, CustomizationType};
 use crate::train::Settings;
 
 /// What to train, on what, and where to.
@@ -71,8 +72,7 @@ pub struct Request {
     /// Echoed.
     pub vpc_config: Option<VpcConfig>,
     /// For customization types other than the two that need none.
-    #[schema(value_type = Option<Object>)]
-    pub customization_config: Option<Value>,
+    pub customization_config: Option<CustomizationConfig>,
 }
 
 impl Shape for Request {
@@ -90,6 +90,7 @@ impl Shape for Request {
         violations.optional("validationDataConfig", self.validation_data_config.as_ref());
         violations.required("outputDataConfig", self.output_data_config.as_ref());
         violations.optional("vpcConfig", self.vpc_config.as_ref());
+        violations.optional("customizationConfig", self.customization_config.as_ref());
     }
 }
 
@@ -117,7 +118,7 @@ pub async fn create(
     let answer = |job_arn| Ok((StatusCode::CREATED, axum::Json(Response { job_arn })));
 
     // An SDK's retry carries the same token and the same names: it must not meet "name taken".
-    let digest = request.digest()?;
+    let digest = digest(&request)?;
     if let Some(token) = &request.client_request_token
         && let Some(job) = jobs::by_token(&app.db, &caller.account, &token.0).await?
     {
@@ -143,15 +144,6 @@ fn token_conflict() -> Error {
 }
 
 impl Request {
-    /// SHA-256 of the request without its token: what "the same request" means.
-    fn digest(&self) -> Result<String> {
-        let mut value = serde_json::to_value(self)?;
-        if let Some(members) = value.as_object_mut() {
-            members.remove("clientRequestToken");
-        }
-        Ok(hex::encode(Sha256::digest(serde_json::to_vec(&value)?)))
-    }
-
     /// Checks what the shapes cannot say, and gives the job as it will be stored.
     fn accept(&self, app: &App, caller: &Caller, request_digest: String) -> Result<JobSpec> {
         let customization_type = self.customization()?;
@@ -170,12 +162,9 @@ impl Request {
             ));
         }
         given(training.s3_uri.as_ref(), "trainingDataConfig.s3Uri")?;
-        for (tags, place) in [(&self.job_tags, "jobTags"), (&self.custom_model_tags, "customModelTags")] {
-            if tags.as_ref().is_some_and(|tags| tags.len() > tags::LIMIT) {
-                let message = format!("{place} holds more than the {} tags that one resource can carry", tags::LIMIT);
-                return Err(Error::new(Kind::TooManyTags, message));
-            }
-        }
+        check_tag_count(self.job_tags.as_deref(), "jobTags", self.job_name.as_ref().map(|name| name.0.as_str()))?;
+        let model = self.custom_model_name.as_ref().map(|name| name.0.as_str());
+        check_tag_count(self.custom_model_tags.as_deref(), "customModelTags", model)?;
 
         let place = Place { region: &app.config.region, account: &caller.account };
         let id = app.clock.id();
@@ -200,7 +189,7 @@ impl Request {
             validation_data: stored(self.validation_data_config.as_ref())?,
             output_data: serde_json::to_value(given(self.output_data_config.as_ref(), "outputDataConfig")?)?.into(),
             vpc_config: stored(self.vpc_config.as_ref())?,
-            customization_config: None,
+            customization_config: stored(self.customization_config.as_ref())?,
             model_tags: stored_tags(self.custom_model_tags.clone()).into(),
             // Columns are signed; the run reads the same bits back.
             seed: seed.cast_signed(),
@@ -267,8 +256,9 @@ async fn probe(app: &App, spec: &JobSpec) -> Result<()> {
     for source in &reads {
         app.objects.probe_read(source).await?;
     }
+    let put = Put { kms_key: spec.kms_key_arn.as_deref(), ..Put::default() };
     for folder in &writes {
-        app.objects.probe_write(folder).await?;
+        app.objects.probe_write(folder, &put).await?;
     }
     Ok(())
 }

@@ -8,10 +8,10 @@ use super::no_such_model;
 use crate::app::App;
 use crate::bedrock::constraint::check;
 use crate::bedrock::shapes::ModelIdentifier;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::http::extract::Segment;
-use crate::store::custom_models;
+use crate::store::custom_models::{self, Deleted};
 
 /// Delete a custom model
 #[utoipa::path(
@@ -21,6 +21,12 @@ use crate::store::custom_models;
 )]
 pub async fn delete(State(app): State<Arc<App>>, caller: Caller, Segment(identifier): Segment) -> Result<()> {
     check("modelIdentifier", &ModelIdentifier(identifier.clone()))?;
-    let deleted = custom_models::delete(&app.db, &caller.account, &identifier).await?;
-    deleted.map(drop).ok_or_else(|| no_such_model(&identifier))
+    match custom_models::delete(&app.db, &caller.account, &identifier).await? {
+        Deleted::Done(_) => Ok(()),
+        Deleted::NotFound => Err(no_such_model(&identifier)),
+        Deleted::InUse => Err(Error::new(
+            Kind::Conflict,
+            "The model is served by a custom model deployment or provisioned throughput: delete those first",
+        )),
+    }
 }

@@ -341,7 +341,10 @@ mod tests {
             (json!([user(json!([]))]), "blank"),
             (json!([{ "role": "user" }]), "'messages.1.member.content' failed"),
             (json!([{ "role": "owl", "content": [] }]), "enum value set: [user, assistant]"),
-            (json!([user(json!("a"))]), "Malformed request"),
+            (
+                json!([user(json!("a"))]),
+                "Value 'a' at 'messages.1.member.content' failed to satisfy constraint: Member must be a list",
+            ),
         ] {
             let refusal = conversation(messages.clone()).unwrap_err();
             assert!(refusal.message().contains(reason), "{messages}: {refusal}");

@@ -1,5 +1,5 @@
-//! Asking models. A foundation model is asked by id or ARN, and, as an extension of ours, a custom
-//! model directly by its name or ARN.
+//! Asking models. A foundation model is asked by id or ARN, a custom model through a deployment or
+//! provisioned throughput by its ARN or name and, as an extension of ours, directly by its own.
 
 mod adapter;
 pub mod converse;
@@ -17,7 +17,7 @@ use crate::app::App;
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::infer::{Answer, Options, Prompt, Target};
-use crate::store::{ModelStatus, custom_models};
+use crate::store::{ModelStatus, custom_models, serving};
 
 /// How Llama is asked when the caller says nothing (AWS, "Meta Llama models", inference parameters).
 const TEMPERATURE: f32 = 0.5;
@@ -29,7 +29,13 @@ async fn target(app: &App, caller: &Caller, id: &str) -> Result<Target> {
     check("modelId", &AskedModelIdentifier(id.to_string())).map_err(|cause| {
         Error::validation("The provided model identifier is invalid.").because(anyhow::anyhow!("{}", cause.message()))
     })?;
-    if let Some(model) = arn::foundation_model_id(&app.config.region, id).and_then(|id| app.registry.get(id)) {
+    let foundation = |id| arn::foundation_model_id(&app.config.region, id).and_then(|id| app.registry.get(id));
+    let behind = match foundation(id) {
+        Some(_) => None,
+        None => serving::model_behind(&app.db, &caller.account, id).await?,
+    };
+    let id = behind.as_deref().unwrap_or(id);
+    if let Some(model) = foundation(id) {
         return Ok(Target { base_dir: model.dir.clone(), context_length: Some(model.context_length), adapter: None });
     }
     let model = custom_models::find(&app.db, &caller.account, id).await?.ok_or_else(|| {

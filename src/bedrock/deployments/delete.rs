@@ -1,0 +1,27 @@
+//! DeleteCustomModelDeployment. The model stays.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+
+use super::no_such_deployment;
+use crate::app::App;
+use crate::bedrock::constraint::check;
+use crate::bedrock::shapes::CustomModelDeploymentIdentifier;
+use crate::error::Result;
+use crate::http::Caller;
+use crate::http::extract::Segment;
+use crate::store::deployments;
+
+/// Delete a custom model deployment
+#[utoipa::path(
+    delete, path = "/model-customization/custom-model-deployments/{customModelDeploymentIdentifier}",
+    operation_id = "DeleteCustomModelDeployment", tag = "bedrock",
+    params(("customModelDeploymentIdentifier" = inline(CustomModelDeploymentIdentifier), Path, description = "ARN or name")),
+    responses((status = 200, description = "The deployment is gone"))
+)]
+pub async fn delete(State(app): State<Arc<App>>, caller: Caller, Segment(identifier): Segment) -> Result<()> {
+    check("customModelDeploymentIdentifier", &CustomModelDeploymentIdentifier(identifier.clone()))?;
+    let gone = deployments::delete(&app.db, &caller.account, &identifier).await?;
+    gone.map(drop).ok_or_else(|| no_such_deployment(&identifier))
+}

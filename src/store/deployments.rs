@@ -1,0 +1,215 @@
+//! Table `model_deployments`: custom models that are asked on demand, under a name of their own that
+//! stays while the model behind it changes.
+
+use super::db::{Db, run, transaction};
+use super::page::{Cursor, Filter, Listed, Order};
+use super::serving::{Placed, hold_active_model};
+use super::status::{DeploymentStatus, UpdateStatus};
+use super::tags::{self, Tag};
+use crate::clock::Millis;
+use crate::error::Result;
+
+/// A deployment.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct Deployment {
+    /// The twelve characters that end the ARN.
+    pub id: String,
+    /// Whose it is.
+    pub account_id: String,
+    /// `arn:aws:bedrock:<region>:<account>:custom-model-deployment/<id>`
+    pub arn: String,
+    /// Its name, unique in the account while the deployment exists.
+    pub name: String,
+    /// The token of the request that made it.
+    pub request_token: Option<String>,
+    /// SHA-256 of that request without its token.
+    pub request_digest: String,
+    /// What its owner wrote about it.
+    pub description: Option<String>,
+    /// The custom model that answers.
+    pub model_arn: String,
+    /// Where it stands.
+    pub status: DeploymentStatus,
+    /// The model of the last update.
+    pub update_model_arn: Option<String>,
+    /// How the last update went.
+    pub update_status: Option<UpdateStatus>,
+    /// Why it could not be made.
+    pub failure_message: Option<String>,
+    /// When it was made.
+    pub creation_time: Millis,
+    /// When it last changed.
+    pub last_updated_time: Millis,
+}
+
+macro_rules! columns {
+    () => {
+        "id, account_id, arn, name, request_token, request_digest, description, model_arn, status, update_model_arn,
+         update_status, failure_message, creation_time, last_updated_time"
+    };
+}
+
+/// Adds a deployment with its tags, unless its token, its name or its model stands against it.
+pub async fn insert(db: &Db, deployment: &Deployment, tags: &[Tag]) -> Result<Placed<Deployment>> {
+    const INSERT: &str = concat!(
+        "INSERT INTO model_deployments (",
+        columns!(),
+        ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING"
+    );
+    let earlier = by_token(db, &deployment.account_id, deployment.request_token.as_deref()).await?;
+    if let Some(earlier) = earlier {
+        return Ok(repeated(earlier, deployment));
+    }
+    let rows = transaction!(db, |tx| {
+        hold_active_model!(tx, &deployment.account_id, &deployment.model_arn);
+        let rows = sqlx::query(INSERT)
+            .bind(&deployment.id)
+            .bind(&deployment.account_id)
+            .bind(&deployment.arn)
+            .bind(&deployment.name)
+            .bind(&deployment.request_token)
+            .bind(&deployment.request_digest)
+            .bind(&deployment.description)
+            .bind(&deployment.model_arn)
+            .bind(deployment.status)
+            .bind(&deployment.update_model_arn)
+            .bind(deployment.update_status)
+            .bind(&deployment.failure_message)
+            .bind(deployment.creation_time)
+            .bind(deployment.last_updated_time)
+            .execute(&mut *tx)
+            .await?
+            .rows_affected();
+        if rows == 1 {
+            for tag in tags {
+                sqlx::query(tags::INSERT)
+                    .bind(&deployment.account_id)
+                    .bind(&deployment.arn)
+                    .bind(&tag.key)
+                    .bind(&tag.value)
+                    .execute(&mut *tx)
+                    .await?;
+            }
+        }
+        rows
+    });
+    if rows == 1 {
+        return Ok(Placed::Done(deployment.clone()));
+    }
+    // Another request was faster: with the same token, or only with the same name.
+    let earlier = by_token(db, &deployment.account_id, deployment.request_token.as_deref()).await?;
+    Ok(earlier.map_or(Placed::NameTaken, |earlier| repeated(earlier, deployment)))
+}
+
+fn repeated(earlier: Deployment, now: &Deployment) -> Placed<Deployment> {
+    if earlier.request_digest == now.request_digest { Placed::Already(earlier) } else { Placed::TokenConflict }
+}
+
+async fn by_token(db: &Db, account_id: &str, token: Option<&str>) -> Result<Option<Deployment>> {
+    const SQL: &str =
+        concat!("SELECT ", columns!(), " FROM model_deployments WHERE account_id = $1 AND request_token = $2");
+    Ok(run!(db, |on| sqlx::query_as(SQL).bind(account_id).bind(token).fetch_optional(on).await)?)
+}
+
+/// The account's deployment with this ARN or name.
+pub async fn find(db: &Db, account_id: &str, identifier: &str) -> Result<Option<Deployment>> {
+    const SQL: &str =
+        concat!("SELECT ", columns!(), " FROM model_deployments WHERE account_id = $1 AND (arn = $2 OR name = $2)");
+    Ok(run!(db, |on| sqlx::query_as(SQL).bind(account_id).bind(identifier).fetch_optional(on).await)?)
+}
+
+/// Puts another model behind the deployment.
+pub async fn update(
+    db: &Db,
+    account_id: &str,
+    identifier: &str,
+    model_arn: &str,
+    now: Millis,
+) -> Result<Placed<Deployment>> {
+    const SQL: &str = concat!(
+        "UPDATE model_deployments SET model_arn = $3, update_model_arn = $3, update_status = 'UpdateCompleted',
+            last_updated_time = $4
+         WHERE account_id = $1 AND (arn = $2 OR name = $2) RETURNING ",
+        columns!()
+    );
+    Ok(transaction!(db, |tx| {
+        hold_active_model!(tx, account_id, model_arn);
+        let updated: Option<Deployment> = sqlx::query_as(SQL)
+            .bind(account_id)
+            .bind(identifier)
+            .bind(model_arn)
+            .bind(now)
+            .fetch_optional(&mut *tx)
+            .await?;
+        updated.map_or(Placed::NotFound, Placed::Done)
+    }))
+}
+
+/// Removes a deployment and its tags; the model stays. `None`: the account has no such deployment.
+pub async fn delete(db: &Db, account_id: &str, identifier: &str) -> Result<Option<Deployment>> {
+    const SQL: &str = concat!(
+        "DELETE FROM model_deployments WHERE account_id = $1 AND (arn = $2 OR name = $2) RETURNING ",
+        columns!()
+    );
+    Ok(transaction!(db, |tx| {
+        let gone: Option<Deployment> =
+            sqlx::query_as(SQL).bind(account_id).bind(identifier).fetch_optional(&mut *tx).await?;
+        if let Some(gone) = &gone {
+            sqlx::query(tags::CLEAR).bind(account_id).bind(&gone.arn).execute(&mut *tx).await?;
+        }
+        gone
+    }))
+}
+
+/// What only a listing of deployments can be narrowed by.
+#[derive(Debug, Clone, Default)]
+pub struct DeploymentFilter {
+    /// Where the deployment stands.
+    pub status: Option<DeploymentStatus>,
+    /// The model that answers.
+    pub model_arn: Option<String>,
+}
+
+macro_rules! page_sql {
+    ($comparison:literal, $direction:literal) => {
+        concat!(
+            "SELECT ",
+            columns!(),
+            " FROM model_deployments
+             WHERE account_id = $1 AND (creation_time, id) ",
+            $comparison,
+            " ($2, $3)
+                AND creation_time > $4 AND creation_time < $5
+                AND lower(name) LIKE $6 ESCAPE '\\'
+                AND ($7 IS NULL OR status = $7)
+                AND ($8 IS NULL OR model_arn = $8)
+             ORDER BY creation_time ",
+            $direction,
+            ", id ",
+            $direction,
+            " LIMIT $9"
+        )
+    };
+}
+
+/// One page of the account's deployments.
+pub async fn list(db: &Db, account_id: &str, only: &DeploymentFilter, filter: &Filter) -> Result<Listed<Deployment>> {
+    let sql = match filter.order {
+        Order::Ascending => page_sql!(">", "ASC"),
+        Order::Descending => page_sql!("<", "DESC"),
+    };
+    let (time, id) = filter.bounds();
+    let rows = run!(db, |on| sqlx::query_as(sql)
+        .bind(account_id)
+        .bind(time)
+        .bind(&id)
+        .bind(filter.created_after.unwrap_or(Millis::MIN))
+        .bind(filter.created_before.unwrap_or(Millis::MAX))
+        .bind(filter.pattern())
+        .bind(only.status)
+        .bind(&only.model_arn)
+        .bind(filter.rows())
+        .fetch_all(on)
+        .await)?;
+    Ok(filter.page(rows, |row: &Deployment| Cursor { creation_time: row.creation_time, id: row.id.clone() }))
+}
