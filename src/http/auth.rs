@@ -71,7 +71,7 @@ impl IntoResponse for Denied {
 /// A key that exists, and, for a signature, the proof still owed.
 pub(super) enum Claim {
     Bearer(Key),
-    Signed { key: SigningKey, signature: sigv4::Signature },
+    Signed { key: Box<SigningKey>, signature: sigv4::Signature },
 }
 
 impl Claim {
@@ -99,7 +99,7 @@ impl Claim {
         if !signing.key.is_valid(now) {
             return Err(if signing.key.revoked_at.is_some() { Denied::UnknownKey } else { Denied::ExpiredKey });
         }
-        Ok(Self::Signed { key: signing, signature })
+        Ok(Self::Signed { key: Box::new(signing), signature })
     }
 
     /// Settles the claim, now that the body is here, and gives the key that was proved.
