@@ -32,3 +32,11 @@ fn the_aws_cli_makes_the_whole_journey() {
     }
     Serve::start().run(Command::new("bash").arg(script("cli.sh")));
 }
+
+#[test]
+fn every_constraint_of_the_service_models_is_enforced_on_every_operation() {
+    if !installed("python3", &["-c", "import botocore"]) {
+        return;
+    }
+    Serve::start().run(Command::new("python3").arg(script("constraints.py")));
+}
