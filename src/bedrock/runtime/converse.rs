@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{MAX_TOKENS, TEMPERATURE, TOP_P};
+use super::{MAX_TOKENS, PerformanceConfigLatency, ServiceTierType, TEMPERATURE, TOP_P};
 use crate::app::App;
-use crate::bedrock::constraint::{Violations, choices};
+use crate::bedrock::constraint::{Shape, Violations, choices, texts};
 use crate::bedrock::shapes::AskedModelIdentifier;
 use crate::data::{self, Conversation, join_blocks};
 use crate::error::{Error, Result};
@@ -24,6 +24,42 @@ use crate::infer::{Options, Prompt};
 choices! {
     /// Who speaks.
     ConversationRole, ["user", "assistant"];
+}
+
+texts! {
+    /// A pointer into a model's own reply.
+    FieldPath, 1..=256, r"[\s\S]*";
+    /// A key of a label.
+    RequestMetadataKey, 1..=256, r"[a-zA-Z0-9\s:_@$#=/+,-.]{1,256}";
+    /// A value of a label.
+    RequestMetadataValue, 0..=256, r"[a-zA-Z0-9\s:_@$#=/+,-.]{0,256}";
+}
+
+/// How fast to answer; every model here has one pace.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = PerformanceConfiguration)]
+pub struct PerformanceConfig {
+    latency: Option<PerformanceConfigLatency>,
+}
+
+impl Shape for PerformanceConfig {
+    fn check(&self, at: &str, violations: &mut Violations) {
+        violations.optional(&format!("{at}.latency"), self.latency.as_ref());
+    }
+}
+
+/// Which tier is asked; there is one.
+#[derive(Debug, Deserialize, ToSchema)]
+pub struct ServiceTier {
+    #[serde(rename = "type")]
+    #[schema(required)]
+    kind: Option<ServiceTierType>,
+}
+
+impl Shape for ServiceTier {
+    fn check(&self, at: &str, violations: &mut Violations) {
+        violations.required(&format!("{at}.type"), self.kind.as_ref());
+    }
 }
 
 /// A conversation to be continued.
@@ -52,6 +88,8 @@ pub struct Request {
     prompt_variables: Option<Value>,
     #[schema(value_type = Option<Object>)]
     output_config: Option<Value>,
+    performance_config: Option<PerformanceConfig>,
+    service_tier: Option<ServiceTier>,
 }
 
 /// One turn.
@@ -137,6 +175,22 @@ pub struct Metrics {
 impl Request {
     fn check(&self) -> Result<()> {
         let mut violations = Violations::default();
+        for (index, path) in self.additional_model_response_field_paths.iter().flatten().enumerate() {
+            let at = format!("additionalModelResponseFieldPaths.{}.member", index + 1);
+            FieldPath(path.clone()).check(&at, &mut violations);
+        }
+        for (key, value) in self.request_metadata.iter().flatten() {
+            RequestMetadataKey(key.clone()).check("requestMetadata.key", &mut violations);
+            RequestMetadataValue(value.clone()).check("requestMetadata.value", &mut violations);
+        }
+        for (index, block) in self.system.iter().flatten().enumerate() {
+            if block.text.as_deref() == Some("") {
+                let at = format!("system.{}.member.text", index + 1);
+                violations.add("", &at, "Member must have length greater than or equal to 1");
+            }
+        }
+        violations.optional("performanceConfig", self.performance_config.as_ref());
+        violations.optional("serviceTier", self.service_tier.as_ref());
         for (index, message) in self.messages.iter().flatten().enumerate() {
             let at = format!("messages.{}.member", index + 1);
             violations.required(&format!("{at}.role"), message.role.as_ref());

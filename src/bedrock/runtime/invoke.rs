@@ -98,6 +98,7 @@ pub async fn invoke(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response> {
+    super::check_headers(&headers)?;
     super::refuse_guardrail(&headers)?;
     let target = super::target(&app, &caller, &id).await?;
     let request = Request::parse(&body)?;

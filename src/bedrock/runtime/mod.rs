@@ -11,13 +11,40 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::http::HeaderMap;
 
 use super::arn;
-use super::constraint::check;
+use super::constraint::{Violations, check, choices, texts};
 use super::shapes::AskedModelIdentifier;
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::infer::{Answer, Options, Prompt, Target};
 use crate::store::{ModelStatus, custom_models, serving};
+
+texts! {
+    /// A version of a guardrail.
+    GuardrailVersion, 0..=8, r"(|([1-9][0-9]{0,7})|(DRAFT))";
+}
+
+choices! {
+    /// Whether to trace.
+    Trace, ["ENABLED", "DISABLED", "ENABLED_FULL"];
+    /// How fast to answer.
+    PerformanceConfigLatency, ["standard", "optimized"];
+    /// Which tier is asked.
+    ServiceTierType, ["priority", "default", "flex", "reserved"];
+}
+
+/// Checks the headers that say how to answer; none of them changes an answer here.
+fn check_headers(headers: &HeaderMap) -> Result<()> {
+    let value = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let mut violations = Violations::default();
+    violations.optional("trace", value("x-amzn-bedrock-trace").map(Trace).as_ref());
+    let version = value("x-amzn-bedrock-guardrailversion").map(GuardrailVersion);
+    violations.optional("guardrailVersion", version.as_ref());
+    let latency = value("x-amzn-bedrock-performanceconfig-latency").map(PerformanceConfigLatency);
+    violations.optional("performanceConfigLatency", latency.as_ref());
+    violations.optional("serviceTier", value("x-amzn-bedrock-service-tier").map(ServiceTierType).as_ref());
+    violations.finish()
+}
 
 /// How Llama is asked when the caller says nothing (AWS, "Meta Llama models", inference parameters).
 const TEMPERATURE: f32 = 0.5;
