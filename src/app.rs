@@ -34,7 +34,7 @@ pub struct App {
     pub engine: Arc<Engine>,
     /// A place for each answer under way, taken at the door.
     pub answers: Arc<Semaphore>,
-    /// Rung when a job was accepted, so that a worker of the same process takes it at once.
+    /// Rung when a job or a model to bring in was accepted, so that a worker of the same process takes it at once.
     pub job_accepted: Notify,
 }
 

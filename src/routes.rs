@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::bedrock::{deployments, foundation, jobs, models, runtime, tags, throughputs};
+use crate::bedrock::{deployments, foundation, imported_models, imports, jobs, models, runtime, tags, throughputs};
 use crate::http::identify::identify;
 use crate::http::policy::Operations;
 use crate::http::receive::{Gate, receive};
@@ -25,6 +25,7 @@ fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(jobs::create::create, jobs::list::list))
         .routes(routes!(jobs::get::get))
         .routes(routes!(jobs::stop::stop))
+        .routes(routes!(models::create::create))
         .routes(routes!(models::get::get, models::delete::delete))
         .routes(routes!(models::list::list))
         .routes(routes!(deployments::create::create, deployments::list::list))
@@ -32,6 +33,10 @@ fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(throughputs::create::create))
         .routes(routes!(throughputs::get::get, throughputs::update::update, throughputs::delete::delete))
         .routes(routes!(throughputs::list::list))
+        .routes(routes!(imports::create::create, imports::list::list))
+        .routes(routes!(imports::get::get))
+        .routes(routes!(imported_models::get::get, imported_models::delete::delete))
+        .routes(routes!(imported_models::list::list))
         .routes(routes!(tags::tag::tag))
         .routes(routes!(tags::untag::untag))
         .routes(routes!(tags::list::list))

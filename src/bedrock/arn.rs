@@ -25,6 +25,21 @@ impl Place<'_> {
         format!("arn:aws:bedrock:{}:{}:provisioned-model/{id}", self.region, self.account)
     }
 
+    /// `arn:aws:bedrock:<region>:<account>:custom-model/imported/<id>`
+    pub fn created_model(self, id: &str) -> String {
+        format!("arn:aws:bedrock:{}:{}:custom-model/imported/{id}", self.region, self.account)
+    }
+
+    /// `arn:aws:bedrock:<region>:<account>:model-import-job/<id>`
+    pub fn import_job(self, id: &str) -> String {
+        format!("arn:aws:bedrock:{}:{}:model-import-job/{id}", self.region, self.account)
+    }
+
+    /// `arn:aws:bedrock:<region>:<account>:imported-model/<id>`
+    pub fn imported_model(self, id: &str) -> String {
+        format!("arn:aws:bedrock:{}:{}:imported-model/{id}", self.region, self.account)
+    }
+
     /// The full ARN of a KMS key given by id, alias or ARN.
     pub fn kms_key(self, key: &str) -> String {
         match key {

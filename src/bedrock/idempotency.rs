@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
 /// SHA-256 in hex of a request without its token.
 pub fn digest(request: &impl Serialize) -> Result<String> {
@@ -12,4 +12,9 @@ pub fn digest(request: &impl Serialize) -> Result<String> {
         members.remove("clientRequestToken");
     }
     Ok(hex::encode(Sha256::digest(serde_json::to_vec(&value)?)))
+}
+
+/// The refusal of a token that came before with another request, where the contract has a conflict for it.
+pub fn token_conflict() -> Error {
+    Error::new(Kind::Conflict, "The clientRequestToken was used before with different parameters")
 }

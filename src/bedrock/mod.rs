@@ -6,6 +6,8 @@ pub mod customization;
 pub mod deployments;
 pub mod foundation;
 pub mod idempotency;
+pub mod imported_models;
+pub mod imports;
 pub mod jobs;
 pub mod listing;
 pub mod models;

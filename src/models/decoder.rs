@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::config::DecoderConfig;
 use super::layer::{Layer, Linear, Memory};
@@ -43,6 +43,22 @@ impl Decoder {
         let config = DecoderConfig::read(dir)?;
         let weights = Weights::open(dir)?;
         Self::build(config, device, trainable, |name, shape| weights.get(name, shape, device))
+    }
+
+    /// Checks that `dir` holds a whole model that [`Decoder::load`] takes: every weight is there, in its
+    /// shape, and finite. One weight at a time is in memory.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`]; and when a weight is not finite.
+    pub fn check(dir: &Path) -> Result<DecoderConfig> {
+        let config = DecoderConfig::read(dir)?;
+        let weights = Weights::open(dir)?;
+        let checked = Self::build(config, &Device::Cpu, false, |name, shape| {
+            weights.check(name, shape)?;
+            // Stands for the weight without its memory.
+            Ok(Tensor::zeros(1, DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
+        })?;
+        Ok(checked.config)
     }
 
     /// A new model: normal weights with the configuration's `initializer_range` as deviation, those that write into the residual stream

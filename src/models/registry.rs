@@ -50,6 +50,9 @@ pub struct FoundationModel {
     pub customizations: Vec<Customization>,
     /// It has a chat template: conversations can be learned and held.
     pub chat: bool,
+    /// What others call it, for example `meta-llama/Llama-3.2-1B-Instruct`: adapters made elsewhere name
+    /// their base so.
+    pub aliases: Vec<String>,
     /// Hyperparameters that suit it better than the trainer's own defaults.
     pub hyper_parameters: BTreeMap<String, String>,
 }
@@ -62,6 +65,8 @@ struct Card {
     name: Option<String>,
     customizations: Option<Vec<Customization>>,
     context_length: Option<usize>,
+    #[serde(default)]
+    aliases: Vec<String>,
     #[serde(default)]
     hyper_parameters: BTreeMap<String, String>,
 }
@@ -132,6 +137,13 @@ impl Registry {
         self.models.get(id)
     }
 
+    /// The model that an adapter means by its `base_model_name_or_path`: an id, a folder whose name is
+    /// one, or an alias of a model's `card.toml`.
+    pub fn known_as(&self, name: &str) -> Option<&FoundationModel> {
+        let last = name.trim_end_matches('/').rsplit('/').next().unwrap_or(name);
+        self.get(name).or_else(|| self.get(last)).or_else(|| self.all().find(|one| one.aliases.iter().any(|a| a == name)))
+    }
+
     /// All models, sorted by id.
     pub fn all(&self) -> impl Iterator<Item = &FoundationModel> {
         self.models.values()
@@ -190,6 +202,7 @@ fn inspect(dir: &Path) -> Result<FoundationModel> {
             .customizations
             .unwrap_or_else(|| vec![Customization::FineTuning, Customization::ContinuedPreTraining]),
         chat: tokenizer.chat_template().is_some(),
+        aliases: card.aliases,
         hyper_parameters: card.hyper_parameters,
         id,
     })
@@ -239,7 +252,8 @@ mod tests {
 
     #[test]
     fn a_directory_is_a_model_and_its_card_says_more() {
-        let card = "name = \"Tiny\"\nprovider = \"Us\"\ncustomizations = [\"FINE_TUNING\"]\ncontext_length = 32\n";
+        let card = "name = \"Tiny\"\nprovider = \"Us\"\ncustomizations = [\"FINE_TUNING\"]\ncontext_length = 32\n\
+                    aliases = [\"us/Tiny-32\"]\n";
         let root = folder(&[("test.tiny-v1:0", &[]), ("test.carded", &[("card.toml", card)])]);
         std::fs::write(root.path().join("README.md"), "notes").unwrap();
         let registry = Registry::open(&[root.path().to_path_buf()]).unwrap();
@@ -256,6 +270,14 @@ mod tests {
         assert_eq!((carded.name.as_str(), carded.provider.as_str(), carded.context_length), ("Tiny", "Us", 32));
         assert_eq!(carded.customizations, [Customization::FineTuning]);
         assert!(registry.get("test.other").is_none());
+        for (name, id) in [
+            ("test.tiny-v1:0", Some("test.tiny-v1:0")),
+            ("/models/test.tiny-v1:0/", Some("test.tiny-v1:0")),
+            ("us/Tiny-32", Some("test.carded")),
+            ("us/Tiny", None),
+        ] {
+            assert_eq!(registry.known_as(name).map(|model| model.id.as_str()), id, "{name}");
+        }
     }
 
     #[test]

@@ -120,6 +120,27 @@ impl Weights {
     /// # Errors
     /// When it is missing, has another shape, or is stored in a type other than f32, f16 or bf16.
     pub fn get(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let (entry, dtype) = self.entry(name, shape)?;
+        let bytes = &self.files[entry.file][entry.bytes.clone()];
+        Ok(Tensor::from_raw_buffer(bytes, dtype, shape, device)?.to_dtype(DType::F32)?)
+    }
+
+    /// Checks that a tensor is there in this shape, and that every number in it is finite.
+    ///
+    /// # Errors
+    /// As [`Weights::get`]; and when a number is infinite or none at all.
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        let values = self.get(name, shape, &Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(()),
+            Some(at) => Err(Error::validation(format!(
+                "{}: the tensor {name} holds {} as its number {at}; weights must be finite",
+                self.place, values[at]
+            ))),
+        }
+    }
+
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType)> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(Error::validation(format!("{} lacks the tensor {name}", self.place)));
         };
@@ -140,8 +161,7 @@ impl Weights {
                 )));
             }
         };
-        let bytes = &self.files[entry.file][entry.bytes.clone()];
-        Ok(Tensor::from_raw_buffer(bytes, dtype, shape, device)?.to_dtype(DType::F32)?)
+        Ok((entry, dtype))
     }
 }
 

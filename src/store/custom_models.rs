@@ -1,5 +1,6 @@
-//! Table `custom_models`: what finished jobs leave behind. A row appears in the transaction that
-//! completes its job ([`super::queue::complete`]), and frees its name when it is deleted.
+//! Table `custom_models`: what finished jobs leave behind, and adapters and weights that were brought in.
+//! A row appears in the transaction that completes its job ([`super::queue::complete`]), or when it is
+//! asked for ([`super::imports::insert_model`]), and frees its name when it is deleted.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use super::db::{Db, run, transaction};
 use super::page::{Cursor, Filter, Listed, Order};
 use super::status::{CustomizationType, ModelStatus};
 use super::text::Json;
-use super::{serving, tags};
+use super::{imports, serving, tags};
 use crate::clock::Millis;
 use crate::error::Result;
 
@@ -82,6 +83,49 @@ pub(super) const INSERT: &str = concat!(
     ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
         $23, $24)"
 );
+
+/// The same, for a name that may be taken: then no row is added.
+pub(super) const INSERT_NEW: &str = concat!(
+    "INSERT INTO custom_models (",
+    columns!(),
+    ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
+        $23, $24) ON CONFLICT DO NOTHING"
+);
+
+/// Adds a model inside a transaction by one of the two statements; gives the number of rows added.
+macro_rules! insert {
+    ($tx:ident, $model:expr, $sql:expr) => {
+        sqlx::query($sql)
+            .bind(&$model.id)
+            .bind(&$model.account_id)
+            .bind(&$model.arn)
+            .bind(&$model.name)
+            .bind(&$model.job_id)
+            .bind(&$model.job_arn)
+            .bind(&$model.job_name)
+            .bind($model.customization_type)
+            .bind(&$model.base_model_id)
+            .bind(&$model.base_model_arn)
+            .bind(&$model.foundation_model_arn)
+            .bind(&$model.kms_key_arn)
+            .bind(&$model.hyper_parameters)
+            .bind(&$model.training_data)
+            .bind(&$model.validation_data)
+            .bind(&$model.output_data)
+            .bind(&$model.customization_config)
+            .bind($model.training_loss)
+            .bind(&$model.validation_losses)
+            .bind(&$model.artifact_uri)
+            .bind(&$model.artifact_digests)
+            .bind($model.status)
+            .bind(&$model.failure_message)
+            .bind($model.creation_time)
+            .execute(&mut *$tx)
+            .await?
+            .rows_affected()
+    };
+}
+pub(super) use insert;
 
 /// The account's model with this ARN or name.
 pub async fn find(db: &Db, account_id: &str, identifier: &str) -> Result<Option<CustomModel>> {
@@ -174,6 +218,7 @@ pub async fn delete(db: &Db, account_id: &str, identifier: &str) -> Result<Delet
             sqlx::query_as(SQL).bind(account_id).bind(&arn).fetch_optional(&mut *tx).await?;
         if gone.is_some() {
             sqlx::query(tags::CLEAR).bind(account_id).bind(&arn).execute(&mut *tx).await?;
+            sqlx::query(imports::FORGET_MODEL).bind(account_id).bind(&arn).execute(&mut *tx).await?;
         }
         gone.map_or(Deleted::NotFound, |model| Deleted::Done(Box::new(model)))
     }))

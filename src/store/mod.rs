@@ -10,6 +10,8 @@ mod text;
 
 pub mod custom_models;
 pub mod deployments;
+pub mod imported_models;
+pub mod imports;
 pub mod job_events;
 pub mod jobs;
 pub mod keys;
@@ -21,7 +23,7 @@ pub mod throughputs;
 pub use db::Db;
 pub use page::{Cursor, Filter, Listed, Order};
 pub use status::{
-    Commitment, CustomizationType, DeploymentStatus, ModelStatus, Status, Task, TaskStatus, Tasks, ThroughputStatus,
+    Commitment, CustomizationType, DeploymentStatus, ImportKind, ImportStatus, ModelStatus, Status, Task, TaskStatus, Tasks, ThroughputStatus,
     UpdateStatus,
 };
 pub use text::Json;

@@ -176,33 +176,7 @@ pub async fn complete(db: &Db, fence: &Fence, model: &CustomModel, model_tags: &
         if rows == 0 {
             return Ok(false);
         }
-        sqlx::query(custom_models::INSERT)
-            .bind(&model.id)
-            .bind(&model.account_id)
-            .bind(&model.arn)
-            .bind(&model.name)
-            .bind(&model.job_id)
-            .bind(&model.job_arn)
-            .bind(&model.job_name)
-            .bind(model.customization_type)
-            .bind(&model.base_model_id)
-            .bind(&model.base_model_arn)
-            .bind(&model.foundation_model_arn)
-            .bind(&model.kms_key_arn)
-            .bind(&model.hyper_parameters)
-            .bind(&model.training_data)
-            .bind(&model.validation_data)
-            .bind(&model.output_data)
-            .bind(&model.customization_config)
-            .bind(model.training_loss)
-            .bind(&model.validation_losses)
-            .bind(&model.artifact_uri)
-            .bind(&model.artifact_digests)
-            .bind(model.status)
-            .bind(&model.failure_message)
-            .bind(model.creation_time)
-            .execute(&mut *tx)
-            .await?;
+        custom_models::insert!(tx, model, custom_models::INSERT);
         for tag in model_tags {
             sqlx::query(tags::INSERT)
                 .bind(&model.account_id)

@@ -57,6 +57,28 @@ text_enum! {
 }
 
 text_enum! {
+    /// Where a request to bring in a model stands.
+    pub enum ImportStatus {
+        /// Waiting for a worker, or with one.
+        InProgress = "InProgress",
+        /// The model is there.
+        Completed = "Completed",
+        /// Ended with a `failureMessage`.
+        Failed = "Failed",
+    }
+}
+
+text_enum! {
+    /// What a model that is brought in becomes.
+    pub enum ImportKind {
+        /// An imported model, by an import job.
+        ImportedModel = "ImportedModel",
+        /// A custom model, by CreateCustomModel.
+        CustomModel = "CustomModel",
+    }
+}
+
+text_enum! {
     /// Where a custom model stands; one made by a job is active at once.
     pub enum ModelStatus {
         /// Can be invoked.

@@ -42,14 +42,16 @@ macro_rules! in_each_table {
             concat!($before, "custom_models", $after),
             concat!($before, "model_deployments", $after),
             concat!($before, "provisioned_throughputs", $after),
+            concat!($before, "model_imports", $after),
+            concat!($before, "imported_models", $after),
         ]
     };
 }
 
 // A write that changes nothing: it tells whether the row is there and, on Postgres, holds it, so that two
 // callers cannot both add the fiftieth tag.
-const HOLD: [&str; 4] = in_each_table!("UPDATE ", " SET arn = arn WHERE account_id = $1 AND arn = $2");
-const COUNT: [&str; 4] = in_each_table!("SELECT COUNT(*) FROM ", " WHERE account_id = $1 AND arn = $2");
+const HOLD: [&str; 6] = in_each_table!("UPDATE ", " SET arn = arn WHERE account_id = $1 AND arn = $2");
+const COUNT: [&str; 6] = in_each_table!("SELECT COUNT(*) FROM ", " WHERE account_id = $1 AND arn = $2");
 
 /// Holds the resource until the transaction ends, or leaves the transaction with `$absent`.
 macro_rules! hold {

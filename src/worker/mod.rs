@@ -5,6 +5,7 @@
 
 mod checkpoints;
 mod halt;
+mod imports;
 mod layout;
 mod lease;
 mod observer;

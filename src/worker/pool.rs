@@ -12,11 +12,13 @@ use tracing::{info, warn};
 use super::Worker;
 use super::halt::{Halt, Reason};
 use super::presence::{self, Presence};
+use super::imports;
 use super::run;
 use super::scratch;
 use crate::app::App;
 use crate::error::{Error, Result};
 use crate::jobs::{Queue, sweep};
+use crate::store;
 
 /// How often a free slot asks for a job.
 const POLL: Duration = Duration::from_millis(500);
@@ -43,7 +45,8 @@ impl Pool {
         let devices = devices(&app.config.devices)?;
         let queue = Queue::new(app.db.clone(), app.clock.clone(), app.config.lease());
         for dead in presence::dead(&app.config.data_dir)? {
-            let freed = queue.bury(&dead.worker).await?;
+            let freed =
+                queue.bury(&dead.worker).await? + store::imports::bury(&app.db, &dead.worker, app.clock.now()).await?;
             info!(worker = dead.worker, jobs = freed, "a worker of this folder was killed: its jobs are free");
             dead.remove()?;
         }
@@ -57,6 +60,8 @@ impl Pool {
             let (worker, watch) = (worker.clone(), watch.clone());
             threads.push(thread(format!("slot {device}"), async move || slot(&worker, watch).await)?);
         }
+        let (importer, watching) = (worker.clone(), watch.clone());
+        threads.push(thread("imports".into(), async move || imports::bring_in(&importer, watching).await)?);
         threads.push(thread("housekeeping".into(), async move || housekeeping(&worker, watch).await)?);
         Ok(Self { threads, draining })
     }

@@ -160,7 +160,7 @@ async fn keep_reports(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &st
 }
 
 /// What the owner of a failed job is told.
-fn failure(error: &Error, job_id: &str) -> String {
+pub(super) fn failure(error: &Error, job_id: &str) -> String {
     match error.kind() {
         Kind::Validation | Kind::NotFound | Kind::AccessDenied | Kind::Conflict | Kind::QuotaExceeded => {
             error.message().to_string()

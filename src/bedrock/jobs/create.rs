@@ -14,14 +14,14 @@ use crate::app::App;
 use crate::bedrock::arn::{self, Place};
 use crate::bedrock::constraint::{Shape, Violations, check, given};
 use crate::bedrock::customization::CustomizationConfig;
-use crate::bedrock::idempotency::digest;
+use crate::bedrock::idempotency::{digest, token_conflict};
 use crate::bedrock::roles::check_role;
 use crate::bedrock::shapes;
 use crate::bedrock::shapes::{
     BaseModelIdentifier, CustomModelName, IdempotencyToken, JobName, KmsKeyId, OutputDataConfig, RoleArn, Tag,
     TrainingDataConfig, ValidationDataConfig, VpcConfig, check_tag_count, stored_tags,
 };
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::http::Caller;
 use crate::http::extract::Json;
 use crate::models::{Customization, FoundationModel};
@@ -137,10 +137,6 @@ pub async fn create(
         Accepted::NameTaken => Err(Error::validation("The provided job name is currently in use.")),
         Accepted::ModelNameTaken => Err(Error::validation("The provided model name is currently in use.")),
     }
-}
-
-fn token_conflict() -> Error {
-    Error::new(Kind::Conflict, "The clientRequestToken was used before with different parameters")
 }
 
 impl Request {

@@ -1,5 +1,6 @@
 //! Custom models.
 
+pub mod create;
 pub mod delete;
 pub mod get;
 pub mod list;

@@ -1,7 +1,8 @@
-//! Brings a custom model's files from the object store to a local folder, once. The folder is named by
+//! Brings a model's files from the object store to a local folder, once. The folder is named by
 //! the model and by what its files must be, and appears only when every digest holds, so a changed or
 //! half-downloaded artifact is never served.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -11,8 +12,29 @@ use crate::error::{Error, Kind, Result};
 use crate::infer::Adapter;
 use crate::objects::Uri;
 use crate::store::custom_models::CustomModel;
+use crate::store::imported_models::ImportedModel;
 
-/// What a custom model consists of.
+/// The files that a model consists of, and what names them.
+pub(super) struct Files<'a> {
+    id: &'a str,
+    arn: &'a str,
+    uri: &'a str,
+    digests: &'a BTreeMap<String, String>,
+}
+
+impl<'a> From<&'a CustomModel> for Files<'a> {
+    fn from(model: &'a CustomModel) -> Self {
+        Self { id: &model.id, arn: &model.arn, uri: &model.artifact_uri, digests: &model.artifact_digests }
+    }
+}
+
+impl<'a> From<&'a ImportedModel> for Files<'a> {
+    fn from(model: &'a ImportedModel) -> Self {
+        Self { id: &model.id, arn: &model.arn, uri: &model.artifact_uri, digests: &model.artifact_digests }
+    }
+}
+
+/// What a model consists of.
 pub(super) enum Artifact {
     /// An adapter for its base model.
     Adapter(Adapter),
@@ -21,9 +43,9 @@ pub(super) enum Artifact {
 }
 
 /// The model's files, downloaded if they are not here yet.
-pub(super) async fn bring(app: &App, model: &CustomModel) -> Result<Artifact> {
+pub(super) async fn bring(app: &App, model: &Files<'_>) -> Result<Artifact> {
     let mut all = Sha256::new();
-    for (name, digest) in model.artifact_digests.iter() {
+    for (name, digest) in model.digests.iter() {
         all.update(format!("{name}={digest}\n"));
     }
     let name = format!("{}-{}", model.id, &hex::encode(all.finalize())[..16]);
@@ -38,15 +60,15 @@ pub(super) async fn bring(app: &App, model: &CustomModel) -> Result<Artifact> {
         let _ = tokio::fs::remove_dir_all(&staging).await;
         brought?;
     }
-    if model.artifact_digests.contains_key("adapter_config.json") {
-        return Ok(Artifact::Adapter(Adapter { id: model.arn.clone(), dir: folder }));
+    if model.digests.contains_key("adapter_config.json") {
+        return Ok(Artifact::Adapter(Adapter { id: model.arn.to_string(), dir: folder }));
     }
     Ok(Artifact::Whole(folder))
 }
 
-async fn download(app: &App, model: &CustomModel, staging: &Path) -> Result<()> {
-    let root = Uri::parse(&model.artifact_uri)?;
-    for (name, digest) in model.artifact_digests.iter() {
+async fn download(app: &App, model: &Files<'_>, staging: &Path) -> Result<()> {
+    let root = Uri::parse(model.uri)?;
+    for (name, digest) in model.digests.iter() {
         let uri = root.join(name);
         let file = staging.join(name);
         if let Some(parent) = file.parent() {
@@ -63,7 +85,7 @@ async fn download(app: &App, model: &CustomModel, staging: &Path) -> Result<()> 
             return Err(Error::new(
                 Kind::Model,
                 format!(
-                    "The model's file {uri} was changed after training: its SHA-256 is {}, not {digest}",
+                    "The model's file {uri} was changed after the model was made: its SHA-256 is {}, not {digest}",
                     fetched.sha256
                 ),
             ));

@@ -1,5 +1,6 @@
 //! Asking models. A foundation model is asked by id or ARN, a custom model through a deployment or
-//! provisioned throughput by its ARN or name and, as an extension of ours, directly by its own.
+//! provisioned throughput by its ARN or name and, as an extension of ours, directly by its own; an imported
+//! model by its ARN or name.
 
 mod adapter;
 pub mod converse;
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::http::HeaderMap;
 
+use self::adapter::{Artifact, Files};
 use super::arn;
 use super::constraint::{Violations, check, choices, texts};
 use super::shapes::AskedModelIdentifier;
@@ -17,7 +19,8 @@ use crate::app::App;
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::infer::{Answer, Options, Prompt, Target};
-use crate::store::{ModelStatus, custom_models, serving};
+use crate::store::custom_models::CustomModel;
+use crate::store::{ModelStatus, custom_models, imported_models, serving};
 
 texts! {
     /// A version of a guardrail.
@@ -65,24 +68,35 @@ async fn target(app: &App, caller: &Caller, id: &str) -> Result<Target> {
     if let Some(model) = foundation(id) {
         return Ok(Target { base_dir: model.dir.clone(), context_length: Some(model.context_length), adapter: None });
     }
-    let model = custom_models::find(&app.db, &caller.account, id).await?.ok_or_else(|| {
+    if let Some(model) = custom_models::find(&app.db, &caller.account, id).await? {
+        return custom(app, &model).await;
+    }
+    let imported = imported_models::find(&app.db, &caller.account, id).await?.ok_or_else(|| {
         Error::not_found("Could not resolve the foundation model from the provided model identifier.")
     })?;
+    match adapter::bring(app, &Files::from(&imported)).await? {
+        Artifact::Whole(base_dir) => Ok(Target { base_dir, context_length: None, adapter: None }),
+        Artifact::Adapter(_) => Err(Error::internal(anyhow::anyhow!("{} consists of an adapter", imported.arn))),
+    }
+}
+
+async fn custom(app: &App, model: &CustomModel) -> Result<Target> {
     if model.status != ModelStatus::Active {
         return Err(Error::new(Kind::ModelNotReady, format!("The custom model {} is {}", model.name, model.status)));
     }
-    let base = app.registry.get(&model.base_model_id).ok_or_else(|| {
-        let message =
-            format!("The foundation model {} of this custom model is not installed here", model.base_model_id);
-        Error::new(Kind::ModelNotReady, message)
-    })?;
-    let context_length = Some(base.context_length);
-    let artifact = adapter::bring(app, &model).await?;
-    Ok(match artifact {
-        adapter::Artifact::Adapter(adapter) => {
+    let base = app.registry.get(&model.base_model_id);
+    let context_length = base.map(|base| base.context_length);
+    Ok(match adapter::bring(app, &Files::from(model)).await? {
+        // A whole model needs its base for nothing.
+        Artifact::Whole(base_dir) => Target { base_dir, context_length, adapter: None },
+        Artifact::Adapter(adapter) => {
+            let base = base.ok_or_else(|| {
+                let message =
+                    format!("The foundation model {} of this custom model is not installed here", model.base_model_id);
+                Error::new(Kind::ModelNotReady, message)
+            })?;
             Target { base_dir: base.dir.clone(), context_length, adapter: Some(adapter) }
         }
-        adapter::Artifact::Whole(base_dir) => Target { base_dir, context_length, adapter: None },
     })
 }
 

@@ -1,0 +1,306 @@
+//! Brings in models that were made elsewhere. The files stay in their owner's bucket: they are read
+//! once, checked whole (every weight in its shape and finite, the tokenizer fitting), and remembered by
+//! their digests, so that only what was checked is ever served.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::{error, info, warn};
+
+use super::Worker;
+use super::halt::Halt;
+use super::retry::patiently;
+use super::run::failure;
+use crate::artifacts::{Received, check_adapter, check_model};
+use crate::error::{Error, Result};
+use crate::objects::{Listed, Objects, Uri};
+use crate::store::imported_models::ImportedModel;
+use crate::store::imports::{self, Import};
+use crate::store::{ImportKind, Json};
+
+/// How often a free importer asks for work.
+const POLL: Duration = Duration::from_millis(500);
+/// Attempts that may end without an answer: the process was killed each time.
+const STRIKES: i64 = 3;
+/// More objects than any model consists of.
+const MOST_OBJECTS: usize = 10_000;
+/// The most bytes of a model (AWS, "Import a customized model").
+const MOST_BYTES: u64 = 200 << 30;
+
+const WORN_OUT: &str = "The process that checked the model ended unexpectedly each time it was tried. The usual \
+    reason is memory; the service's log says more. Then try again.";
+
+/// What was found in a folder.
+struct Found {
+    digests: BTreeMap<String, String>,
+    /// `None`: it is an adapter.
+    whole: Option<Received>,
+}
+
+/// Works on requests, one at a time, until the process drains.
+pub(super) async fn bring_in(worker: &Worker, mut draining: watch::Receiver<bool>) {
+    while !*draining.borrow() {
+        let now = worker.app.clock.now();
+        match imports::claim(&worker.app.db, &worker.presence.worker, now, lease_end(worker)).await {
+            Ok(Some(import)) => {
+                attempt(worker, &import, &mut draining).await;
+                continue;
+            }
+            Ok(None) => {}
+            Err(error) => warn!("no import could be claimed: {}", error.log()),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(POLL) => {}
+            () = worker.app.job_accepted.notified() => {}
+            _ = draining.wait_for(|draining| *draining) => {}
+        }
+    }
+}
+
+fn lease_end(worker: &Worker) -> i64 {
+    worker.app.clock.now() + i64::try_from(worker.queue.lease().as_millis()).unwrap_or(i64::MAX / 2)
+}
+
+async fn attempt(worker: &Worker, import: &Import, draining: &mut watch::Receiver<bool>) {
+    info!(model.arn = import.model_arn, import.attempt, "import begun");
+    let dir = worker.presence.work_dir.join(format!("import-{}-{}", import.id, import.attempt));
+    let outcome = tokio::select! {
+        outcome = work(worker, import, &dir) => Some(outcome),
+        () = keep(worker, import) => {
+            info!(model.arn = import.model_arn, "the import is no longer ours");
+            None
+        }
+        _ = draining.wait_for(|draining| *draining) => {
+            persist(worker, "giving an import back", async || imports::release(&worker.app.db, import).await).await;
+            None
+        }
+    };
+    if let Some(outcome) = outcome {
+        settle(worker, import, outcome).await;
+    }
+    if let Err(cause) = std::fs::remove_dir_all(&dir)
+        && dir.exists()
+    {
+        warn!(model.arn = import.model_arn, "the work folder stays until the next start: {cause}");
+    }
+}
+
+/// Ends when the request is no longer this worker's, or its lease could not be renewed.
+async fn keep(worker: &Worker, import: &Import) {
+    let lease = worker.queue.lease();
+    let mut renewed = worker.app.clock.monotonic();
+    loop {
+        tokio::time::sleep(lease / 6).await;
+        let now = worker.app.clock.monotonic();
+        let left = (lease * 3 / 4).saturating_sub(now.duration_since(renewed));
+        let renewal = imports::renew(&worker.app.db, import, lease_end(worker));
+        match tokio::time::timeout(left, renewal).await {
+            Ok(Ok(true)) => renewed = now,
+            Ok(Ok(false)) => return,
+            Ok(Err(error)) => warn!(model.arn = import.model_arn, "the lease was not renewed: {}", error.log()),
+            Err(_) => return,
+        }
+    }
+}
+
+async fn settle(worker: &Worker, import: &Import, outcome: Result<(Uri, Found)>) {
+    let db = &worker.app.db;
+    let now = worker.app.clock.now();
+    let ended = match outcome {
+        Ok((source, Found { digests, whole })) => {
+            let model = whole.map(|whole| imported_model(import, &source, digests.clone(), whole, now));
+            persist(worker, "completing an import", async || match (import.kind, &model) {
+                (ImportKind::ImportedModel, Some(model)) => imports::complete_job(db, import, model).await,
+                _ => imports::complete_model(db, import, &digests, now).await,
+            })
+            .await
+        }
+        Err(error) => {
+            error!(model.arn = import.model_arn, "import failed: {}", error.log());
+            let message = failure(&error, &import.id);
+            persist(worker, "failing an import", async || imports::fail(db, import, &message, now).await).await
+        }
+    };
+    match ended {
+        Some(true) => info!(model.arn = import.model_arn, "import ended"),
+        Some(false) => info!(model.arn = import.model_arn, "the import was no longer ours"),
+        None => warn!(model.arn = import.model_arn, "the end was not written; another attempt will follow"),
+    }
+}
+
+/// Repeats a last write through an outage, for as long as the lease may last.
+async fn persist(worker: &Worker, what: &str, write: impl AsyncFn() -> Result<bool>) -> Option<bool> {
+    let until = worker.queue.lease() * 3 / 4;
+    match tokio::time::timeout(until, patiently(&Halt::default(), what, async || write().await)).await {
+        Ok(Ok(held)) => Some(held),
+        Ok(Err(error)) => {
+            error!("{what}: {}", error.log());
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+fn imported_model(
+    import: &Import,
+    source: &Uri,
+    digests: BTreeMap<String, String>,
+    whole: Received,
+    now: i64,
+) -> ImportedModel {
+    ImportedModel {
+        id: import.model_id.clone(),
+        account_id: import.account_id.clone(),
+        arn: import.model_arn.clone(),
+        name: import.model_name.clone(),
+        job_arn: import.arn.clone().unwrap_or_default(),
+        job_name: import.name.clone().unwrap_or_default(),
+        source: import.source.clone(),
+        kms_key_arn: import.kms_key_arn.clone(),
+        architecture: whole.architecture,
+        instruct_supported: whole.chat,
+        artifact_uri: source.to_string(),
+        artifact_digests: Json(digests),
+        creation_time: now,
+    }
+}
+
+/// Downloads and checks a model; gives its folder in S3 and what is in it.
+async fn work(worker: &Worker, import: &Import, dir: &Path) -> Result<(Uri, Found)> {
+    if import.strikes > STRIKES {
+        return Err(Error::validation(WORN_OUT));
+    }
+    let uri = import.source_uri().ok_or_else(|| Error::validation("the source's s3DataSource.s3Uri is missing"))?;
+    let source = Uri::parse(uri.trim_end_matches('/'))?;
+    let base = base(worker, import)?;
+    let objects = &worker.app.objects;
+    let halt = Halt::default();
+    let listed = patiently(&halt, "listing a model", async || list(objects, &source).await).await?;
+    let names: Vec<&str> = listed.iter().map(|object| object.uri.name()).collect();
+    let adapter = import.kind == ImportKind::CustomModel && names.contains(&"adapter_config.json");
+    let wanted: Vec<&Listed> = listed.iter().filter(|object| wanted(object.uri.name(), adapter)).collect();
+    refuse_what_is_no_model(&source, &names, adapter)?;
+    let bytes: u64 = wanted.iter().map(|object| object.size).sum();
+    if bytes > MOST_BYTES {
+        return Err(Error::validation(format!("The model in {source} has {bytes} bytes; {MOST_BYTES} are the most")));
+    }
+
+    tokio::fs::create_dir_all(dir).await?;
+    let mut digests = BTreeMap::new();
+    for object in wanted {
+        let path = dir.join(object.uri.name());
+        let fetched =
+            patiently(&halt, "downloading a model", async || objects.get_to_file(&object.uri, &path).await).await?;
+        digests.insert(object.uri.name().to_string(), fetched.sha256);
+    }
+    let (folder, place) = (dir.to_path_buf(), source.to_string());
+    let check = move || {
+        let whole = match adapter {
+            true => check_adapter(&folder, &base.ok_or_else(|| Error::validation("the adapter's base is unknown"))?)
+                .map(|()| None),
+            false => check_model(&folder).map(Some),
+        };
+        // Its owner knows the folder by its place in S3.
+        whole.map_err(|error| Error::new(error.kind(), error.message().replace(&*folder.to_string_lossy(), &place)))
+    };
+    let whole = tokio::task::spawn_blocking(check).await.map_err(Error::internal)??;
+    Ok((source, Found { digests, whole }))
+}
+
+/// The directory of the foundation model that a custom model stands on, if it is one that is here.
+fn base(worker: &Worker, import: &Import) -> Result<Option<PathBuf>> {
+    let Some(id) = import.source.get("baseModelId").and_then(serde_json::Value::as_str) else { return Ok(None) };
+    match worker.app.registry.get(id) {
+        Some(base) => Ok(Some(base.dir.clone())),
+        None => Err(Error::validation(format!(
+            "The worker that took this model does not have the base model {id}. Put its directory into the folder that \
+             TUNESMITH_MODELS names on every worker, then try again."
+        ))),
+    }
+}
+
+/// The objects directly in the folder.
+async fn list(objects: &Objects, source: &Uri) -> Result<Vec<Listed>> {
+    let folder = source.folder();
+    let mut pages = objects.list(&folder);
+    let (mut seen, mut found) = (0, Vec::new());
+    while let Some(page) = pages.next().await? {
+        seen += page.len();
+        if seen > MOST_OBJECTS {
+            return Err(Error::validation(format!(
+                "{source} holds more than {MOST_OBJECTS} objects: give the folder of one model"
+            )));
+        }
+        let direct = |object: &Listed| {
+            let below = object.uri.key().strip_prefix(folder.key());
+            below.is_some_and(|name| !matches!(name, "" | "." | "..") && !name.contains('/'))
+        };
+        found.extend(page.into_iter().filter(direct));
+    }
+    Ok(found)
+}
+
+/// Whether a file of this name belongs to a model (or an adapter) as it is served.
+fn wanted(name: &str, adapter: bool) -> bool {
+    if adapter {
+        return matches!(name, "adapter_config.json" | "adapter_model.safetensors");
+    }
+    let weights = name.starts_with("model") && name.ends_with(".safetensors");
+    weights
+        || matches!(
+            name,
+            "config.json"
+                | "generation_config.json"
+                | "model.safetensors.index.json"
+                | "tokenizer.json"
+                | "tokenizer_config.json"
+                | "special_tokens_map.json"
+                | "chat_template.jinja"
+        )
+}
+
+/// Says what is missing before anything large is downloaded.
+fn refuse_what_is_no_model(source: &Uri, names: &[&str], adapter: bool) -> Result<()> {
+    let has = |name: &str| names.contains(&name);
+    if !adapter && has("adapter_config.json") && !has("config.json") {
+        return Err(Error::validation(format!(
+            "{source} holds an adapter, not a whole model: make it a custom model with CreateCustomModel"
+        )));
+    }
+    let needed: &[&str] =
+        if adapter { &["adapter_model.safetensors"] } else { &["config.json", "tokenizer.json"] };
+    if let Some(missing) = needed.iter().find(|name| !has(name)) {
+        return Err(Error::validation(format!("{source} lacks the file {missing}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_model_needs_is_fetched_and_nothing_else() {
+        for name in ["config.json", "model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json"] {
+            assert!(wanted(name, false) && !wanted(name, true), "{name}");
+        }
+        for name in ["consolidated.safetensors", "pytorch_model.bin", "optimizer.pt", "README.md", "evil.py"] {
+            assert!(!wanted(name, false) && !wanted(name, true), "{name}");
+        }
+        assert!(wanted("adapter_model.safetensors", true));
+    }
+
+    #[test]
+    fn what_is_missing_is_said_before_anything_is_downloaded() {
+        let source = Uri::parse("s3://bucket/model").unwrap();
+        let message = |names: &[&str], adapter| {
+            refuse_what_is_no_model(&source, names, adapter).err().map(|error| error.message().to_string())
+        };
+        assert_eq!(message(&["config.json", "tokenizer.json", "model.safetensors"], false), None);
+        assert_eq!(message(&["config.json"], false).unwrap(), "s3://bucket/model lacks the file tokenizer.json");
+        assert!(message(&["adapter_config.json"], false).unwrap().contains("CreateCustomModel"));
+        assert!(message(&["adapter_config.json"], true).unwrap().contains("adapter_model.safetensors"));
+    }
+}
