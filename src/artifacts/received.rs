@@ -33,7 +33,10 @@ pub fn check_model(dir: &Path) -> Result<Received> {
             config.vocab_size
         )));
     }
-    Ok(Received { architecture: config.architecture.model_type().to_string(), chat: tokenizer.chat_template().is_some() })
+    Ok(Received {
+        architecture: config.architecture.model_type().to_string(),
+        chat: tokenizer.chat_template().is_some(),
+    })
 }
 
 /// Checks an adapter directory in `peft`'s format against its base's directory.

@@ -141,7 +141,9 @@ impl Registry {
     /// one, or an alias of a model's `card.toml`.
     pub fn known_as(&self, name: &str) -> Option<&FoundationModel> {
         let last = name.trim_end_matches('/').rsplit('/').next().unwrap_or(name);
-        self.get(name).or_else(|| self.get(last)).or_else(|| self.all().find(|one| one.aliases.iter().any(|a| a == name)))
+        self.get(name)
+            .or_else(|| self.get(last))
+            .or_else(|| self.all().find(|one| one.aliases.iter().any(|a| a == name)))
     }
 
     /// All models, sorted by id.

@@ -133,10 +133,8 @@ pub async fn list(db: &Db, account_id: &str, filter: &Filter) -> Result<Listed<I
 /// Removes a model and its tags; the job that made it stays, and so do its objects. `None`: the account
 /// has no such model.
 pub async fn delete(db: &Db, account_id: &str, identifier: &str) -> Result<Option<ImportedModel>> {
-    const SQL: &str = concat!(
-        "DELETE FROM imported_models WHERE account_id = $1 AND (arn = $2 OR name = $2) RETURNING ",
-        columns!()
-    );
+    const SQL: &str =
+        concat!("DELETE FROM imported_models WHERE account_id = $1 AND (arn = $2 OR name = $2) RETURNING ", columns!());
     Ok(transaction!(db, |tx| {
         let gone: Option<ImportedModel> =
             sqlx::query_as(SQL).bind(account_id).bind(identifier).fetch_optional(&mut *tx).await?;

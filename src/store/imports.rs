@@ -150,10 +150,25 @@ macro_rules! insert {
 /// Stores an import job with its tags. The token is looked at before the names, because a repeated
 /// request carries both.
 pub async fn insert_job(db: &Db, import: &Import, job_tags: &[Tag]) -> Result<Accepted> {
+    const NAME: &str = "SELECT COUNT(*) FROM model_imports WHERE account_id = $1 AND name = $2";
     if let Some(repeated) = repeated(db, import).await? {
         return Ok(repeated);
     }
-    let stored = transaction!(db, |tx| {
+    if try_insert_job(db, import, job_tags).await? {
+        return Ok(Accepted::Inserted);
+    }
+    // Another request was faster: with the same token, or only with the same name.
+    if let Some(repeated) = repeated(db, import).await? {
+        return Ok(repeated);
+    }
+    let named: i64 =
+        run!(db, |on| sqlx::query_scalar(NAME).bind(&import.account_id).bind(&import.name).fetch_one(on).await)?;
+    Ok(if named > 0 { Accepted::NameTaken } else { Accepted::ModelNameTaken })
+}
+
+/// Whether the job could be stored; otherwise nothing was.
+async fn try_insert_job(db: &Db, import: &Import, job_tags: &[Tag]) -> Result<bool> {
+    Ok(transaction!(db, |tx| {
         let inserted = insert!(tx, import, import.arn.as_deref().map(|arn| (arn, job_tags)));
         // Looked at after the insertion, which waited for any transaction that was making this very name.
         let models: i64 = sqlx::query_scalar(imported_models::COUNT_NAME)
@@ -161,46 +176,38 @@ pub async fn insert_job(db: &Db, import: &Import, job_tags: &[Tag]) -> Result<Ac
             .bind(&import.model_name)
             .fetch_one(&mut *tx)
             .await?;
-        if models > 0 {
-            return Ok(repeated_or(db, import, Accepted::ModelNameTaken).await?);
+        if !inserted || models > 0 {
+            return Ok(false);
         }
-        inserted
-    });
-    if stored {
-        return Ok(Accepted::Inserted);
-    }
-    const NAME: &str = "SELECT COUNT(*) FROM model_imports WHERE account_id = $1 AND name = $2";
-    let named: i64 = run!(db, |on| sqlx::query_scalar(NAME)
-        .bind(&import.account_id)
-        .bind(&import.name)
-        .fetch_one(on)
-        .await)?;
-    repeated_or(db, import, if named > 0 { Accepted::NameTaken } else { Accepted::ModelNameTaken }).await
+        true
+    }))
 }
 
 /// Stores a custom model that is being brought in, with its tags, and the work on it.
 pub async fn insert_model(db: &Db, import: &Import, model: &CustomModel) -> Result<Accepted> {
-    const PROMISED: &str = "SELECT COUNT(*) FROM customization_jobs
-        WHERE account_id = $1 AND output_model_name = $2 AND status IN ('InProgress', 'Stopping')";
     if let Some(repeated) = repeated(db, import).await? {
         return Ok(repeated);
     }
-    let stored = transaction!(db, |tx| {
+    if try_insert_model(db, import, model).await? {
+        return Ok(Accepted::Inserted);
+    }
+    Ok(repeated(db, import).await?.unwrap_or(Accepted::ModelNameTaken))
+}
+
+async fn try_insert_model(db: &Db, import: &Import, model: &CustomModel) -> Result<bool> {
+    const PROMISED: &str = "SELECT COUNT(*) FROM customization_jobs
+        WHERE account_id = $1 AND output_model_name = $2 AND status IN ('InProgress', 'Stopping')";
+    Ok(transaction!(db, |tx| {
         let inserted = insert!(tx, import, Some((model.arn.as_str(), import.model_tags.as_slice())));
         let rows = custom_models::insert!(tx, model, custom_models::INSERT_NEW);
+        // A running job was promised the name that its model will have.
         let promised: i64 =
             sqlx::query_scalar(PROMISED).bind(&model.account_id).bind(&model.name).fetch_one(&mut *tx).await?;
         if !inserted || rows == 0 || promised > 0 {
-            return Ok(repeated_or(db, import, Accepted::ModelNameTaken).await?);
+            return Ok(false);
         }
         true
-    });
-    Ok(if stored { Accepted::Inserted } else { Accepted::ModelNameTaken })
-}
-
-/// What an earlier request under the same token means for this one; `otherwise` when there was none.
-async fn repeated_or(db: &Db, import: &Import, otherwise: Accepted) -> Result<Accepted> {
-    Ok(repeated(db, import).await?.unwrap_or(otherwise))
+    }))
 }
 
 async fn repeated(db: &Db, import: &Import) -> Result<Option<Accepted>> {
@@ -366,24 +373,14 @@ pub async fn complete_job(db: &Db, import: &Import, model: &ImportedModel) -> Re
 }
 
 /// Makes a custom model active. `false`: the work is no longer the worker's, and nothing was written.
-pub async fn complete_model(
-    db: &Db,
-    import: &Import,
-    digests: &BTreeMap<String, String>,
-    now: Millis,
-) -> Result<bool> {
+pub async fn complete_model(db: &Db, import: &Import, digests: &BTreeMap<String, String>, now: Millis) -> Result<bool> {
     const SQL: &str = "UPDATE custom_models SET status = 'Active', artifact_digests = $3
         WHERE account_id = $1 AND arn = $2 AND status = 'Creating'";
     Ok(transaction!(db, |tx| {
         if !end!(tx, import, ImportStatus::Completed, None::<String>, now) {
             return Ok(false);
         }
-        sqlx::query(SQL)
-            .bind(&import.account_id)
-            .bind(&import.model_arn)
-            .bind(Json(digests))
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(SQL).bind(&import.account_id).bind(&import.model_arn).bind(Json(digests)).execute(&mut *tx).await?;
         true
     }))
 }

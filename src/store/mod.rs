@@ -23,7 +23,7 @@ pub mod throughputs;
 pub use db::Db;
 pub use page::{Cursor, Filter, Listed, Order};
 pub use status::{
-    Commitment, CustomizationType, DeploymentStatus, ImportKind, ImportStatus, ModelStatus, Status, Task, TaskStatus, Tasks, ThroughputStatus,
-    UpdateStatus,
+    Commitment, CustomizationType, DeploymentStatus, ImportKind, ImportStatus, ModelStatus, Status, Task, TaskStatus,
+    Tasks, ThroughputStatus, UpdateStatus,
 };
 pub use text::Json;

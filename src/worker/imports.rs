@@ -269,8 +269,7 @@ fn refuse_what_is_no_model(source: &Uri, names: &[&str], adapter: bool) -> Resul
             "{source} holds an adapter, not a whole model: make it a custom model with CreateCustomModel"
         )));
     }
-    let needed: &[&str] =
-        if adapter { &["adapter_model.safetensors"] } else { &["config.json", "tokenizer.json"] };
+    let needed: &[&str] = if adapter { &["adapter_model.safetensors"] } else { &["config.json", "tokenizer.json"] };
     if let Some(missing) = needed.iter().find(|name| !has(name)) {
         return Err(Error::validation(format!("{source} lacks the file {missing}")));
     }

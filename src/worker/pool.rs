@@ -11,8 +11,8 @@ use tracing::{info, warn};
 
 use super::Worker;
 use super::halt::{Halt, Reason};
-use super::presence::{self, Presence};
 use super::imports;
+use super::presence::{self, Presence};
 use super::run;
 use super::scratch;
 use crate::app::App;

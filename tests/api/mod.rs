@@ -3,6 +3,7 @@
 mod auth;
 mod customization;
 mod idempotency;
+mod imports;
 mod jobs;
 mod keys;
 mod limits;

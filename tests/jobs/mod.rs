@@ -2,6 +2,7 @@
 
 pub(crate) mod database;
 
+mod imports;
 mod listing;
 mod queue;
 mod store;

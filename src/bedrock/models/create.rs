@@ -90,7 +90,11 @@ pub async fn create(
     if let Some(token) = &request.client_request_token
         && let Some(earlier) = imports::by_token(&app.db, &caller.account, ImportKind::CustomModel, &token.0).await?
     {
-        return if earlier.request_digest == request_digest { answer(earlier.model_arn) } else { Err(token_conflict()) };
+        return if earlier.request_digest == request_digest {
+            answer(earlier.model_arn)
+        } else {
+            Err(token_conflict())
+        };
     }
     let name = given(request.model_name.clone(), "modelName")?.0;
     check_tag_count(request.model_tags.as_deref(), "modelTags", Some(&name))?;
