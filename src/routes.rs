@@ -17,7 +17,7 @@ use crate::bedrock::{deployments, foundation, imported_models, imports, jobs, mo
 use crate::http::identify::identify;
 use crate::http::policy::Operations;
 use crate::http::receive::{Gate, receive};
-use crate::http::{health, openapi, reply};
+use crate::http::{docs, health, openapi, reply};
 
 /// The operations, each registered together with its description.
 fn operations() -> OpenApiRouter<Arc<App>> {
@@ -59,13 +59,14 @@ pub fn router(app: Arc<App>) -> Router {
     let document: Arc<str> = openapi::text(&openapi::with_errors(document)).into();
     operations
         .fallback(unknown)
-        .method_not_allowed_fallback(unknown)
+        .method_not_allowed_fallback(other_method)
         .layer(from_fn_with_state(gate, receive))
         .merge(
             Router::new()
                 .route("/healthz", get(health::healthz))
                 .route("/readyz", get(health::readyz))
-                .route("/openapi.json", get(|| async move { json(&document) })),
+                .route("/openapi.json", get(|| async move { json(&document) }))
+                .merge(docs::page()),
         )
         .layer(from_fn_with_state(Arc::clone(&app), identify))
         .with_state(app)
@@ -73,6 +74,12 @@ pub fn router(app: Arc<App>) -> Router {
 
 async fn unknown() -> impl IntoResponse {
     reply::refuse(StatusCode::NOT_FOUND, "UnknownOperationException", "There is no such operation")
+}
+
+/// The router adds `Allow` with the methods there are.
+async fn other_method() -> impl IntoResponse {
+    let message = "The operations at this path take another method: see the header Allow";
+    reply::refuse(StatusCode::METHOD_NOT_ALLOWED, "UnknownOperationException", message)
 }
 
 fn json(text: &str) -> impl IntoResponse + use<> {

@@ -23,7 +23,8 @@ pub struct Window {
     /// Only what was made earlier than this.
     #[param(inline)]
     pub creation_time_before: Option<Time>,
-    /// Only names with this in them; case does not matter.
+    /// Only names with this in them; case does not matter. Each listing describes it by its own shape of names.
+    #[param(ignore)]
     pub name_contains: Option<String>,
     /// How many to return at most.
     #[param(minimum = 1, maximum = 1000)]

@@ -20,7 +20,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 /// Runs the request under a fresh id.
 pub async fn identify(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let id = app.clock.uuid();
-    let (method, path) = (request.method().clone(), request.uri().path().to_string());
+    let (method, path) = (request.method().clone(), shortened(request.uri().path()));
     let begun = app.clock.monotonic();
 
     let mut reply = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
@@ -42,4 +42,13 @@ pub async fn identify(State(app): State<Arc<App>>, request: Request, next: Next)
         reply.headers_mut().insert(REQUEST_ID, id);
     }
     reply
+}
+
+/// As much of a path as a log line should hold; the longest that means anything is an ARN, encoded.
+fn shortened(path: &str) -> String {
+    const LONGEST: usize = 400;
+    match path.char_indices().nth(LONGEST) {
+        None => path.to_string(),
+        Some((end, _)) => format!("{}… ({} bytes)", &path[..end], path.len()),
+    }
 }

@@ -3,6 +3,7 @@
 
 pub mod auth;
 pub mod credentials;
+pub mod docs;
 pub mod extract;
 pub mod health;
 pub mod identify;

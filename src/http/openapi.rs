@@ -2,10 +2,11 @@
 //! handlers; `openapi/openapi.json` is a copy that a test compares.
 
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{
-    Components, ContentBuilder, Header, InfoBuilder, OpenApi, OpenApiBuilder, Ref, Response, ResponseBuilder,
-    SecurityRequirement,
+    Components, ContentBuilder, Header, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response, ResponseBuilder,
+    Schema, SecurityRequirement,
 };
 
 /// The body of every error; its name is in the header `x-amzn-errortype`.
@@ -15,6 +16,9 @@ use utoipa::openapi::{
 struct ErrorBody {
     /// What went wrong, in a sentence.
     message: String,
+    /// What it is about, where the exception has such a member.
+    #[schema(rename = "resourceName")]
+    resource_name: Option<String>,
 }
 
 /// The document before any operation is added.
@@ -53,7 +57,50 @@ pub fn with_errors(mut document: OpenApi) -> OpenApi {
             operation.responses.responses.insert("default".into(), error().into());
         }
     }
+    for schema in document.components.get_or_insert_default().schemas.values_mut() {
+        forbid_null(schema);
+    }
     document
+}
+
+/// What is required is not null. Members of requests are all `Option`s in the code, because a missing one is
+/// answered in the contract's words; the document would take that for "may be null".
+fn forbid_null(schema: &mut RefOr<Schema>) {
+    let RefOr::T(Schema::Object(object)) = schema else { return };
+    for name in &object.required {
+        let Some(member) = object.properties.get_mut(name) else { continue };
+        let single = match member {
+            RefOr::T(Schema::OneOf(choice)) => {
+                choice.items.retain(|item| !is_null(item));
+                (choice.items.len() == 1).then(|| choice.items.remove(0))
+            }
+            RefOr::T(Schema::Object(inner)) => {
+                without_null(&mut inner.schema_type);
+                None
+            }
+            RefOr::T(Schema::Array(inner)) => {
+                without_null(&mut inner.schema_type);
+                None
+            }
+            _ => None,
+        };
+        if let Some(single) = single {
+            *member = single;
+        }
+    }
+}
+
+fn is_null(schema: &RefOr<Schema>) -> bool {
+    matches!(schema, RefOr::T(Schema::Object(object)) if matches!(object.schema_type, SchemaType::Type(Type::Null)))
+}
+
+fn without_null(types: &mut SchemaType) {
+    if let SchemaType::Array(all) = types {
+        all.retain(|one| !matches!(one, Type::Null));
+        if let [one] = all.as_slice() {
+            *types = SchemaType::Type(one.clone());
+        }
+    }
 }
 
 fn error() -> Response {

@@ -2,6 +2,7 @@
 
 mod auth;
 mod customization;
+mod docs;
 mod idempotency;
 mod imports;
 mod jobs;

@@ -40,3 +40,13 @@ fn every_constraint_of_the_service_models_is_enforced_on_every_operation() {
     }
     Serve::start().run(Command::new("python3").arg(script("constraints.py")));
 }
+
+#[test]
+fn schemathesis_finds_no_request_that_is_answered_against_the_document() {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-tools/schemathesis/bin/schemathesis");
+    if !installed(&tool.display().to_string(), &["--version"]) {
+        return;
+    }
+    // About a tenth of the cases that tests/clients/schemathesis.sh runs when nothing is said.
+    Serve::start().run(Command::new("bash").arg(script("schemathesis.sh")).arg("10").env("SCHEMATHESIS", tool));
+}

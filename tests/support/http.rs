@@ -7,6 +7,8 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::recorder;
+
 /// Nothing here takes longer when it works.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -61,7 +63,12 @@ pub(crate) async fn send(
     bytes.extend_from_slice(body);
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(&bytes).await.unwrap();
-    parse(&read_all(stream).await)
+    let reply = parse(&read_all(stream).await);
+    // A reply to a HEAD has a body only in its head.
+    if method != "HEAD" {
+        recorder::check(method, target, &reply);
+    }
+    reply
 }
 
 /// Everything until the server closes the connection.

@@ -64,7 +64,7 @@ impl From<Deployment> for Summary {
     params(
         ("createdAfter" = inline(Option<Time>), Query, description = "Only what was made later than this"),
         ("createdBefore" = inline(Option<Time>), Query, description = "Only what was made earlier than this"),
-        ("nameContains" = Option<String>, Query, description = "Only names with this in them; case does not matter"),
+        ("nameContains" = inline(Option<ModelDeploymentName>), Query, description = "Only names with this in them; case does not matter"),
         ("maxResults" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "How many to return at most"),
         ("nextToken" = inline(Option<PaginationToken>), Query, description = "Where the page before ended"),
         ("sortBy" = inline(Option<SortBy>), Query, description = "What to sort by"),

@@ -35,7 +35,8 @@ pub struct Response {
 )]
 pub async fn list(State(app): State<Arc<App>>, _caller: Caller, query: Query) -> Result<axum::Json<Response>> {
     let text = |name: &str| query.get(name).map(str::to_string);
-    let provider = text("byProvider").map(Provider);
+    // A client that encodes its query as a form writes a space as "+"; no provider has a plus in its name.
+    let provider = text("byProvider").map(|name| Provider(name.replace('+', " ")));
     let customization = text("byCustomizationType").map(ModelCustomization);
     let modality = text("byOutputModality").map(Modality);
     let inference = text("byInferenceType").map(InferenceType);

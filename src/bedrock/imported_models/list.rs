@@ -56,7 +56,7 @@ impl From<ImportedModel> for Summary {
 /// List imported models
 #[utoipa::path(
     get, path = "/imported-models", operation_id = "ListImportedModels", tag = "bedrock",
-    params(Window),
+    params(Window, ("nameContains" = inline(Option<ImportedModelName>), Query, description = "Only names with this in them; case does not matter")),
     responses((status = 200, description = "One page of models", body = Response))
 )]
 pub async fn list(State(app): State<Arc<App>>, caller: Caller, query: Query) -> Result<axum::Json<Response>> {

@@ -67,6 +67,7 @@ impl From<Import> for Summary {
     get, path = "/model-import-jobs", operation_id = "ListModelImportJobs", tag = "bedrock",
     params(
         Window,
+        ("nameContains" = inline(Option<JobName>), Query, description = "Only names with this in them; case does not matter"),
         ("statusEquals" = inline(Option<ModelImportJobStatus>), Query, description = "Only jobs in this state"),
     ),
     responses((status = 200, description = "One page of jobs", body = Response))

@@ -71,7 +71,10 @@ impl From<Job> for Summary {
 /// List model customization jobs
 #[utoipa::path(
     get, path = "/model-customization-jobs", operation_id = "ListModelCustomizationJobs", tag = "bedrock",
-    params(Window, ("statusEquals" = inline(Option<JobStatus>), Query, description = "Only jobs in this state")),
+    params(
+        Window,
+        ("nameContains" = inline(Option<JobName>), Query, description = "Only names with this in them; case does not matter"),
+        ("statusEquals" = inline(Option<JobStatus>), Query, description = "Only jobs in this state")),
     responses((status = 200, description = "One page of jobs", body = Response))
 )]
 pub async fn list(State(app): State<Arc<App>>, caller: Caller, query: Query) -> Result<axum::Json<Response>> {

@@ -66,6 +66,7 @@ impl From<CustomModel> for Summary {
     get, path = "/custom-models", operation_id = "ListCustomModels", tag = "bedrock",
     params(
         Window,
+        ("nameContains" = inline(Option<CustomModelName>), Query, description = "Only names with this in them; case does not matter"),
         ("baseModelArnEquals" = inline(Option<ModelArn>), Query, description = "Only models made from this model"),
         ("foundationModelArnEquals" = inline(Option<FoundationModelArn>), Query, description = "Only models that go back to this one"),
         ("isOwned" = Option<bool>, Query, description = "false lists what other accounts share: nothing"),

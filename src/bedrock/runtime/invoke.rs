@@ -33,6 +33,7 @@ const MAX_GENERATION: i64 = 2048;
 #[schema(as = InvokeModelRequest)]
 pub struct Request {
     /// One user's turn where the model has a chat template; continued as it is where it has none.
+    #[schema(min_length = 1)]
     prompt: String,
     /// 0 always takes the most likely token; 0.5 when absent.
     #[schema(minimum = 0, maximum = 1)]

@@ -33,6 +33,7 @@ pub struct Response {
     get, path = "/provisioned-model-throughputs", operation_id = "ListProvisionedModelThroughputs", tag = "bedrock",
     params(
         Window,
+        ("nameContains" = inline(Option<ProvisionedModelName>), Query, description = "Only names with this in them; case does not matter"),
         ("statusEquals" = inline(Option<shapes::ThroughputStatus>), Query, description = "Only throughput in this state"),
         ("modelArnEquals" = inline(Option<ModelArn>), Query, description = "Only throughput of this model"),
     ),

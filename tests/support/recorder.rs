@@ -1,0 +1,102 @@
+//! Holds every reply that a test sees against the committed document: the status is one that the operation
+//! describes, the body has the described shape, and no member is there that the document does not name.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use jsonschema::Validator;
+use serde_json::{Value, json};
+
+use super::http::Reply;
+
+struct Operation {
+    method: String,
+    /// The segments of the path; `None` stands for a parameter.
+    path: Vec<Option<String>>,
+    /// By status; `default` for errors.
+    replies: HashMap<String, Option<Validator>>,
+}
+
+static OPERATIONS: LazyLock<Vec<Operation>> = LazyLock::new(|| {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/openapi.json");
+    let mut document: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    close(&mut document["components"]);
+    let mut operations = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let segments = || path.split('/').map(|part| (!part.starts_with('{')).then(|| part.to_string()));
+        for (method, operation) in item.as_object().unwrap() {
+            let Some(replies) = operation["responses"].as_object() else { continue };
+            let replies = replies.iter().map(|(status, reply)| {
+                let schema = &reply["content"]["application/json"]["schema"];
+                (status.clone(), (!schema.is_null()).then(|| validator(&document["components"], schema)))
+            });
+            operations.push(Operation {
+                method: method.to_uppercase(),
+                path: segments().collect(),
+                replies: replies.collect(),
+            });
+        }
+    }
+    assert!(operations.len() > 20, "the document describes the operations");
+    operations
+});
+
+/// Forbids members that a schema with named members does not name.
+fn close(schema: &mut Value) {
+    match schema {
+        Value::Object(members) => {
+            members.values_mut().for_each(close);
+            if members.get("properties").is_some_and(Value::is_object) && !members.contains_key("additionalProperties")
+            {
+                members.insert("additionalProperties".into(), false.into());
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(close),
+        _ => {}
+    }
+}
+
+fn validator(components: &Value, schema: &Value) -> Validator {
+    let whole = json!({ "components": components, "allOf": [schema] });
+    jsonschema::draft202012::new(&whole).unwrap()
+}
+
+/// The operation at a raw path; one without parameters comes before one with them.
+fn find<'a>(method: &str, path: &str) -> (bool, Option<&'a Operation>) {
+    let parts: Vec<&str> = path.split('/').collect();
+    let fits = |operation: &&Operation| {
+        operation.path.len() == parts.len()
+            && operation.path.iter().zip(&parts).all(|(known, part)| known.as_ref().is_none_or(|known| known == part))
+    };
+    let mut there: Vec<_> = OPERATIONS.iter().filter(fits).collect();
+    there.sort_by_key(|operation| operation.path.iter().filter(|part| part.is_none()).count());
+    let exact = there.iter().find(|operation| operation.method == method);
+    (!there.is_empty(), exact.copied())
+}
+
+/// Fails the test when `reply` is not what the document says of the operation at `target`.
+pub(super) fn check(method: &str, target: &str, reply: &Reply) {
+    let path = target.split('?').next().unwrap_or_default();
+    let place = format!("{method} {path} → {}: {}", reply.status, reply.text());
+    // What is refused before it is understood has no request id.
+    if reply.header("x-amzn-requestid").is_none() {
+        return assert!(reply.status >= 400, "a reply without x-amzn-requestid: {place}");
+    }
+    let (known, operation) = find(method, path);
+    let Some(operation) = operation else {
+        let open = ["/healthz", "/readyz", "/openapi.json"].contains(&path) || path.starts_with("/docs");
+        let refusal = if known { vec![403, 405] } else { vec![403, 404, 413, 400] };
+        return assert!(open || refusal.contains(&reply.status), "no operation, but {place}");
+    };
+    let status = if reply.status >= 400 { "default".to_string() } else { reply.status.to_string() };
+    let Some(described) = operation.replies.get(&status) else {
+        panic!("the document does not describe this status: {place}");
+    };
+    let Some(validator) = described else {
+        return assert!(reply.body.is_empty() || reply.body == b"{}", "a body that is not described: {place}");
+    };
+    assert_eq!(reply.header("content-type"), Some("application/json"), "{place}");
+    let faults: Vec<String> =
+        validator.iter_errors(&reply.json()).map(|fault| format!("{} at {}", fault, fault.instance_path())).collect();
+    assert!(faults.is_empty(), "not as the document describes it: {}\n{place}", faults.join("; "));
+}
