@@ -71,7 +71,7 @@ def poll(get, name, waiting):
 def request(name, **changes):
     made = dict(
         jobName=name,
-        customModelName="model-" + name.replace("+", "-"),
+        customModelName="model-" + name.replace("+", "-").replace(".", "-"),
         roleArn=ROLE,
         baseModelIdentifier=BASE,
         clientRequestToken=str(uuid.uuid4()),
@@ -149,7 +149,7 @@ def _():
 def _():
     bedrock.create_model_customization_job(**request("a+b.c"))
     assert get_job("a+b.c")["jobName"] == "a+b.c"
-    found = bedrock.list_model_customization_jobs(nameContains="+b")["modelCustomizationJobSummaries"]
+    found = bedrock.list_model_customization_jobs(nameContains="a+b")["modelCustomizationJobSummaries"]
     assert [job["jobName"] for job in found] == ["a+b.c"]
 
 

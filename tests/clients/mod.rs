@@ -1,4 +1,5 @@
-//! Unmodified clients against the real binary: boto3 and the AWS CLI do the whole journey.
+//! Unmodified clients against the real binary: boto3, the AWS CLI, the JavaScript SDK, the calls of Terraform's
+//! provider, and whatever schemathesis thinks of.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -39,6 +40,37 @@ fn every_constraint_of_the_service_models_is_enforced_on_every_operation() {
         return;
     }
     Serve::start().run(Command::new("python3").arg(script("constraints.py")));
+}
+
+#[test]
+fn boto3_finds_what_clients_rely_on() {
+    if !installed("python3", &["-c", "import boto3"]) {
+        return;
+    }
+    Serve::start().run(Command::new("python3").arg(script("conformance.py")));
+}
+
+#[test]
+fn the_javascript_sdk_finds_what_clients_rely_on() {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/test-tools/javascript/node_modules");
+    if !installed("node", &["--version"]) || !installed("ls", &[&modules.join("@aws-sdk").display().to_string()]) {
+        return;
+    }
+    // Modules are looked for beside the script and above it.
+    let serve = Serve::start();
+    let place = serve.scratch();
+    std::os::unix::fs::symlink(modules, place.join("node_modules")).unwrap();
+    let copy = place.join("conformance.mjs");
+    std::fs::copy(script("javascript/conformance.mjs"), &copy).unwrap();
+    serve.run(Command::new("node").arg(copy));
+}
+
+#[test]
+fn the_calls_of_terraforms_provider_see_no_drift() {
+    if !installed("python3", &["-c", "import boto3"]) {
+        return;
+    }
+    Serve::start().run(Command::new("python3").arg(script("terraform.py")));
 }
 
 #[test]

@@ -20,6 +20,8 @@ struct Operation {
 static OPERATIONS: LazyLock<Vec<Operation>> = LazyLock::new(|| {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/openapi.json");
     let mut document: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let components = document["components"].clone();
+    merge(&mut document["components"], &components);
     close(&mut document["components"]);
     let mut operations = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
@@ -40,6 +42,31 @@ static OPERATIONS: LazyLock<Vec<Operation>> = LazyLock::new(|| {
     assert!(operations.len() > 20, "the document describes the operations");
     operations
 });
+
+/// Makes one schema of those that `allOf` joins, so that their members can be told from others.
+fn merge(schema: &mut Value, components: &Value) {
+    match schema {
+        Value::Object(members) => {
+            if let Some(Value::Array(parts)) = members.remove("allOf") {
+                for part in parts {
+                    let named = part["$ref"].as_str().and_then(|name| name.strip_prefix("#/components"));
+                    let part = named.map_or(Some(&part), |pointer| components.pointer(pointer)).unwrap();
+                    for (member, schema) in part["properties"].as_object().unwrap() {
+                        let properties = members.entry("properties").or_insert_with(|| json!({}));
+                        properties[member] = schema.clone();
+                    }
+                    for required in part["required"].as_array().into_iter().flatten() {
+                        let all = members.entry("required").or_insert_with(|| json!([]));
+                        all.as_array_mut().unwrap().push(required.clone());
+                    }
+                }
+            }
+            members.values_mut().for_each(|member| merge(member, components));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| merge(item, components)),
+        _ => {}
+    }
+}
 
 /// Forbids members that a schema with named members does not name.
 fn close(schema: &mut Value) {
