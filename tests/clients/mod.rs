@@ -79,6 +79,6 @@ fn schemathesis_finds_no_request_that_is_answered_against_the_document() {
     if !installed(&tool.display().to_string(), &["--version"]) {
         return;
     }
-    // About a tenth of the cases that tests/clients/schemathesis.sh runs when nothing is said.
+    // A part of the cases that tests/clients/schemathesis.sh runs when nothing is said.
     Serve::start().run(Command::new("bash").arg(script("schemathesis.sh")).arg("10").env("SCHEMATHESIS", tool));
 }

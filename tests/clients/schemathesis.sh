@@ -2,7 +2,7 @@
 # Requests that schemathesis draws from the served document, good ones and bad ones: no reply may be a 500, have
 # another status, type or shape than the document says, accept what the document forbids or refuse what it allows.
 #
-#   tests/clients/schemathesis.sh [EXAMPLES]     for each operation and phase; 150 give more than 10,000 cases
+#   tests/clients/schemathesis.sh [EXAMPLES]     for each operation and phase; 300 give more than 10,000 cases
 #
 # Endpoint and key come from the environment that tests/clients/mod.rs sets.
 set -euo pipefail
@@ -14,5 +14,5 @@ config=$(cd "$(dirname "$0")" && pwd)/schemathesis.toml
 cd "$scratch"
 "$tool" --config-file "$config" run "$AWS_ENDPOINT_URL_BEDROCK/openapi.json" \
   --header "Authorization: Bearer $TUNESMITH_TEST_BEARER_KEY" \
-  --phases coverage,fuzzing --max-examples "${1:-150}" --seed "$seed" --continue-on-failure \
+  --phases coverage,fuzzing --max-examples "${1:-300}" --seed "$seed" --continue-on-failure \
   --warnings off --no-color
