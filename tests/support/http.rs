@@ -21,8 +21,17 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
+    /// The names of headers are in lower case.
+    pub(super) fn new(status: u16, headers: Vec<(String, String)>, body: Vec<u8>) -> Self {
+        Self { status, headers, body }
+    }
+
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (String, Value)> {
+        self.headers.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str())))
     }
 
     /// The exception's name.

@@ -2,6 +2,7 @@
 
 pub(crate) mod http;
 pub(crate) mod process;
+mod proxy;
 mod recorder;
 
 use std::net::SocketAddr;

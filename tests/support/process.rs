@@ -4,16 +4,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use super::proxy::{Exchange, Proxy};
+use super::recorder;
 
 /// A running service, killed when dropped.
 pub(crate) struct Serve {
     child: Child,
     folder: tempfile::TempDir,
-    /// `http://…` of the API.
-    pub(crate) api: String,
+    /// In front of the API: it sees every reply.
+    proxy: Proxy,
     /// `http://…` of the embedded object store.
-    pub(crate) s3: String,
+    s3: String,
 }
 
 pub(crate) const ACCESS_KEY: &str = "AKIACLIENTTESTS";
@@ -26,7 +29,7 @@ impl Serve {
         let folder = tempfile::tempdir().unwrap();
         let ready = folder.path().join("ready.json");
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_tunesmith"))
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tunesmith"))
             .args(["serve", "--listen=127.0.0.1:0", "--s3-listen=127.0.0.1:0"])
             .arg("--data-dir")
             .arg(folder.path().join("data"))
@@ -45,24 +48,10 @@ impl Serve {
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut serve = Self { child, folder, api: String::new(), s3: String::new() };
-        let addresses = serve.wait_until_ready(&ready);
-        let url = |name: &str| format!("http://{}", addresses[name].as_str().unwrap_or_default());
-        (serve.api, serve.s3) = (url("listen"), url("s3"));
-        serve
-    }
-
-    fn wait_until_ready(&mut self, file: &Path) -> Value {
-        for _ in 0..1200 {
-            if let Ok(text) = std::fs::read_to_string(file)
-                && let Ok(addresses) = serde_json::from_str(&text)
-            {
-                return addresses;
-            }
-            assert!(self.child.try_wait().unwrap().is_none(), "the service ended early:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        panic!("the service is not ready after a minute:\n{}", self.log());
+        let addresses = wait_until_ready(&mut child, &ready);
+        let address = |name: &str| addresses[name].as_str().unwrap_or_default().to_string();
+        let proxy = Proxy::start(address("listen").parse().unwrap());
+        Self { child, folder, proxy, s3: format!("http://{}", address("s3")) }
     }
 
     /// What the service has logged.
@@ -77,8 +66,10 @@ impl Serve {
         path
     }
 
-    /// Runs a client against the service and fails with its output and the service's log.
-    pub(crate) fn run(&self, command: &mut Command) {
+    /// Runs a client against the service and fails with its output and the service's log, or when a reply that it
+    /// got is not what the document says. Gives the replies of the operations as lines of JSON.
+    pub(crate) fn run(&self, command: &mut Command) -> String {
+        let api = format!("http://{}", self.proxy.address);
         let output = command
             .env_remove("AWS_PROFILE")
             .env_remove("AWS_SESSION_TOKEN")
@@ -88,8 +79,8 @@ impl Serve {
             .env("AWS_ACCESS_KEY_ID", ACCESS_KEY)
             .env("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
             .env("AWS_DEFAULT_REGION", "us-east-1")
-            .env("AWS_ENDPOINT_URL_BEDROCK", &self.api)
-            .env("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", &self.api)
+            .env("AWS_ENDPOINT_URL_BEDROCK", &api)
+            .env("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", &api)
             .env("AWS_ENDPOINT_URL_S3", &self.s3)
             .env("TUNESMITH_TEST_BEARER_KEY", BEARER_KEY)
             .env("TUNESMITH_TEST_SCRATCH", self.scratch())
@@ -101,7 +92,36 @@ impl Serve {
         for secret in [SECRET_KEY, BEARER_KEY] {
             assert!(!log.contains(secret), "a secret is in the log");
         }
+        self.proxy.take().iter().filter_map(line).map(|line| format!("{line}\n")).collect()
     }
+}
+
+fn wait_until_ready(child: &mut Child, file: &Path) -> Value {
+    for _ in 0..1200 {
+        if let Ok(text) = std::fs::read_to_string(file)
+            && let Ok(addresses) = serde_json::from_str(&text)
+        {
+            return addresses;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "the service ended early, its log is beside {}", file.display());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("the service is not ready after a minute, its log is beside {}", file.display());
+}
+
+/// Holds a reply against the document, and names its operation if it is one's.
+fn line(Exchange { method, target, reply }: &Exchange) -> Option<Value> {
+    // A reply to a HEAD has a body only in its head.
+    if method != "HEAD" {
+        recorder::check(method, target, reply);
+    }
+    let operation = recorder::operation(method, target)?;
+    Some(json!({
+        "operation": operation,
+        "status": reply.status,
+        "headers": reply.headers().collect::<serde_json::Map<_, _>>(),
+        "body": reply.text(),
+    }))
 }
 
 impl Drop for Serve {

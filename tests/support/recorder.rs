@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::http::Reply;
 
 struct Operation {
+    name: String,
     method: String,
     /// The segments of the path; `None` stands for a parameter.
     path: Vec<Option<String>>,
@@ -33,6 +34,7 @@ static OPERATIONS: LazyLock<Vec<Operation>> = LazyLock::new(|| {
                 (status.clone(), (!schema.is_null()).then(|| validator(&document["components"], schema)))
             });
             operations.push(Operation {
+                name: operation["operationId"].as_str().unwrap_or_default().to_string(),
                 method: method.to_uppercase(),
                 path: segments().collect(),
                 replies: replies.collect(),
@@ -89,7 +91,7 @@ fn validator(components: &Value, schema: &Value) -> Validator {
 }
 
 /// The operation at a raw path; one without parameters comes before one with them.
-fn find<'a>(method: &str, path: &str) -> (bool, Option<&'a Operation>) {
+fn find(method: &str, path: &str) -> (bool, Option<&'static Operation>) {
     let parts: Vec<&str> = path.split('/').collect();
     let fits = |operation: &&Operation| {
         operation.path.len() == parts.len()
@@ -99,6 +101,12 @@ fn find<'a>(method: &str, path: &str) -> (bool, Option<&'a Operation>) {
     there.sort_by_key(|operation| operation.path.iter().filter(|part| part.is_none()).count());
     let exact = there.iter().find(|operation| operation.method == method);
     (!there.is_empty(), exact.copied())
+}
+
+/// The name of the operation that a request asks for.
+pub(super) fn operation(method: &str, target: &str) -> Option<&'static str> {
+    let (_, operation) = find(method, target.split('?').next().unwrap_or_default());
+    operation.map(|operation| operation.name.as_str())
 }
 
 /// Fails the test when `reply` is not what the document says of the operation at `target`.
