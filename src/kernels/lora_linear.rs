@@ -5,9 +5,10 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::dropout::Dropout;
-use super::linear::{self, Sizes, linear};
+use super::linear::Sizes;
 use super::matmul::{Matrix, Threads, Write, matmul, product};
 use super::operand::{Values, values};
+use super::weight::{Frozen, Weight};
 
 const NAME: &str = "lora_linear";
 
@@ -19,54 +20,39 @@ const NAME: &str = "lora_linear";
 /// f32 on the CPU.
 pub fn lora_linear(
     x: &Tensor,
-    weight: &Tensor,
+    weight: &Weight,
     bias: Option<&Tensor>,
     a: &Tensor,
     b: &Tensor,
     scale: f64,
     dropout: Option<&Dropout>,
 ) -> Result<Tensor> {
-    let sizes = Sizes::of(NAME, x.shape(), weight.shape(), bias.map(Tensor::shape))?;
+    let sizes = Sizes::of(NAME, x.shape(), &weight.dims()?.into(), bias.map(Tensor::shape))?;
     let ((rank, inputs), (outputs, rank_of_b)) = (a.dims2()?, b.dims2()?);
     if (inputs, outputs) != (sizes.inputs, sizes.outputs) || rank != rank_of_b {
-        bail!("{NAME}: A {:?} and B {:?} do not make an update of W {:?}", a.shape(), b.shape(), weight.shape());
+        bail!("{NAME}: A {:?} and B {:?} do not make an update of W {:?}", a.shape(), b.shape(), weight.dims()?);
     }
     let dropout = dropout.filter(|dropout| dropout.probability != 0.0).copied();
     if let Some(dropout) = &dropout {
         dropout.check()?;
     }
     let (x, a, b) = (x.contiguous()?, a.contiguous()?, b.contiguous()?);
-    let trains = weight.track_op() || bias.is_some_and(Tensor::track_op);
-    if trains {
+    if weight.trains() || bias.is_some_and(Tensor::track_op) {
         let update = LoraLinear { base: None, outputs, rank, scale, dropout };
-        return linear(&x, weight, bias)? + x.apply_op3(&a, &b, update)?;
+        return weight.apply(&x, bias)? + x.apply_op3(&a, &b, update)?;
     }
-    let base = Base { weight: weight.contiguous()?, bias: bias.map(Tensor::contiguous).transpose()? };
+    // The frozen part has no place among candle's three operands and needs no gradient.
+    let base = Frozen { weight: weight.clone(), bias: bias.map(Tensor::contiguous).transpose()? };
     x.apply_op3(&a, &b, LoraLinear { base: Some(base), outputs, rank, scale, dropout })
-}
-
-/// The frozen part; it has no place among candle's three operands and needs no gradient.
-struct Base {
-    weight: Tensor,
-    bias: Option<Tensor>,
 }
 
 struct LoraLinear {
     /// `None` where the base trains too and is computed beside.
-    base: Option<Base>,
+    base: Option<Frozen>,
     outputs: usize,
     rank: usize,
     scale: f64,
     dropout: Option<Dropout>,
-}
-
-impl LoraLinear {
-    fn base_forward(&self, x: &[f32], sizes: Sizes) -> Result<Vec<f32>> {
-        let Some(base) = &self.base else { return Ok(vec![0f32; sizes.rows * sizes.outputs]) };
-        let weight = Values::of(NAME, &base.weight)?;
-        let bias = base.bias.as_ref().map(|bias| Values::of(NAME, bias)).transpose()?;
-        Ok(linear::forward(x, &weight, bias.as_deref(), sizes))
-    }
 }
 
 impl CustomOp3 for LoraLinear {
@@ -86,7 +72,10 @@ impl CustomOp3 for LoraLinear {
         let (rows, inputs) = xl.shape().dims2()?;
         let (outputs, rank) = (self.outputs, self.rank);
         let (x, a, b) = (values(NAME, x, xl)?, values(NAME, a, al)?, values(NAME, b, bl)?);
-        let mut out = self.base_forward(x, Sizes { rows, inputs, outputs })?;
+        let mut out = match &self.base {
+            Some(base) => base.forward(x, rows)?,
+            None => vec![0f32; rows * outputs],
+        };
         let dropped = self.dropout.map(|dropout| dropout.masked(x));
         let seen = Matrix::new(dropped.as_deref().unwrap_or(x), rows, inputs);
         let mut low = vec![0f32; rows * rank];
@@ -128,9 +117,7 @@ impl CustomOp3 for LoraLinear {
                 update = dropout.masked(&update);
             }
             if let Some(base) = &self.base {
-                let weight = Values::of(NAME, &base.weight)?;
-                let weight = Matrix::new(&weight, self.outputs, inputs);
-                matmul(&mut update, Write::Add, 1.0, upstream, weight, Threads::All);
+                base.pull_back(&grads, rows, &mut update)?;
             }
             Tensor::from_vec(update, x.shape(), x.device())
         });
@@ -144,6 +131,7 @@ mod tests {
 
     use super::*;
     use crate::kernels::gradcheck::{self, operand};
+    use crate::kernels::linear;
 
     fn operands() -> [Tensor; 5] {
         [operand(&[6, 5], 1), operand(&[4, 5], 2), operand(&[4], 3), operand(&[2, 5], 4), operand(&[4, 2], 5)]
@@ -152,6 +140,7 @@ mod tests {
     #[test]
     fn gradients_equal_finite_differences_with_a_frozen_base() {
         let [x, weight, bias, a, b] = operands();
+        let weight = Weight::from(weight);
         for dropout in [None, Some(Dropout { probability: 0.3, key: 5 })] {
             gradcheck::check(&[x.clone(), a.clone(), b.clone()], |t| {
                 lora_linear(&t[0], &weight, Some(&bias), &t[1], &t[2], 1.5, dropout.as_ref())
@@ -161,13 +150,16 @@ mod tests {
 
     #[test]
     fn gradients_equal_finite_differences_when_the_base_trains_too() {
-        gradcheck::check(&operands(), |t| lora_linear(&t[0], &t[1], Some(&t[2]), &t[3], &t[4], 0.5, None));
+        gradcheck::check(&operands(), |t| {
+            lora_linear(&t[0], &t[1].clone().into(), Some(&t[2]), &t[3], &t[4], 0.5, None)
+        });
     }
 
     #[test]
     fn a_zero_b_gives_the_base() {
         let [x, weight, bias, a, b] = operands();
-        let tuned = lora_linear(&x, &weight, Some(&bias), &a, &b.zeros_like().unwrap(), 2.0, None).unwrap();
+        let tuned =
+            lora_linear(&x, &weight.clone().into(), Some(&bias), &a, &b.zeros_like().unwrap(), 2.0, None).unwrap();
         gradcheck::assert_close(&tuned, &linear(&x, &weight, Some(&bias)).unwrap(), 1e-6);
     }
 
@@ -175,7 +167,7 @@ mod tests {
     fn a_frozen_base_and_a_frozen_input_get_no_gradient() {
         let [x, weight, bias, a, b] = operands();
         let (a, b) = (Var::from_tensor(&a).unwrap(), Var::from_tensor(&b).unwrap());
-        let y = lora_linear(&x, &weight, Some(&bias), &a, &b, 1.0, None).unwrap();
+        let y = lora_linear(&x, &weight.clone().into(), Some(&bias), &a, &b, 1.0, None).unwrap();
         let grads = y.sum_all().unwrap().backward().unwrap();
         assert!(grads.get(&a).is_some() && grads.get(&b).is_some());
         assert!([&x, &weight, &bias].iter().all(|frozen| grads.get(frozen).is_none()));
@@ -185,6 +177,6 @@ mod tests {
     fn factors_that_do_not_fit_the_weight_are_refused() {
         let [x, weight, _, a, _] = operands();
         let wrong = operand(&[3, 2], 1);
-        assert!(lora_linear(&x, &weight, None, &a, &wrong, 1.0, None).is_err());
+        assert!(lora_linear(&x, &weight.into(), None, &a, &wrong, 1.0, None).is_err());
     }
 }

@@ -66,23 +66,47 @@ const FEW_ROWS: usize = 4;
 /// Size of such a piece in values: it stays in a core's second-level cache for all rows.
 const PIECE: usize = 1 << 16;
 
+/// Where a product goes: rows of `columns` adjacent values that begin `row_stride` values apart.
+pub(super) struct Output<'a> {
+    pub(super) values: &'a mut [f32],
+    pub(super) columns: usize,
+    pub(super) row_stride: usize,
+}
+
 /// `out = scale · lhs · rhs`, or `out += …`. `out` holds `lhs.rows` rows of `rhs.cols` adjacent values.
 pub(super) fn matmul(out: &mut [f32], into: Write, scale: f32, lhs: Matrix<'_>, rhs: Matrix<'_>, threads: Threads) {
+    assert_eq!(out.len(), lhs.rows * rhs.cols, "the output of a matrix product has another size");
+    let out = Output { values: out, columns: rhs.cols, row_stride: rhs.cols };
+    matmul_into(out, into, scale, lhs, rhs, threads);
+}
+
+/// As [`matmul`], into some columns of a wider matrix.
+pub(super) fn matmul_into(
+    out: Output<'_>,
+    into: Write,
+    scale: f32,
+    lhs: Matrix<'_>,
+    rhs: Matrix<'_>,
+    threads: Threads,
+) {
     let columns = rhs.cols;
-    assert_eq!(out.len(), lhs.rows * columns, "the output of a matrix product has another size");
-    if out.is_empty() {
+    let extent = extent(lhs.rows, columns, out.row_stride);
+    assert!(out.columns == columns && columns <= out.row_stride, "the output of a matrix product has another size");
+    if extent == 0 {
         return;
     }
+    let out = Output { values: &mut out.values[..extent], ..out };
     // A weight matrix seen transposed: its rows, our columns, are contiguous.
     let few = lhs.rows <= FEW_ROWS && lhs.cols > 0 && lhs.col_stride == 1 && rhs.row_stride == 1;
     if !few {
         return gemm_into(out, into, scale, lhs, rhs, threads);
     }
     let piece = (PIECE / rhs.rows.max(1)).clamp(16, columns.max(16));
-    for_pieces(out, columns, piece, threads, |start, row, out| {
-        let end = start + out.len();
+    for_pieces(out, piece, threads, |start, row, values| {
+        let columns = values.len();
         let lhs = Matrix { values: &lhs.values[row * lhs.row_stride..], rows: 1, ..lhs };
-        gemm_into(out, into, scale, lhs, rhs.columns(start, end), Threads::One);
+        let out = Output { values, columns, row_stride: columns };
+        gemm_into(out, into, scale, lhs, rhs.columns(start, start + columns), Threads::One);
     });
 }
 
@@ -94,17 +118,11 @@ pub(super) fn product(scale: f32, lhs: Matrix<'_>, rhs: Matrix<'_>) -> Vec<f32> 
 }
 
 /// Calls `body(first column, row, values)` for every row within every piece of columns.
-fn for_pieces(
-    out: &mut [f32],
-    columns: usize,
-    piece: usize,
-    threads: Threads,
-    body: impl Fn(usize, usize, &mut [f32]) + Sync,
-) {
+fn for_pieces(out: Output<'_>, piece: usize, threads: Threads, body: impl Fn(usize, usize, &mut [f32]) + Sync) {
     let mut pieces: Vec<(usize, Vec<&mut [f32]>)> =
-        (0..columns.div_ceil(piece)).map(|index| (index * piece, Vec::with_capacity(FEW_ROWS))).collect();
-    for row in out.chunks_exact_mut(columns) {
-        for (values, (_, rows)) in row.chunks_mut(piece).zip(&mut pieces) {
+        (0..out.columns.div_ceil(piece)).map(|index| (index * piece, Vec::with_capacity(FEW_ROWS))).collect();
+    for row in out.values.chunks_mut(out.row_stride) {
+        for (values, (_, rows)) in row[..out.columns].chunks_mut(piece).zip(&mut pieces) {
             rows.push(values);
         }
     }
@@ -120,17 +138,18 @@ fn for_pieces(
 }
 
 #[expect(unsafe_code, reason = "gemm takes raw pointers; the bounds are checked right before the call")]
-fn gemm_into(out: &mut [f32], into: Write, scale: f32, lhs: Matrix<'_>, rhs: Matrix<'_>, threads: Threads) {
+fn gemm_into(out: Output<'_>, into: Write, scale: f32, lhs: Matrix<'_>, rhs: Matrix<'_>, threads: Threads) {
     let (m, n, k) = (lhs.rows, rhs.cols, lhs.cols);
     assert_eq!(k, rhs.rows, "the inner sizes of a matrix product differ");
-    assert_eq!(out.len(), m * n, "the output of a matrix product has another size");
+    let fits = out.columns == n && n <= out.row_stride && out.values.len() == extent(m, n, out.row_stride);
+    assert!(fits, "the output of a matrix product has another size");
     for matrix in [lhs, rhs] {
         let last = (matrix.rows.max(1) - 1) * matrix.row_stride + (matrix.cols.max(1) - 1) * matrix.col_stride;
         assert!(k == 0 || last < matrix.values.len(), "a matrix reaches past its memory");
     }
     if k == 0 {
         if into == Write::Replace {
-            out.fill(0.0);
+            out.values.chunks_mut(out.row_stride).for_each(|row| row[..n].fill(0.0));
         }
         return;
     }
@@ -140,16 +159,16 @@ fn gemm_into(out: &mut [f32], into: Write, scale: f32, lhs: Matrix<'_>, rhs: Mat
         Threads::All => Parallelism::Rayon(0),
     };
     let add = into == Write::Add;
-    // SAFETY: `out` is borrowed exclusively and holds m·n values with the strides (n, 1); the last
+    // SAFETY: `out` is borrowed exclusively and holds m rows of n values `row_stride` ≥ n apart; the last
     // element of each operand lies within its slice, as just checked, and strides are not negative.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out.values.as_mut_ptr(),
             1,
-            n as isize,
+            out.row_stride as isize,
             add,
             lhs.values.as_ptr(),
             lhs.col_stride as isize,

@@ -5,14 +5,17 @@
 //! alone, and every sum has one fixed order.
 
 mod attention;
+mod dora;
 mod dropout;
 mod embedding;
 #[cfg(test)]
 mod gradcheck;
+mod lead;
 mod linear;
 mod linear_cross_entropy;
 mod lora_linear;
 mod matmul;
+mod nf4;
 mod operand;
 mod rms_norm;
 mod rope;
@@ -21,14 +24,19 @@ mod swiglu;
 #[cfg(test)]
 mod threads;
 mod vector;
+mod weight;
 
 pub use attention::attention;
+pub use dora::{row_norms, row_squares};
 pub use dropout::Dropout;
 pub use embedding::embedding;
+pub use lead::lead;
 pub use linear::linear;
 pub use linear_cross_entropy::{CrossEntropy, Gradients, linear_cross_entropy};
 pub use lora_linear::lora_linear;
+pub use nf4::{BLOCK, DYNAMIC_MAP, LEVELS, NESTED_BLOCK, Nf4, Parts};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use spans::Spans;
 pub use swiglu::swiglu;
+pub use weight::Weight;

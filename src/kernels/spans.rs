@@ -7,16 +7,20 @@ use std::sync::Arc;
 use candle_core::{Result, bail};
 
 /// One record's rows. The last query stands at the last key, so query `i` may see keys up to
-/// `i + (keys - queries)`.
+/// `i + (keys - queries)`; where the keys belong to no time, every query sees all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) queries: Range<usize>,
     pub(super) keys: Range<usize>,
+    timeless: bool,
 }
 
 impl Span {
     /// The keys that query `row` (counted within the span) sees, counted within the span.
     pub(super) fn visible(&self, row: usize, window: Option<usize>) -> Range<usize> {
+        if self.timeless {
+            return 0..self.keys.len();
+        }
         let end = row + 1 + (self.keys.len() - self.queries.len());
         let start = window.map_or(0, |window| end.saturating_sub(window));
         start..end
@@ -51,6 +55,11 @@ impl Spans {
         Ok(Self { spans: spans_of(queries.iter().copied().zip(keys.iter().copied())) })
     }
 
+    /// The same few keys for every query, whatever record it belongs to.
+    pub fn timeless(queries: usize, keys: usize) -> Self {
+        Self { spans: Arc::new([Span { queries: 0..queries, keys: 0..keys, timeless: true }]) }
+    }
+
     /// How many query rows all records have together.
     pub fn queries(&self) -> usize {
         self.spans.last().map_or(0, |span| span.queries.end)
@@ -71,7 +80,7 @@ fn spans_of(pairs: impl Iterator<Item = (usize, usize)>) -> Arc<[Span]> {
     let (mut query, mut key) = (0, 0);
     pairs
         .map(|(queries, keys)| {
-            let span = Span { queries: query..query + queries, keys: key..key + keys };
+            let span = Span { queries: query..query + queries, keys: key..key + keys, timeless: false };
             (query, key) = (span.queries.end, span.keys.end);
             span
         })
@@ -91,6 +100,14 @@ mod tests {
         assert_eq!(first.visible(1, Some(2)), 3..5);
         assert_eq!(first.visible(0, Some(9)), 0..4);
         assert_eq!((spans.queries(), spans.keys()), (3, 6));
+    }
+
+    #[test]
+    fn every_query_sees_all_keys_that_belong_to_no_time() {
+        let spans = Spans::timeless(7, 3);
+        assert_eq!((spans.queries(), spans.keys()), (7, 3));
+        let span = spans.iter().next().unwrap();
+        assert_eq!((span.visible(0, None), span.visible(6, None)), (0..3, 0..3));
     }
 
     #[test]

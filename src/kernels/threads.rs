@@ -19,7 +19,7 @@ fn everything() -> Vec<(&'static str, Vec<f32>)> {
 
     let normed = rms_norm(&x, &norm, 1e-5).unwrap();
     let dropout = Dropout { probability: 0.1, key: 5 };
-    let tuned = lora_linear(&normed, &operand(&[wide, width], 12), None, &a, &b, 2.0, Some(&dropout)).unwrap();
+    let tuned = lora_linear(&normed, &operand(&[wide, width], 12).into(), None, &a, &b, 2.0, Some(&dropout)).unwrap();
     let gated = swiglu(&linear(&normed, &weight, Some(&bias)).unwrap(), &tuned).unwrap();
     let turned = rope(&q, &angles.cos().unwrap(), &angles.sin().unwrap()).unwrap();
     let attended = attention(&turned, &k, &v, &Spans::packed(&[100, 30]), 0.25, None).unwrap();
