@@ -1,6 +1,8 @@
 //! [`App`]: everything a request or a job may reach. It is built once from [`Config`] and handed down;
 //! nothing is global, so a test can swap any field.
 
+pub mod artifact;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -41,13 +43,14 @@ pub struct App {
 impl App {
     /// The parts that are opened from outside; the rest is made here.
     pub fn new(config: Config, clock: Clock, db: Db, objects: Objects, registry: Registry) -> Self {
+        let quantized = Some(config.quantized());
         Self {
             config,
             clock,
             db,
             objects,
             registry,
-            engine: Arc::new(Engine::new(Device::Cpu, Capacity::default())),
+            engine: Arc::new(Engine::new(Device::Cpu, Capacity::default(), quantized)),
             answers: Arc::new(Semaphore::new(ANSWERS_AT_ONCE)),
             job_accepted: Notify::new(),
         }

@@ -179,6 +179,11 @@ impl Config {
         }
     }
 
+    /// Where base models that were quantised are kept.
+    pub fn quantized(&self) -> PathBuf {
+        self.data_dir.join("cache").join("quantized")
+    }
+
     /// How many requests a key may send at once.
     pub fn rate_burst(&self) -> u32 {
         self.rate_burst.unwrap_or_else(|| (2.0 * self.rate_limit.unwrap_or_default()).ceil().max(1.0) as u32)

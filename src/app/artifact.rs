@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::app::App;
+use super::App;
 use crate::error::{Error, Kind, Result};
 use crate::infer::Adapter;
 use crate::objects::Uri;
@@ -15,7 +15,7 @@ use crate::store::custom_models::CustomModel;
 use crate::store::imported_models::ImportedModel;
 
 /// The files that a model consists of, and what names them.
-pub(super) struct Files<'a> {
+pub struct Files<'a> {
     id: &'a str,
     arn: &'a str,
     uri: &'a str,
@@ -35,7 +35,7 @@ impl<'a> From<&'a ImportedModel> for Files<'a> {
 }
 
 /// What a model consists of.
-pub(super) enum Artifact {
+pub enum Artifact {
     /// An adapter for its base model.
     Adapter(Adapter),
     /// A model directory of its own.
@@ -43,7 +43,10 @@ pub(super) enum Artifact {
 }
 
 /// The model's files, downloaded if they are not here yet.
-pub(super) async fn bring(app: &App, model: &Files<'_>) -> Result<Artifact> {
+///
+/// # Errors
+/// When a file is gone, cannot be read, or is not what the model was made of.
+pub async fn bring(app: &App, model: &Files<'_>) -> Result<Artifact> {
     let mut all = Sha256::new();
     for (name, digest) in model.digests.iter() {
         all.update(format!("{name}={digest}\n"));

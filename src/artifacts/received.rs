@@ -7,7 +7,7 @@ use candle_core::Device;
 
 use crate::error::{Error, Result};
 use crate::models::{Decoder, DecoderConfig, Tokenizer, Weights};
-use crate::tune::read_adapter;
+use crate::tune::{read_adapter, weight_file};
 
 /// What is known of a whole model once it is checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,14 +39,14 @@ pub fn check_model(dir: &Path) -> Result<Received> {
     })
 }
 
-/// Checks an adapter directory in `peft`'s format against its base's directory.
+/// Checks an adapter directory, of `peft` or of `adapters`, against its base's directory.
 ///
 /// # Errors
 /// When a file is missing or damaged, the adapter is of a kind that cannot be read, or a tensor does not
 /// fit the base or is not finite; the message names it.
 pub fn check_adapter(dir: &Path, base: &Path) -> Result<()> {
-    read_adapter(dir, &DecoderConfig::read(base)?, &Device::Cpu)?;
-    let weights = Weights::open_file(&dir.join("adapter_model.safetensors"))?;
+    read_adapter(dir, &DecoderConfig::read(base)?, &Device::Cpu, false)?;
+    let weights = Weights::open_file(&weight_file(dir))?;
     for name in weights.names() {
         weights.check(name, weights.shape(name).unwrap_or_default())?;
     }

@@ -32,6 +32,7 @@ const JOB_HELP: &str = r#"The job file is JSON:
     "base": "models/llama",             a Hugging Face model directory, or, to train from nothing,
                                         {"config": "config.json", "tokenizer": "folder", "seed": 1}
     "baseId": "meta.llama3-v1:0",       what the outputs call it (the directory's name when absent)
+    "start": "run-1/output/adapter",    an adapter to go on from, may be absent
     "objective": "FINE_TUNING",         or CONTINUED_PRE_TRAINING
     "training": "train.jsonl",
     "validation": ["validation.jsonl"], may be absent
@@ -54,6 +55,8 @@ struct Job {
     base_id: Option<String>,
     #[serde(default = "fine_tuning")]
     objective: Objective,
+    /// The adapter to go on from.
+    start: Option<PathBuf>,
     training: PathBuf,
     #[serde(default)]
     validation: Vec<PathBuf>,
@@ -126,8 +129,13 @@ fn plan(path: &Path) -> Result<Plan> {
         other => other.to_string(),
     };
     let given = job.hyper_parameters.into_iter().map(|(name, value)| (name, text(value))).collect();
+    let work_dir = folder.join(job.output);
+    let beside = |name: &str| job.start.as_ref().map(|start| folder.join(start).join(name));
     Ok(Plan {
         base,
+        start: job.start.as_ref().map(|start| folder.join(start)),
+        optimizer_state: beside("../optimizer_state.safetensors").filter(|file| file.exists()),
+        quantized: Some(work_dir.join("quantized")),
         base_id,
         training: folder.join(job.training),
         validation: job.validation.iter().map(|path| folder.join(path)).collect(),
@@ -135,7 +143,7 @@ fn plan(path: &Path) -> Result<Plan> {
         settings: Settings::parse(&given, &defaults)?,
         // The same in every attempt, so that the command run again goes on.
         seed: 0,
-        work_dir: folder.join(job.output),
+        work_dir,
         clock: Clock::system(),
     })
 }

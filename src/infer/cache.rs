@@ -28,7 +28,7 @@ impl Cache {
         Self { layers: (0..layers).map(|_| None).collect() }
     }
 
-    /// How many tokens all layers have seen.
+    /// How many rows all layers have seen: tokens, and what a method puts in front of them.
     pub fn tokens(&self) -> usize {
         self.layers.last().and_then(Option::as_ref).map_or(0, |held| held.tokens)
     }
@@ -56,6 +56,10 @@ impl Held {
 }
 
 impl Memory for Cache {
+    fn is_empty(&self, layer: usize) -> bool {
+        self.layers[layer].is_none()
+    }
+
     fn extend(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
         let slot = &mut self.layers[layer];
         let needed = slot.as_ref().map_or(0, |held| held.tokens) + keys.dim(0)?;

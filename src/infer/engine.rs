@@ -1,6 +1,6 @@
 //! Keeps bases and adapters in memory and answers prompts with them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -10,8 +10,8 @@ use super::generate::{Answer, Options, Speaker};
 use super::loaded::Loaded;
 use crate::data::{Conversation, Encoder};
 use crate::error::Result;
-use crate::models::{Decoder, Frozen, Tokenizer, Tuning};
-use crate::tune::{Lora, read_adapter};
+use crate::models::{Decoder, DecoderConfig, Form, Frozen, Tokenizer, Tuning, load_nf4};
+use crate::tune::{self, read_adapter};
 
 /// How many models stay in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,14 +68,17 @@ struct Base {
 /// Answers prompts. Share one; every method may be called from many threads.
 pub struct Engine {
     device: Device,
-    bases: Loaded<PathBuf, Base>,
-    adapters: Loaded<(String, PathBuf), Lora>,
+    /// Where bases lie that were quantised before.
+    quantized: Option<PathBuf>,
+    bases: Loaded<(PathBuf, Form), Base>,
+    adapters: Loaded<(String, PathBuf), tune::Adapter>,
 }
 
 impl Engine {
-    /// Nothing in memory yet.
-    pub fn new(device: Device, capacity: Capacity) -> Self {
-        Self { device, bases: Loaded::new(capacity.bases), adapters: Loaded::new(capacity.adapters) }
+    /// Nothing in memory yet. `quantized` is the folder where bases lie that were quantised before.
+    pub fn new(device: Device, capacity: Capacity, quantized: Option<PathBuf>) -> Self {
+        let (bases, adapters) = (Loaded::new(capacity.bases), Loaded::new(capacity.adapters));
+        Self { device, quantized, bases, adapters }
     }
 
     /// Answers `prompt`, loading what is not in memory. Blocks. See [`Speaker::answer`].
@@ -91,11 +94,13 @@ impl Engine {
         cancel: &AtomicBool,
         on_text: &mut dyn FnMut(&str),
     ) -> Result<Answer> {
-        let base = self.base(target)?;
-        let adapter = self.adapter(target, &base)?;
+        let adapter = self.adapter(target)?;
+        // An adapter is asked on the base that it was trained on, which may be one in 4 bits.
+        let form = adapter.as_ref().map_or(Form::Frozen, |adapter| adapter.method.form());
+        let base = self.base(target, form)?;
         let prompt = base.encode(prompt)?;
         let tuning: &dyn Tuning = match &adapter {
-            Some(adapter) => &**adapter,
+            Some(adapter) => &*adapter.tuning,
             None => &Frozen,
         };
         let longest = base.decoder.config().max_positions;
@@ -113,7 +118,7 @@ impl Engine {
     /// # Errors
     /// When the base cannot be read, or has no chat template for a conversation.
     pub fn count(&self, target: &Target, prompt: &Prompt) -> Result<usize> {
-        Ok(self.base(target)?.encode(prompt)?.len())
+        Ok(self.base(target, Form::Frozen)?.encode(prompt)?.len())
     }
 
     /// Drops an adapter from memory, because its model was deleted.
@@ -121,25 +126,30 @@ impl Engine {
         self.adapters.forget(|(id, _)| id == adapter);
     }
 
-    fn base(&self, target: &Target) -> Result<Arc<Base>> {
-        self.bases.get(&target.base_dir, || Base::load(&target.base_dir, &self.device))
+    fn base(&self, target: &Target, form: Form) -> Result<Arc<Base>> {
+        let dir = &target.base_dir;
+        self.bases.get(&(dir.clone(), form), || Base::load(dir, form, &self.device, self.quantized.as_deref()))
     }
 
-    fn adapter(&self, target: &Target, base: &Base) -> Result<Option<Arc<Lora>>> {
+    fn adapter(&self, target: &Target) -> Result<Option<Arc<tune::Adapter>>> {
         let Some(adapter) = &target.adapter else { return Ok(None) };
         // With the base in the key an adapter is never run on a base that it was not checked against.
         let key = (adapter.id.clone(), target.base_dir.clone());
-        let load = || read_adapter(&adapter.dir, base.decoder.config(), &self.device);
+        let load = || read_adapter(&adapter.dir, &DecoderConfig::read(&target.base_dir)?, &self.device, false);
         self.adapters.get(&key, load).map(Some)
     }
 }
 
 impl Base {
-    fn load(dir: &std::path::Path, device: &Device) -> Result<Self> {
+    fn load(dir: &Path, form: Form, device: &Device, quantized: Option<&Path>) -> Result<Self> {
         let tokenizer = Tokenizer::read(dir)?;
         let encoder =
             Encoder::new(tokenizer.inner().clone(), tokenizer.bos(), tokenizer.eos(), tokenizer.chat_template())?;
-        Ok(Self { decoder: Decoder::load(dir, device, false)?, tokenizer, encoder })
+        let decoder = match form {
+            Form::Nf4 => load_nf4(dir, device, quantized)?,
+            form => Decoder::load(dir, device, form)?,
+        };
+        Ok(Self { decoder, tokenizer, encoder })
     }
 
     fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {

@@ -109,11 +109,13 @@ impl Speaker<'_> {
         if prompt.is_empty() {
             return Err(Error::validation("The prompt is empty"));
         }
-        if prompt.len() >= self.context_length {
+        // What the tuning puts in front takes positions too.
+        let context_length = self.context_length.saturating_sub(self.tuning.virtual_tokens());
+        if prompt.len() >= context_length {
             return Err(Error::validation(format!(
-                "The prompt has {} tokens and leaves no room for an answer: the model's context is {} tokens",
+                "The prompt has {} tokens and leaves no room for an answer: the model's context is {context_length} \
+                 tokens",
                 prompt.len(),
-                self.context_length
             )));
         }
         let mut text = String::new();
@@ -146,7 +148,7 @@ impl Speaker<'_> {
             if tokens.len() >= options.max_tokens {
                 break (StopReason::MaxTokens, None);
             }
-            if prompt.len() + tokens.len() >= self.context_length {
+            if prompt.len() + tokens.len() >= context_length {
                 break (StopReason::ContextWindow, None);
             }
             logits = self.advance(&[token], &mut cache, cancel)?;
@@ -167,16 +169,16 @@ impl Speaker<'_> {
 
     /// Sends tokens through the decoder after those in `cache`; the logits of the last one.
     fn advance(&self, tokens: &[u32], cache: &mut Cache, cancel: &AtomicBool) -> Result<Vec<f32>> {
-        let packing = self.decoder.continuation(cache.tokens(), tokens.len())?;
-        let mut x = self.decoder.embed(tokens)?.detach();
+        let packing = self.decoder.continuation(cache.tokens(), tokens.len(), self.tuning)?;
+        let mut x = self.decoder.embed(tokens, &packing, self.tuning)?.detach();
         for layer in 0..self.decoder.config().layers {
             if cancel.load(Ordering::Relaxed) {
                 return Err(Error::new(Kind::Unavailable, "The answer was cancelled"));
             }
             x = self.decoder.layer_with_memory(layer, &x, &packing, self.tuning, cache)?.detach();
         }
-        let last = self.decoder.finish(&x.narrow(0, tokens.len() - 1, 1)?)?;
-        let logits = kernels::linear(&last, self.decoder.head(), None)?.detach();
+        let last = self.decoder.finish(&x.narrow(0, x.dim(0)? - 1, 1)?)?;
+        let logits = kernels::linear(&last, self.decoder.head(self.tuning), None)?.detach();
         Ok(logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?)
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::quantized;
 use super::tuning::Projection;
 use crate::error::{Error, Result};
 
@@ -111,6 +112,8 @@ pub struct DecoderConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text, as the model's configuration names them.
     pub eos_token_ids: Vec<u32>,
+    /// The layers' maps are stored in NF4.
+    pub nf4: bool,
 }
 
 /// `config.json` as it stands in the file; every release of transformers wrote a little differently.
@@ -291,8 +294,11 @@ impl File {
         if let Some(act) = self.hidden_act.as_deref().filter(|act| *act != "silu") {
             return Err(unsupported(format!("hidden_act {act:?} (only \"silu\")")));
         }
-        if self.quantization_config.is_some() {
-            return Err(unsupported("a quantized checkpoint (quantization_config); use the unquantized model"));
+        if let Some(what) = self.quantization_config.as_ref().and_then(quantized::unreadable) {
+            return Err(unsupported(format!(
+                "a checkpoint with quantization_config {what}; use the unquantized model, or one in bitsandbytes' NF4 \
+                 with double quantization"
+            )));
         }
         if let Some(factor) = self.partial_rotary_factor.filter(|factor| *factor != 1.0) {
             return Err(unsupported(format!("partial_rotary_factor {factor}")));
@@ -353,6 +359,7 @@ impl File {
             tied: self.tie_word_embeddings.unwrap_or(false),
             bos_token_id: self.bos_token_id,
             eos_token_ids: self.eos_token_id.map(OneOrMany::into_vec).unwrap_or_default(),
+            nf4: self.quantization_config.is_some(),
         })
     }
 

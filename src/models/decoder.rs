@@ -5,20 +5,33 @@
 //! `modeling_qwen3.py`; weights carry their names.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::config::DecoderConfig;
 use super::layer::{Layer, Linear, Memory};
 use super::packing::Packing;
+use super::quantized::{quantize, read};
 use super::rotary::Rotary;
 use super::tuning::{Projection, Site, Tuning};
 use super::weights::{Precision, Weights, save_tensors};
 use crate::error::{Error, Result};
-use crate::kernels;
+use crate::kernels::{self, Nf4, Weight};
 use crate::rng::Rng;
 
-/// A base model in memory, in f32.
+/// How a base model's weights lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// f32, none of them a variable: none costs a gradient.
+    Frozen,
+    /// f32, every one a variable, for full tuning.
+    Trainable,
+    /// The layers' maps in NF4, the rest in f32; none trains.
+    Nf4,
+}
+
+/// A base model in memory.
 pub struct Decoder {
     config: DecoderConfig,
     device: Device,
@@ -30,19 +43,30 @@ pub struct Decoder {
     head: Tensor,
     /// Every weight by its Hugging Face name, in the order of the layers; a tied head is not listed.
     named: Vec<(String, Tensor)>,
+    /// The maps in NF4, which are not among `named`.
+    quantized: Vec<(String, Arc<Nf4>)>,
 }
 
 impl Decoder {
-    /// Reads a Hugging Face model directory. With `trainable` every weight is a variable, for full
-    /// tuning; otherwise none is, and none costs a gradient.
+    /// Reads a Hugging Face model directory.
     ///
     /// # Errors
-    /// When the configuration is not supported, or a weight is missing or has another shape; the
-    /// message names it.
-    pub fn load(dir: &Path, device: &Device, trainable: bool) -> Result<Self> {
+    /// When the configuration is not supported, a weight is missing or has another shape, or weights that
+    /// lie there in NF4 are to train; the message names it.
+    pub fn load(dir: &Path, device: &Device, form: Form) -> Result<Self> {
         let config = DecoderConfig::read(dir)?;
         let weights = Weights::open(dir)?;
-        Self::build(config, device, trainable, |name, shape| weights.get(name, shape, device))
+        if config.nf4 && form == Form::Trainable {
+            return Err(Error::validation(
+                "The base model is quantised: its weights cannot train. Use tuningMethod qlora, or the base that it \
+                 was made from",
+            ));
+        }
+        let nf4 = config.nf4;
+        Self::build(config, device, form, |name, shape| match read(&weights, name, shape)? {
+            Some(quantized) if nf4 => Ok(Weight::Nf4(Arc::new(quantized))),
+            _ => Ok(weights.get(name, shape, device)?.into()),
+        })
     }
 
     /// Checks that `dir` holds a whole model that [`Decoder::load`] takes: every weight is there, in its
@@ -53,10 +77,12 @@ impl Decoder {
     pub fn check(dir: &Path) -> Result<DecoderConfig> {
         let config = DecoderConfig::read(dir)?;
         let weights = Weights::open(dir)?;
-        let checked = Self::build(config, &Device::Cpu, false, |name, shape| {
-            weights.check(name, shape)?;
+        let checked = Self::build(config, &Device::Cpu, Form::Frozen, |name, shape| {
+            if read(&weights, name, shape)?.is_none() {
+                weights.check(name, shape)?;
+            }
             // Stands for the weight without its memory.
-            Ok(Tensor::zeros(1, DType::F32, &Device::Cpu)?.broadcast_as(shape)?)
+            Ok(Tensor::zeros(1, DType::F32, &Device::Cpu)?.broadcast_as(shape)?.into())
         })?;
         Ok(checked.config)
     }
@@ -67,10 +93,10 @@ impl Decoder {
     ///
     /// # Errors
     /// When the device cannot hold it.
-    pub fn random(config: DecoderConfig, seed: u64, device: &Device, trainable: bool) -> Result<Self> {
+    pub fn random(config: DecoderConfig, seed: u64, device: &Device, form: Form) -> Result<Self> {
         let depth = (2.0 * config.layers as f32).sqrt();
         let range = config.initializer_range as f32;
-        Self::build(config, device, trainable, |name, shape| {
+        Self::build(config, device, form, |name, shape| {
             let count = shape.iter().product();
             let values = if name.ends_with("norm.weight") {
                 vec![1.0; count]
@@ -81,7 +107,7 @@ impl Decoder {
                 let deviation = if into_stream { range / depth } else { range };
                 Rng::new(seed, name, 0).normals(count, deviation)
             };
-            Ok(Tensor::from_vec(values, shape, device)?)
+            Ok(Tensor::from_vec(values, shape, device)?.into())
         })
     }
 
@@ -89,31 +115,37 @@ impl Decoder {
     fn build(
         config: DecoderConfig,
         device: &Device,
-        trainable: bool,
-        mut source: impl FnMut(&str, &[usize]) -> Result<Tensor>,
+        form: Form,
+        mut source: impl FnMut(&str, &[usize]) -> Result<Weight>,
     ) -> Result<Self> {
-        let mut named = Vec::new();
-        let mut take = |name: String, shape: &[usize]| -> Result<Tensor> {
-            let mut tensor = source(&name, shape)?;
-            if trainable {
-                tensor = Var::from_tensor(&tensor)?.into_inner();
+        let (mut named, mut quantized) = (Vec::new(), Vec::new());
+        let mut take = |name: String, shape: &[usize], map: bool| -> Result<Weight> {
+            let weight = match source(&name, shape)? {
+                Weight::Dense(tensor) if form == Form::Nf4 && map => {
+                    Weight::Nf4(quantize(&name, &tensor.flatten_all()?.to_vec1::<f32>()?, shape)?)
+                }
+                Weight::Dense(tensor) if form == Form::Trainable => Var::from_tensor(&tensor)?.into_inner().into(),
+                other => other,
+            };
+            match &weight {
+                Weight::Dense(tensor) => named.push((name, tensor.clone())),
+                Weight::Nf4(weight) => quantized.push((name, weight.clone())),
             }
-            named.push((name, tensor.clone()));
-            Ok(tensor)
+            Ok(weight)
         };
-        let embedding = take("model.embed_tokens.weight".into(), &[config.vocab_size, config.hidden_size])?;
+        let embedding = dense(&mut take, "model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?;
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
             layers.push(layer(&config, index, &mut take)?);
         }
-        let norm = take("model.norm.weight".into(), &[config.hidden_size])?;
+        let norm = dense(&mut take, "model.norm.weight", &[config.hidden_size])?;
         let head = if config.tied {
             embedding.clone()
         } else {
-            take("lm_head.weight".into(), &[config.vocab_size, config.hidden_size])?
+            dense(&mut take, "lm_head.weight", &[config.vocab_size, config.hidden_size])?
         };
         let rotary = Rotary::new(&config);
-        Ok(Self { config, device: device.clone(), rotary, embedding, layers, norm, head, named })
+        Ok(Self { config, device: device.clone(), rotary, embedding, layers, norm, head, named, quantized })
     }
 
     /// The model's shape and constants.
@@ -126,32 +158,61 @@ impl Decoder {
         &self.device
     }
 
-    /// Every weight by its Hugging Face name, embedding first. A tied head is not listed.
+    /// Every dense weight by its Hugging Face name, embedding first. A tied head is not listed.
     pub fn named_weights(&self) -> &[(String, Tensor)] {
         &self.named
     }
 
-    /// The packing of whole records, each from position 0.
-    ///
-    /// # Errors
-    /// When the device refuses.
-    pub fn packing(&self, lengths: &[usize]) -> Result<Packing> {
-        Packing::records(&self.rotary, lengths, &self.device)
+    /// The maps in NF4 by their Hugging Face names.
+    pub fn quantized_weights(&self) -> &[(String, Arc<Nf4>)] {
+        &self.quantized
     }
 
-    /// The packing of `new` tokens of one record after the `held` that went through before.
-    ///
-    /// # Errors
-    /// When the device refuses.
-    pub fn continuation(&self, held: usize, new: usize) -> Result<Packing> {
-        Packing::continued(&self.rotary, held, new, &self.device)
+    /// The weight of a linear map, if there is one.
+    pub fn weight(&self, site: Site) -> Option<&Weight> {
+        self.layers.get(site.layer)?.linears.get(site.projection as usize).map(|linear| &linear.weight)
     }
 
-    /// Token ids to `[N, hidden]`.
+    /// The embeddings of some tokens as they lie in the table, `[N, hidden]`.
     ///
     /// # Errors
     /// When an id lies outside the vocabulary.
-    pub fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+    pub fn embedding_rows(&self, tokens: &[u32]) -> Result<Tensor> {
+        self.embed_tokens(tokens)
+    }
+
+    /// The packing of whole records of so many tokens, each behind what the method puts in front.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn packing(&self, lengths: &[usize], tuning: &dyn Tuning) -> Result<Packing> {
+        Packing::records(&self.rotary, lengths, tuning, &self.device)
+    }
+
+    /// The packing of `new` tokens of one record after the `held` rows that went through before.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn continuation(&self, held: usize, new: usize, tuning: &dyn Tuning) -> Result<Packing> {
+        Packing::continued(&self.rotary, held, new, tuning, &self.device)
+    }
+
+    /// Token ids to `[N, hidden]`, every record behind its soft prompt.
+    ///
+    /// # Errors
+    /// When an id lies outside the vocabulary.
+    pub fn embed(&self, tokens: &[u32], packing: &Packing, tuning: &dyn Tuning) -> Result<Tensor> {
+        let x = self.embed_tokens(tokens)?;
+        match tuning.soft_prompt().filter(|_| packing.soft > 0) {
+            Some(prompt) => {
+                let lengths: Vec<usize> = packing.lengths.iter().map(|length| length - packing.soft).collect();
+                Ok(kernels::lead(prompt, &x, &lengths)?)
+            }
+            None => Ok(x),
+        }
+    }
+
+    fn embed_tokens(&self, tokens: &[u32]) -> Result<Tensor> {
         if let Some(id) = tokens.iter().find(|id| **id as usize >= self.config.vocab_size) {
             return Err(Error::validation(format!(
                 "token id {id} lies outside the model's vocabulary of {}; the tokenizer does not belong to this model",
@@ -193,22 +254,22 @@ impl Decoder {
         Ok(kernels::rms_norm(x, &self.norm, self.config.norm_eps)?)
     }
 
-    /// The output head, `[vocab, hidden]`.
-    pub fn head(&self) -> &Tensor {
-        &self.head
+    /// The output head, `[vocab, hidden]`: the method's own, or the base's.
+    pub fn head<'a>(&'a self, tuning: &'a dyn Tuning) -> &'a Tensor {
+        tuning.head().unwrap_or(&self.head)
     }
 
-    /// Logits of every token, `[N, vocab]`: for tests and short inputs, since it holds them all.
+    /// Logits of every row, `[N, vocab]`: for tests and short inputs, since it holds them all.
     ///
     /// # Errors
     /// When shapes do not fit.
     pub fn logits(&self, tokens: &[u32], lengths: &[usize], tuning: &dyn Tuning) -> Result<Tensor> {
-        let packing = self.packing(lengths)?;
-        let mut x = self.embed(tokens)?;
+        let packing = self.packing(lengths, tuning)?;
+        let mut x = self.embed(tokens, &packing, tuning)?;
         for index in 0..self.layers.len() {
             x = self.layer(index, &x, &packing, tuning)?.detach();
         }
-        Ok(kernels::linear(&self.finish(&x)?, &self.head, None)?)
+        Ok(kernels::linear(&self.finish(&x)?, self.head(tuning), None)?)
     }
 
     /// Writes `config.json` and `model.safetensors` into `dir`, which transformers can load.
@@ -225,30 +286,42 @@ impl Decoder {
     }
 }
 
+/// A weight that is no linear map of a layer, and so never quantised.
+fn dense(
+    take: &mut impl FnMut(String, &[usize], bool) -> Result<Weight>,
+    name: &str,
+    shape: &[usize],
+) -> Result<Tensor> {
+    match take(name.to_string(), shape, false)? {
+        Weight::Dense(tensor) => Ok(tensor),
+        Weight::Nf4(_) => Err(Error::validation(format!("the tensor {name} is quantised; only layers' maps may be"))),
+    }
+}
+
 fn layer(
     config: &DecoderConfig,
     index: usize,
-    take: &mut impl FnMut(String, &[usize]) -> Result<Tensor>,
+    take: &mut impl FnMut(String, &[usize], bool) -> Result<Weight>,
 ) -> Result<Layer> {
     let prefix = format!("model.layers.{index}");
     let mut linears = Vec::with_capacity(Projection::ALL.len());
     for projection in Projection::ALL {
         let (outputs, inputs) = config.sizes(projection);
         let name = Site { layer: index, projection }.name();
-        let weight = take(format!("{name}.weight"), &[outputs, inputs])?;
+        let weight = take(format!("{name}.weight"), &[outputs, inputs], true)?;
         let biased = match projection {
             Projection::Query | Projection::Key | Projection::Value => config.qkv_bias,
             Projection::Output => config.output_bias,
             Projection::Gate | Projection::Up | Projection::Down => config.mlp_bias,
         };
-        let bias = if biased { Some(take(format!("{name}.bias"), &[outputs])?) } else { None };
+        let bias = if biased { Some(dense(take, &format!("{name}.bias"), &[outputs])?) } else { None };
         linears.push(Linear { weight, bias });
     }
-    let attention_norm = take(format!("{prefix}.input_layernorm.weight"), &[config.hidden_size])?;
-    let mlp_norm = take(format!("{prefix}.post_attention_layernorm.weight"), &[config.hidden_size])?;
+    let attention_norm = dense(take, &format!("{prefix}.input_layernorm.weight"), &[config.hidden_size])?;
+    let mlp_norm = dense(take, &format!("{prefix}.post_attention_layernorm.weight"), &[config.hidden_size])?;
     let query_key_norms = if config.qk_norm() {
-        let query = take(format!("{prefix}.self_attn.q_norm.weight"), &[config.head_dim])?;
-        Some((query, take(format!("{prefix}.self_attn.k_norm.weight"), &[config.head_dim])?))
+        let query = dense(take, &format!("{prefix}.self_attn.q_norm.weight"), &[config.head_dim])?;
+        Some((query, dense(take, &format!("{prefix}.self_attn.k_norm.weight"), &[config.head_dim])?))
     } else {
         None
     };

@@ -4,11 +4,14 @@ use candle_core::{Result, Tensor};
 
 use super::config::DecoderConfig;
 use super::packing::Packing;
-use super::tuning::{Projection, Site, Tuning};
-use crate::kernels;
+use super::tuning::{Attention, Projection, Site, Tuning};
+use crate::kernels::{self, Weight};
 
 /// Keys and values kept between passes, for generation.
 pub trait Memory {
+    /// Whether the layer has seen nothing yet.
+    fn is_empty(&self, layer: usize) -> bool;
+
     /// Appends a layer's new keys and values, each `[N, kv_heads, head_dim]`, and gives back all
     /// that the layer has seen, oldest first.
     ///
@@ -20,7 +23,7 @@ pub trait Memory {
 /// A weight `[out, in]` with its optional bias `[out]`.
 #[derive(Debug, Clone)]
 pub(super) struct Linear {
-    pub(super) weight: Tensor,
+    pub(super) weight: Weight,
     pub(super) bias: Option<Tensor>,
 }
 
@@ -78,12 +81,38 @@ impl Layer {
         }
         let q = kernels::rope(&q, &packing.cos, &packing.sin)?;
         k = kernels::rope(&k, &packing.cos, &packing.sin)?;
-        if let Some(memory) = memory {
-            (k, v) = memory.extend(self.index, &k, &v)?;
+        let prefix = tuning.prefix(self.index)?;
+        match (memory, prefix) {
+            (Some(memory), prefix) => {
+                if let Some((keys, values)) = prefix.filter(|_| memory.is_empty(self.index)) {
+                    memory.extend(self.index, &keys, &values)?;
+                }
+                (k, v) = memory.extend(self.index, &k, &v)?;
+            }
+            (None, Some((keys, values))) => {
+                k = kernels::lead(&keys, &k, &packing.lengths)?;
+                v = kernels::lead(&values, &v, &packing.lengths)?;
+            }
+            (None, None) => {}
         }
         let scale = 1.0 / (width as f64).sqrt();
         let y = kernels::attention(&q, &k, &v, &packing.spans, scale, self.window)?;
-        self.linear(Projection::Output, &y.reshape((tokens, heads * width))?, tuning)
+        let mut y = y.reshape((tokens, heads * width))?;
+        let project = |projection: Projection, x: &Tensor| {
+            let Linear { weight, bias } = &self.linears[projection as usize];
+            weight.apply(x, bias.as_ref())
+        };
+        let beside = Attention {
+            layer: self.index,
+            queries: &q,
+            scale,
+            keys: &|x| project(Projection::Key, x),
+            values: &|x| project(Projection::Value, x),
+        };
+        if let Some(added) = tuning.beside_attention(&beside)? {
+            y = (y + added)?;
+        }
+        self.linear(Projection::Output, &y, tuning)
     }
 
     fn linear(&self, projection: Projection, x: &Tensor, tuning: &dyn Tuning) -> Result<Tensor> {

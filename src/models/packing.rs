@@ -4,31 +4,55 @@
 use candle_core::{Device, Tensor};
 
 use super::rotary::Rotary;
+use super::tuning::Tuning;
 use crate::error::Result;
 use crate::kernels::Spans;
 
 /// What one pass through the decoder needs to know about the stream's records.
 #[derive(Debug, Clone)]
 pub struct Packing {
+    /// Rows of each record in the stream, its soft prompt counted.
+    pub(super) lengths: Vec<usize>,
+    /// How many rows in front of each record are a soft prompt, which the embedding puts there.
+    pub(super) soft: usize,
     pub(super) spans: Spans,
-    /// Cosine of each token's position, `[N, head_dim / 2]`.
+    /// Cosine of each row's position, `[N, head_dim / 2]`.
     pub(super) cos: Tensor,
-    /// Sine of each token's position, `[N, head_dim / 2]`.
+    /// Sine of each row's position, `[N, head_dim / 2]`.
     pub(super) sin: Tensor,
 }
 
 impl Packing {
-    /// Records of these lengths, one after the other, each from position 0.
-    pub(super) fn records(rotary: &Rotary, lengths: &[usize], device: &Device) -> Result<Self> {
-        let positions: Vec<usize> = lengths.iter().flat_map(|length| 0..*length).collect();
+    /// Whole records of so many tokens, one after the other, each behind its soft prompt or its prefix.
+    pub(super) fn records(rotary: &Rotary, lengths: &[usize], tuning: &dyn Tuning, device: &Device) -> Result<Self> {
+        let (soft, prefix) = (tuning.soft_tokens(), tuning.prefix_tokens());
+        let lengths: Vec<usize> = lengths.iter().map(|length| soft + length).collect();
+        let keys: Vec<usize> = lengths.iter().map(|length| prefix + length).collect();
+        let positions: Vec<usize> = lengths.iter().flat_map(|length| prefix..prefix + length).collect();
         let (cos, sin) = rotary.at(&positions, device)?;
-        Ok(Self { spans: Spans::packed(lengths), cos, sin })
+        let spans = Spans::with_cache(&lengths, &keys)?;
+        Ok(Self { lengths, soft, spans, cos, sin })
     }
 
-    /// One record of which `held` tokens went through before and `new` come now.
-    pub(super) fn continued(rotary: &Rotary, held: usize, new: usize, device: &Device) -> Result<Self> {
+    /// One record of which `held` rows went through before and `new` tokens come now; the first pass
+    /// brings the soft prompt or the prefix with it.
+    pub(super) fn continued(
+        rotary: &Rotary,
+        held: usize,
+        new: usize,
+        tuning: &dyn Tuning,
+        device: &Device,
+    ) -> Result<Self> {
+        if held == 0 {
+            return Self::records(rotary, &[new], tuning, device);
+        }
         let positions: Vec<usize> = (held..held + new).collect();
         let (cos, sin) = rotary.at(&positions, device)?;
-        Ok(Self { spans: Spans::with_cache(&[new], &[held + new])?, cos, sin })
+        Ok(Self { lengths: vec![new], soft: 0, spans: Spans::with_cache(&[new], &[held + new])?, cos, sin })
+    }
+
+    /// The rows of every record, its soft prompt counted.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
     }
 }

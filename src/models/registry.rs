@@ -68,7 +68,29 @@ struct Card {
     #[serde(default)]
     aliases: Vec<String>,
     #[serde(default)]
-    hyper_parameters: BTreeMap<String, String>,
+    hyper_parameters: BTreeMap<String, CardValue>,
+}
+
+/// A hyperparameter of a card: for every tuning method, or in a table of its own for one.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum CardValue {
+    Always(String),
+    Of(BTreeMap<String, String>),
+}
+
+/// The hyperparameters by name; those for one method stand behind its name: `prefix.learningRate`.
+fn flat(values: BTreeMap<String, CardValue>) -> BTreeMap<String, String> {
+    let mut flat = BTreeMap::new();
+    for (name, value) in values {
+        match value {
+            CardValue::Always(value) => drop(flat.insert(name, value)),
+            CardValue::Of(table) => {
+                flat.extend(table.into_iter().map(|(own, value)| (format!("{name}.{own}"), value)));
+            }
+        }
+    }
+    flat
 }
 
 /// A directory that was left out.
@@ -205,7 +227,7 @@ fn inspect(dir: &Path) -> Result<FoundationModel> {
             .unwrap_or_else(|| vec![Customization::FineTuning, Customization::ContinuedPreTraining]),
         chat: tokenizer.chat_template().is_some(),
         aliases: card.aliases,
-        hyper_parameters: card.hyper_parameters,
+        hyper_parameters: flat(card.hyper_parameters),
         id,
     })
 }
@@ -215,7 +237,7 @@ fn inspect(dir: &Path) -> Result<FoundationModel> {
 /// # Errors
 /// When the card cannot be understood.
 pub fn recommended_hyper_parameters(dir: &Path) -> Result<BTreeMap<String, String>> {
-    Ok(card(&dir.join("card.toml"))?.hyper_parameters)
+    Ok(flat(card(&dir.join("card.toml"))?.hyper_parameters))
 }
 
 fn card(path: &Path) -> Result<Card> {

@@ -3,7 +3,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::kernels;
+use crate::kernels::Weight;
 
 /// One of the seven linear maps of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,15 +71,29 @@ impl Site {
     }
 }
 
+/// A layer's attention, as seen by what is added beside it.
+pub struct Attention<'a> {
+    /// Counted from the embedding, first is 0.
+    pub layer: usize,
+    /// Queries after the rotation, `[N, heads, head_dim]`.
+    pub queries: &'a Tensor,
+    /// Factor of the scores.
+    pub scale: f64,
+    /// The layer's own key projection, without a tuning.
+    pub keys: &'a dyn Fn(&Tensor) -> Result<Tensor>,
+    /// The layer's own value projection, without a tuning.
+    pub values: &'a dyn Fn(&Tensor) -> Result<Tensor>,
+}
+
 /// What a tuning method changes in the decoder.
 pub trait Tuning: Send + Sync {
     /// A linear map: `x` `[N, in]`, `weight` `[out, in]`, `bias` `[out]` to `[N, out]`.
     ///
     /// # Errors
     /// When shapes do not fit.
-    fn linear(&self, site: Site, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    fn linear(&self, site: Site, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
         let _ = site;
-        kernels::linear(x, weight, bias)
+        weight.apply(x, bias)
     }
 
     /// What attention adds to the residual stream: `residual` and `added` are `[N, hidden]`.
@@ -98,6 +112,50 @@ pub trait Tuning: Send + Sync {
     fn after_mlp(&self, layer: usize, residual: &Tensor, added: Tensor) -> Result<Tensor> {
         let _ = (layer, residual);
         Ok(added)
+    }
+
+    /// What is added to the heads' result before the output projection, `[N, heads * head_dim]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn beside_attention(&self, attention: &Attention<'_>) -> Result<Option<Tensor>> {
+        let _ = attention;
+        Ok(None)
+    }
+
+    /// How many rows [`Tuning::soft_prompt`] has.
+    fn soft_tokens(&self) -> usize {
+        0
+    }
+
+    /// Embeddings in front of every record, `[soft_tokens, hidden]`; they stand at the first positions.
+    fn soft_prompt(&self) -> Option<&Tensor> {
+        None
+    }
+
+    /// How many keys and values [`Tuning::prefix`] has; the first token of a record stands behind them.
+    fn prefix_tokens(&self) -> usize {
+        0
+    }
+
+    /// Keys and values in front of every record's own, each `[prefix_tokens, kv_heads, head_dim]`. They are
+    /// taken as they are, without a rotation.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn prefix(&self, layer: usize) -> Result<Option<(Tensor, Tensor)>> {
+        let _ = layer;
+        Ok(None)
+    }
+
+    /// An output head in place of the base's, `[vocab, hidden]`.
+    fn head(&self) -> Option<&Tensor> {
+        None
+    }
+
+    /// Positions that the method takes from every record.
+    fn virtual_tokens(&self) -> usize {
+        self.soft_tokens() + self.prefix_tokens()
     }
 }
 

@@ -1,14 +1,14 @@
-//! Reading and writing safetensors files. Files are mapped, not read: a tensor's bytes are touched
-//! once, when it becomes an f32 tensor, so loading needs no second copy of the model.
+//! Reading and writing safetensors files. A file is read a tensor at a time, when the tensor is wanted, so
+//! loading needs no second copy of the model in memory, nor in the pages that count as this process's.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use memmap2::Mmap;
-use safetensors::tensor::{Dtype, SafeTensors, View, serialize_to_file};
+use safetensors::tensor::{Dtype, Metadata, View, serialize_to_file};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 pub struct Weights {
     /// What messages call this set of tensors: its folder or file.
     place: String,
-    files: Vec<Mmap>,
+    files: Vec<File>,
     /// Where each tensor lies.
     tensors: BTreeMap<String, Entry>,
 }
@@ -29,6 +29,9 @@ struct Entry {
     bytes: std::ops::Range<usize>,
 }
 
+/// A header longer than this is none (safetensors' own limit).
+const LONGEST_HEADER: u64 = 100_000_000;
+
 /// `model.safetensors.index.json`.
 #[derive(Deserialize)]
 struct Index {
@@ -36,7 +39,7 @@ struct Index {
 }
 
 impl Weights {
-    /// Maps the weights in a model directory: `model.safetensors`, or the shards that
+    /// Opens the weights in a model directory: `model.safetensors`, or the shards that
     /// `model.safetensors.index.json` lists.
     ///
     /// # Errors
@@ -65,38 +68,46 @@ impl Weights {
             if Path::new(name).components().count() != 1 || name == ".." {
                 return Err(Error::validation(format!("{}: {name:?} is not a file name", index.display())));
             }
-            weights.map(dir.join(name))?;
+            weights.add(dir.join(name))?;
         }
         Ok(weights)
     }
 
-    /// Maps one safetensors file.
+    /// Opens one safetensors file.
     ///
     /// # Errors
     /// When it is missing or damaged.
     pub fn open_file(path: &Path) -> Result<Self> {
         let mut weights = Self { place: path.display().to_string(), files: Vec::new(), tensors: BTreeMap::new() };
-        weights.map(path.to_path_buf())?;
+        weights.add(path.to_path_buf())?;
         Ok(weights)
     }
 
-    fn map(&mut self, path: PathBuf) -> Result<()> {
-        let file = File::open(&path).map_err(|cause| unreadable(&path, cause))?;
-        #[expect(
-            unsafe_code,
-            reason = "a mapping is only sound while nobody truncates the file; model and adapter files are written \
-                      once under a temporary name and never changed in place"
-        )]
-        let map = unsafe { Mmap::map(&file) }.map_err(|cause| unreadable(&path, cause))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|cause| unreadable(&path, cause))?;
+    fn add(&mut self, path: PathBuf) -> Result<()> {
+        let wrong = |cause: &dyn std::fmt::Display| unreadable(&path, cause);
+        let file = File::open(&path).map_err(|cause| wrong(&cause))?;
+        let size = file.metadata().map_err(|cause| wrong(&cause))?.len();
         // Eight bytes of header length, the header, then the data that offsets count from.
-        let start = 8 + header;
+        let mut length = [0u8; 8];
+        file.read_exact_at(&mut length, 0).map_err(|cause| wrong(&cause))?;
+        let header = u64::from_le_bytes(length);
+        if header > LONGEST_HEADER || header + 8 > size {
+            return Err(wrong(&"it is no safetensors file, or is cut short"));
+        }
+        let mut text = vec![0u8; header as usize];
+        file.read_exact_at(&mut text, 8).map_err(|cause| wrong(&cause))?;
+        // Checks that tensors lie one after the other and have the size that their shapes ask for.
+        let metadata: Metadata = serde_json::from_slice(&text).map_err(|cause| wrong(&cause))?;
+        let start = 8 + header as usize;
+        if metadata.data_len() as u64 + 8 + header != size {
+            return Err(wrong(&"it is cut short, or holds more than it says"));
+        }
         for (name, info) in metadata.tensors() {
             let bytes = start + info.data_offsets.0..start + info.data_offsets.1;
             let entry = Entry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), bytes };
             self.tensors.insert(name, entry);
         }
-        self.files.push(map);
+        self.files.push(file);
         Ok(())
     }
 
@@ -121,8 +132,33 @@ impl Weights {
     /// When it is missing, has another shape, or is stored in a type other than f32, f16 or bf16.
     pub fn get(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
         let (entry, dtype) = self.entry(name, shape)?;
-        let bytes = &self.files[entry.file][entry.bytes.clone()];
-        Ok(Tensor::from_raw_buffer(bytes, dtype, shape, device)?.to_dtype(DType::F32)?)
+        let bytes = self.read(entry)?;
+        Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, device)?.to_dtype(DType::F32)?)
+    }
+
+    /// The bytes of a tensor that is stored as such, whatever its shape.
+    pub(super) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        match self.tensors.get(name) {
+            Some(entry) if entry.dtype == Dtype::U8 => self.read(entry),
+            Some(entry) => {
+                let found = entry.dtype;
+                Err(Error::validation(format!("{}: the tensor {name} is stored as {found:?}, not as U8", self.place)))
+            }
+            None => Err(Error::validation(format!("{} lacks the tensor {name}", self.place))),
+        }
+    }
+
+    /// The numbers of a tensor with one dimension of any length.
+    pub(super) fn vector(&self, name: &str) -> Result<Vec<f32>> {
+        let shape = self.shape(name).unwrap_or_default().to_vec();
+        Ok(self.get(name, &shape, &Device::Cpu)?.flatten_all()?.to_vec1()?)
+    }
+
+    fn read(&self, entry: &Entry) -> Result<Vec<u8>> {
+        let mut bytes = vec![0u8; entry.bytes.len()];
+        let read = self.files[entry.file].read_exact_at(&mut bytes, entry.bytes.start as u64);
+        read.map_err(|cause| unreadable(Path::new(&self.place), cause))?;
+        Ok(bytes)
     }
 
     /// Checks that a tensor is there in this shape, and that every number in it is finite.
@@ -179,17 +215,44 @@ pub enum Precision {
 }
 
 /// A tensor on its way into a file.
-struct Outgoing {
+pub(super) struct Outgoing<'a> {
     shape: Vec<usize>,
-    values: Vec<f32>,
-    precision: Precision,
+    values: OutgoingValues<'a>,
 }
 
-impl View for Outgoing {
+enum OutgoingValues<'a> {
+    Floats(Vec<f32>, Precision),
+    Bytes(Cow<'a, [u8]>),
+}
+
+impl<'a> Outgoing<'a> {
+    /// f32 numbers in one dimension.
+    pub(super) fn floats(values: Vec<f32>) -> Self {
+        Self { shape: vec![values.len()], values: OutgoingValues::Floats(values, Precision::F32) }
+    }
+
+    /// Bytes as they are.
+    pub(super) fn bytes(values: Cow<'a, [u8]>, shape: Vec<usize>) -> Self {
+        Self { shape, values: OutgoingValues::Bytes(values) }
+    }
+
+    /// A tensor as f32.
+    pub(super) fn tensor(tensor: &Tensor) -> Result<Self> {
+        Self::rounded(tensor, Precision::F32)
+    }
+
+    fn rounded(tensor: &Tensor, precision: Precision) -> Result<Self> {
+        let values = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        Ok(Self { shape: tensor.dims().to_vec(), values: OutgoingValues::Floats(values, precision) })
+    }
+}
+
+impl View for Outgoing<'_> {
     fn dtype(&self) -> Dtype {
-        match self.precision {
-            Precision::F32 => Dtype::F32,
-            Precision::Bf16 => Dtype::BF16,
+        match self.values {
+            OutgoingValues::Floats(_, Precision::F32) => Dtype::F32,
+            OutgoingValues::Floats(_, Precision::Bf16) => Dtype::BF16,
+            OutgoingValues::Bytes(_) => Dtype::U8,
         }
     }
 
@@ -198,16 +261,23 @@ impl View for Outgoing {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        match self.precision {
-            Precision::F32 => self.values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>().into(),
-            Precision::Bf16 => {
-                self.values.iter().flat_map(|value| bf16(*value).to_le_bytes()).collect::<Vec<_>>().into()
+        match &self.values {
+            OutgoingValues::Floats(values, Precision::F32) => {
+                values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>().into()
             }
+            OutgoingValues::Floats(values, Precision::Bf16) => {
+                values.iter().flat_map(|value| bf16(*value).to_le_bytes()).collect::<Vec<_>>().into()
+            }
+            OutgoingValues::Bytes(bytes) => Cow::Borrowed(bytes),
         }
     }
 
     fn data_len(&self) -> usize {
-        self.values.len() * if self.precision == Precision::F32 { 4 } else { 2 }
+        match &self.values {
+            OutgoingValues::Floats(values, Precision::F32) => 4 * values.len(),
+            OutgoingValues::Floats(values, Precision::Bf16) => 2 * values.len(),
+            OutgoingValues::Bytes(bytes) => bytes.len(),
+        }
     }
 }
 
@@ -229,14 +299,16 @@ fn bf16(value: f32) -> u16 {
 pub fn save_tensors(path: &Path, tensors: &[(String, Tensor)], precision: Precision) -> Result<()> {
     let outgoing = tensors
         .iter()
-        .map(|(name, tensor)| {
-            let values = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-            Ok((name.as_str(), Outgoing { shape: tensor.dims().to_vec(), values, precision }))
-        })
+        .map(|(name, tensor)| Ok((name.clone(), Outgoing::rounded(tensor, precision)?)))
         .collect::<Result<Vec<_>>>()?;
+    save(path, outgoing)
+}
+
+/// Writes tensors of any kind as one safetensors file.
+pub(super) fn save(path: &Path, tensors: Vec<(String, Outgoing<'_>)>) -> Result<()> {
     // transformers refuses a file that does not say which framework wrote it.
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    Ok(serialize_to_file(outgoing, Some(metadata), path)?)
+    Ok(serialize_to_file(tensors, Some(metadata), path)?)
 }
 
 #[cfg(test)]

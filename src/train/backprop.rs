@@ -3,12 +3,14 @@
 //! the forward pass keeps only each layer's input, and the backward pass runs one layer again at a
 //! time with its graph. Then memory is one layer's activations, however deep the model is.
 
+use std::borrow::Cow;
+
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
 
 pub use crate::data::MicroBatch;
 use crate::error::Result;
 use crate::kernels::{Gradients as Wanted, linear_cross_entropy};
-use crate::models::{Decoder, Projection, Tuning};
+use crate::models::{Decoder, Packing, Projection, Tuning};
 use crate::tune::{Place, Trainable};
 
 /// Graphs are kept as long as they hold no more values than this: 128 MiB of f32.
@@ -103,6 +105,7 @@ fn pull(
         return loss(decoder, tuning, batch);
     };
     let layers = decoder.config().layers;
+    let labels = labels_of(batch, tuning.soft_tokens());
     let first = match lowest {
         Place::Embedding => 0,
         Place::Layer(layer) => layer,
@@ -110,9 +113,9 @@ fn pull(
     };
 
     // Forward. Below the lowest trained layer nothing has to be kept.
-    let packing = decoder.packing(&batch.lengths)?;
+    let packing = decoder.packing(&batch.lengths, tuning)?;
     let mut kept = Vec::with_capacity(layers - first);
-    let mut x = decoder.embed(&batch.tokens)?.detach();
+    let mut x = decoder.embed(&batch.tokens, &packing, tuning)?.detach();
     for index in 0..layers {
         if index < first {
             x = decoder.layer(index, &x, &packing, tuning)?.detach();
@@ -127,13 +130,14 @@ fn pull(
     // The top: the head's kernel gives the gradient of the normalised states together with the loss.
     let top = Input::new(x, lowest < Place::Top)?;
     let hidden = decoder.finish(&top)?;
-    let head = trainables.iter().position(|one| one.var.id() == decoder.head().id());
+    let weight = decoder.head(tuning);
+    let head = trainables.iter().position(|one| one.var.id() == weight.id());
     let wanted = if head.is_some() { Wanted::HiddenAndWeight } else { Wanted::Hidden };
-    let result = linear_cross_entropy(&hidden, decoder.head(), &batch.labels, None, wanted)?;
+    let result = linear_cross_entropy(&hidden, weight, &labels, None, wanted)?;
     if let (Some(index), Some(gradient)) = (head, result.grad_weight) {
         into.add(index, gradient)?;
     }
-    let mut gradient = pull_back(&hidden, &result.grad_hidden, trainables, Place::Top, &top, into)?;
+    let mut gradient = pull_back(&hidden, &result.grad_hidden, trainables, &top, into)?;
 
     // The layers, run again from their kept inputs where their graphs were not kept.
     for index in (first..layers).rev() {
@@ -146,15 +150,15 @@ fn pull(
                 (x, y)
             }
         };
-        gradient = pull_back(&y, &upstream, trainables, Place::Layer(index), &x, into)?;
+        gradient = pull_back(&y, &upstream, trainables, &x, into)?;
     }
 
     if let (Place::Embedding, Some(upstream)) = (lowest, gradient) {
-        let x = decoder.embed(&batch.tokens)?;
+        let x = decoder.embed(&batch.tokens, &packing, tuning)?;
         let none = Input::new(upstream.clone(), false)?;
-        pull_back(&x, &upstream, trainables, Place::Embedding, &none, into)?;
+        pull_back(&x, &upstream, trainables, &none, into)?;
     }
-    Ok(sum_up(result.loss_sum, &result.token_losses, batch))
+    Ok(sum_up(result.loss_sum, &result.token_losses, &labels, &packing))
 }
 
 /// Whether the graphs of all layers may stand in memory at once. Where they may not, a layer is run
@@ -175,14 +179,31 @@ fn keeps_graphs(decoder: &Decoder, tokens: usize) -> bool {
 /// # Errors
 /// When a token lies outside the vocabulary, or the device fails.
 pub fn loss(decoder: &Decoder, tuning: &dyn Tuning, batch: &MicroBatch) -> Result<LossSum> {
-    let packing = decoder.packing(&batch.lengths)?;
-    let mut x = decoder.embed(&batch.tokens)?.detach();
+    let packing = decoder.packing(&batch.lengths, tuning)?;
+    let labels = labels_of(batch, tuning.soft_tokens());
+    let mut x = decoder.embed(&batch.tokens, &packing, tuning)?.detach();
     for index in 0..decoder.config().layers {
         x = decoder.layer(index, &x, &packing, tuning)?.detach();
     }
     let hidden = decoder.finish(&x)?.detach();
-    let result = linear_cross_entropy(&hidden, decoder.head(), &batch.labels, None, Wanted::None)?;
-    Ok(sum_up(result.loss_sum, &result.token_losses, batch))
+    let result = linear_cross_entropy(&hidden, decoder.head(tuning), &labels, None, Wanted::None)?;
+    Ok(sum_up(result.loss_sum, &result.token_losses, &labels, &packing))
+}
+
+/// The labels of every row: those of a soft prompt have none, its last one included, because a record's
+/// first token is never learned.
+fn labels_of(batch: &MicroBatch, soft: usize) -> Cow<'_, [Option<u32>]> {
+    if soft == 0 {
+        return Cow::Borrowed(&batch.labels);
+    }
+    let mut labels = Vec::with_capacity(batch.labels.len() + soft * batch.lengths.len());
+    let mut rest = &batch.labels[..];
+    for length in &batch.lengths {
+        let (own, later) = rest.split_at(*length);
+        labels.extend(std::iter::repeat_n(None, soft).chain(own.iter().copied()));
+        rest = later;
+    }
+    Cow::Owned(labels)
 }
 
 /// What a part of the decoder is run on: a variable when something below it trains, so that its
@@ -207,13 +228,12 @@ impl std::ops::Deref for Input {
     }
 }
 
-/// Given d loss / d `output`, adds the gradients of the trainables at `place` and gives back
-/// d loss / d `input`, if that is asked for.
+/// Given d loss / d `output`, adds the gradients of the trainables that this part of the decoder uses and
+/// gives back d loss / d `input`, if that is asked for.
 fn pull_back(
     output: &Tensor,
     upstream: &Tensor,
     trainables: &[Trainable],
-    place: Place,
     input: &Input,
     into: &mut Gradients,
 ) -> Result<Option<Tensor>> {
@@ -221,7 +241,8 @@ fn pull_back(
         return Ok(None);
     }
     let mut store = output.apply_op1(Upstream(upstream.clone()))?.backward()?;
-    for (index, one) in trainables.iter().enumerate().filter(|(_, one)| one.place == place) {
+    // A weight may be used by several parts: a tied embedding, what all layers of a prefix share.
+    for (index, one) in trainables.iter().enumerate() {
         if let Some(gradient) = store.remove(&one.var) {
             into.add(index, gradient)?;
         }
@@ -247,17 +268,17 @@ impl CustomOp1 for Upstream {
     }
 }
 
-fn sum_up(loss_sum: f64, token_losses: &[f32], batch: &MicroBatch) -> LossSum {
+fn sum_up(loss_sum: f64, token_losses: &[f32], labels: &[Option<u32>], packing: &Packing) -> LossSum {
     let mut start = 0;
-    let records: Vec<RecordLoss> = batch
-        .lengths
+    let records: Vec<RecordLoss> = packing
+        .lengths()
         .iter()
         .map(|length| {
             let range = start..start + length;
             start = range.end;
             RecordLoss {
                 loss_sum: token_losses[range.clone()].iter().map(|loss| f64::from(*loss)).sum(),
-                labelled: batch.labels[range].iter().flatten().count(),
+                labelled: labels[range].iter().flatten().count(),
             }
         })
         .collect();
@@ -270,7 +291,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::models::DecoderConfig;
+    use crate::models::{DecoderConfig, Form};
     use crate::rng::Rng;
     use crate::tune::{Full, Lora, LoraConfig, Method};
 
@@ -292,7 +313,7 @@ mod tests {
     }
 
     fn full() -> (Decoder, Full) {
-        let decoder = Decoder::random(config(), 1, &Device::Cpu, true).unwrap();
+        let decoder = Decoder::random(config(), 1, &Device::Cpu, Form::Trainable).unwrap();
         let full = Full::new(&decoder).unwrap();
         shake(full.trainables());
         (decoder, full)
@@ -302,9 +323,9 @@ mod tests {
         let (shaken, _) = full();
         let dir = tempfile::tempdir().unwrap();
         shaken.save(dir.path(), crate::models::Precision::F32).unwrap();
-        let decoder = Decoder::load(dir.path(), &Device::Cpu, false).unwrap();
+        let decoder = Decoder::load(dir.path(), &Device::Cpu, Form::Frozen).unwrap();
         let lora = LoraConfig { rank: 2, targets: vec![Projection::Query, Projection::Down], ..Default::default() };
-        let lora = Lora::new(decoder.config(), lora, 1, &Device::Cpu).unwrap();
+        let lora = Lora::new(&decoder, lora, 1).unwrap();
         shake(lora.trainables());
         (decoder, lora)
     }
@@ -388,9 +409,13 @@ mod tests {
         for method in [&full as &dyn Method, &lora] {
             let of = |keeps| {
                 let mut gradients = Gradients::new(method.trainables());
-                let hooks = method.pass(3);
+                let pass = method.pass(3);
+                let hooks: &dyn Tuning = match &pass {
+                    Some(pass) => &**pass,
+                    None => method,
+                };
                 let batch = batch(&[0, 2]);
-                let sum = pull(&decoder, method.trainables(), &*hooks, &batch, &mut gradients, keeps).unwrap();
+                let sum = pull(&decoder, method.trainables(), hooks, &batch, &mut gradients, keeps).unwrap();
                 let bits = |sum: &Option<Tensor>| -> Option<Vec<u32>> {
                     let values: Vec<f32> = sum.as_ref()?.flatten_all().unwrap().to_vec1().unwrap();
                     Some(values.into_iter().map(f32::to_bits).collect())
@@ -423,10 +448,6 @@ mod tests {
     impl Method for Part {
         fn trainables(&self) -> &[Trainable] {
             &self.0
-        }
-
-        fn pass(&self, _: u64) -> Box<dyn Tuning + '_> {
-            unreachable!("these tests run without dropout")
         }
     }
 

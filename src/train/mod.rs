@@ -17,12 +17,15 @@ mod schedule;
 mod settings;
 mod side_by_side;
 mod sources;
+mod start;
 
 pub use crate::data::Objective;
+pub use crate::tune::TuningMethod;
 pub use observer::{Observer, Outcome, Phase, StepMetrics, StopFlag, Summary, ValidationMetrics};
 pub use plan::{Base, Plan};
 pub use recipe::run;
-pub use settings::{EarlyStopping, Schedule, Setting, Settings, TuningMethod};
+pub use settings::{EarlyStopping, Schedule, Setting, Settings};
+pub use start::OPTIMIZER_STATE;
 
 #[cfg(test)]
 mod tests;

@@ -6,11 +6,11 @@ use std::path::Path;
 
 use super::checkpoint::Exact;
 use super::run::Run;
-use super::settings::TuningMethod;
+use super::settings::Settings;
 use super::sources::Sources;
-use super::{Objective, Summary};
+use super::{Objective, Summary, TuningMethod, start};
 use crate::artifacts::{
-    BaseFacts, Curve, DataFacts, Results, TrainingManifest, copy_tokenizer, loss_chart, write_lora,
+    BaseFacts, Curve, DataFacts, Results, TrainingManifest, copy_tokenizer, loss_chart, write_adapter,
 };
 use crate::data::Corpus;
 use crate::data::corpus::sha256_of;
@@ -21,18 +21,21 @@ pub(super) fn write(run: &Run<'_>, sources: &Sources) -> Result<Summary> {
     let (plan, state) = (run.plan, &run.state);
     let output = plan.output();
     let weights_of_step = run.take_best()?;
-    let artifact = match &plan.settings.method {
-        TuningMethod::Lora(config) => {
-            let dir = output.join("adapter");
-            write_lora(&dir, &plan.base_id, config, &run.weights())?;
-            dir
-        }
+    let artifact = match &sources.method {
         TuningMethod::Full => {
             let dir = output.join("model");
             run.decoder.save(&dir, plan.settings.weight_precision)?;
             dir
         }
+        method => {
+            let dir = output.join("adapter");
+            write_adapter(&dir, &plan.base_id, run.decoder.config(), method, &run.method.artifact()?)?;
+            dir
+        }
     };
+    if plan.settings.save_optimizer_state {
+        run.save_optimizer(&output.join(start::OPTIMIZER_STATE))?;
+    }
     copy_tokenizer(&sources.tokenizer, &artifact)?;
 
     let training = run.training_metrics.points()?;
@@ -54,7 +57,7 @@ pub(super) fn write(run: &Run<'_>, sources: &Sources) -> Result<Summary> {
         training_data: facts(&sources.training),
         validation_data: sources.validation.iter().flat_map(facts).collect(),
         seed: run.resolved.seed,
-        hyper_parameters: plan.settings.filled(&run.resolved),
+        hyper_parameters: Settings { method: sources.method.clone(), ..plan.settings.clone() }.filled(&run.resolved),
         results: Results {
             steps: state.step,
             tokens: state.tokens,

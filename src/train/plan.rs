@@ -27,6 +27,12 @@ pub enum Base {
 pub struct Plan {
     /// The model to begin with.
     pub base: Base,
+    /// The adapter that training goes on from, as a folder in the form of its reference library.
+    pub start: Option<PathBuf>,
+    /// The moments of the run that left it, if it kept them.
+    pub optimizer_state: Option<PathBuf>,
+    /// Where bases that were quantised before are kept, for other runs.
+    pub quantized: Option<PathBuf>,
     /// What adapter and manifest call it.
     pub base_id: String,
     /// Training records, JSON Lines.

@@ -5,13 +5,12 @@
 use candle_core::Device;
 
 use super::run::Run;
-use super::settings::{Resolved, TuningMethod};
+use super::settings::Resolved;
 use super::sources::Sources;
-use super::{Base, Observer, Outcome, Phase, Plan, StopFlag, checkpoint, outputs, side_by_side};
+use super::{Base, Observer, Outcome, Phase, Plan, StopFlag, checkpoint, outputs, side_by_side, start};
 use crate::data::{BatchSettings, Batches, Cursor, Objective};
 use crate::error::Result;
-use crate::models::Decoder;
-use crate::tune::{Full, Lora, Method};
+use crate::models::{Decoder, Form, load_nf4};
 
 /// Runs `plan`, going on from the newest whole checkpoint in its work folder.
 ///
@@ -20,7 +19,6 @@ use crate::tune::{Full, Lora, Method};
 /// when the observer could not keep a checkpoint.
 pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Outcome> {
     let device = Device::Cpu;
-    let settings = &plan.settings;
     // What an earlier attempt wrote is in its checkpoint; half an output must not survive.
     if plan.output().exists() {
         std::fs::remove_dir_all(plan.output())?;
@@ -34,15 +32,12 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
 
     // Base model and tuning method.
     observer.phase(Phase::Loading);
-    let full = settings.method == TuningMethod::Full;
-    let decoder = match &plan.base {
-        Base::Directory(dir) => Decoder::load(dir, &device, full)?,
-        Base::Random { seed, .. } => Decoder::random(sources.config.clone(), *seed, &device, full)?,
+    let decoder = match (&plan.base, sources.method.form()) {
+        (Base::Directory(dir), Form::Nf4) => load_nf4(dir, &device, plan.quantized.as_deref())?,
+        (Base::Directory(dir), form) => Decoder::load(dir, &device, form)?,
+        (Base::Random { seed, .. }, form) => Decoder::random(sources.config.clone(), *seed, &device, form)?,
     };
-    let method: Box<dyn Method> = match &settings.method {
-        TuningMethod::Lora(config) => Box::new(Lora::new(decoder.config(), config.clone(), plan.seed(), &device)?),
-        TuningMethod::Full => Box::new(Full::new(&decoder)?),
-    };
+    let method = start::method(plan, &sources, &decoder)?;
 
     // How long, and from where.
     let trained = method.trainables().iter().map(|one| one.var.elem_count()).sum();

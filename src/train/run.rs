@@ -1,6 +1,7 @@
 //! A run in the middle: the model, the optimizer, and where it stands. Each method is one thing the
 //! recipe does; all that must survive an interruption goes through [`Run::save`] and [`Run::resume`].
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
@@ -14,12 +15,14 @@ use super::side_by_side::Lanes;
 use super::{Observer, Plan, StepMetrics, StopFlag, ValidationMetrics};
 use crate::data::{Batch, Batches, Corpus, Cursor, MicroBatch, in_order};
 use crate::error::{Error, Result};
-use crate::models::{Decoder, Weights};
+use crate::models::{Decoder, Precision, Tuning, Weights, save_tensors};
 use crate::rng;
 use crate::tune::Method;
 
 /// Time between checkpoints when no number of steps is set: what a killed run has to do again.
 const CHECKPOINT_TIME: Duration = Duration::from_secs(30);
+/// Names the number of updates among the moments that a run leaves.
+const UPDATES: &str = "updates";
 /// After this many steps in a row without a finite loss or gradient the run has diverged.
 const MAX_SKIPPED: u64 = 3;
 
@@ -55,6 +58,8 @@ impl<'a> Run<'a> {
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Self> {
         let settings = &plan.settings;
+        // The moments of the run whose adapter this one goes on from, if it is to go on with them too.
+        let earlier_moments = plan.moments();
         let mut optimizer = AdamW::new(
             method.trainables(),
             AdamWSettings {
@@ -66,6 +71,12 @@ impl<'a> Run<'a> {
         );
         let mut state = State::beginning(run);
         let mut best = None;
+        if let (None, Some(file)) = (checkpoint, earlier_moments) {
+            let moments = Weights::open_file(file)?;
+            let device = decoder.device();
+            let updates = moments.get(UPDATES, &[1], device)?.to_vec1::<f32>()?[0] as u64;
+            optimizer.restore(method.trainables(), updates, |name, shape| moments.get(name, shape, device))?;
+        }
         if let Some(checkpoint) = checkpoint {
             state = checkpoint.state.clone();
             let read = |file: &str| Weights::open_file(&checkpoint.dir.join(file));
@@ -166,8 +177,12 @@ impl<'a> Run<'a> {
     fn pass(&self, batch: &Batch, key: u64, stop: &StopFlag) -> Result<Option<(Vec<LossSum>, Gradients)>> {
         let trainables = self.method.trainables();
         let one = |index: usize, micro: &MicroBatch, gradients: &mut Gradients| {
-            let hooks = self.method.pass(rng::key(key, "micro-batch", index as u64));
-            backprop::loss_and_gradients(self.decoder, trainables, &*hooks, micro, gradients)
+            let pass = self.method.pass(rng::key(key, "micro-batch", index as u64));
+            let hooks: &dyn Tuning = match &pass {
+                Some(pass) => &**pass,
+                None => &*self.method,
+            };
+            backprop::loss_and_gradients(self.decoder, trainables, hooks, micro, gradients)
         };
         let mut gradients = Gradients::new(trainables);
         let mut sums = Vec::with_capacity(batch.micro.len());
@@ -309,6 +324,14 @@ impl<'a> Run<'a> {
         observer.checkpoint(&dir, step)?;
         self.saved = (self.plan.clock.monotonic(), step);
         Ok(())
+    }
+
+    /// Writes the optimizer's moments, for a run that goes on from what this one leaves.
+    pub(super) fn save_optimizer(&self, path: &Path) -> Result<()> {
+        let mut tensors = self.optimizer.tensors(self.method.trainables())?;
+        let updates = Tensor::new(&[self.optimizer.updates() as f32], self.decoder.device())?;
+        tensors.push((UPDATES.into(), updates));
+        save_tensors(path, &tensors, Precision::F32)
     }
 
     /// The trained weights by name.

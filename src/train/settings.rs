@@ -9,19 +9,13 @@ use std::collections::BTreeMap;
 
 pub(crate) use self::filled::Resolved;
 pub use self::table::Setting;
-use self::table::{TABLE, Takes};
+use self::table::{TABLE, Takes, either};
 use crate::error::{Error, Result};
 use crate::models::{Precision, Projection};
-use crate::tune::LoraConfig;
-
-/// What is trained.
-#[derive(Debug, Clone, PartialEq)]
-pub enum TuningMethod {
-    /// Low-rank adapters beside frozen weights.
-    Lora(LoraConfig),
-    /// Every weight.
-    Full,
-}
+use crate::tune::{
+    Activation, AdapterConfig, Arrangement, LlamaAdapterConfig, LoraConfig, PrefixConfig, PromptConfig, TuningMethod,
+    VirtualTokens,
+};
 
 /// The course of the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +58,8 @@ pub struct Settings {
     pub eval_percentage: Option<f64>,
     /// What is trained.
     pub method: TuningMethod,
+    /// The caller named the method or one of its options: an adapter that is tuned further must be of it.
+    pub method_given: bool,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Gradients are scaled down to this norm.
@@ -86,11 +82,15 @@ pub struct Settings {
     pub weight_precision: Precision,
     /// Seed of everything drawn.
     pub seed: Option<u64>,
+    /// The optimizer's moments are kept with the outputs.
+    pub save_optimizer_state: bool,
+    /// The run goes on with the moments that lie beside the adapter that it starts from.
+    pub continue_optimizer_state: bool,
 }
 
 impl Settings {
-    /// Checks and reads `given`; what is missing comes from the base model's own `defaults`, then
-    /// from the table.
+    /// Checks and reads `given`; what is missing comes from the base model's own `defaults`, those for the
+    /// method first (`prefix.learningRate`), then from the table.
     ///
     /// # Errors
     /// `Validation` that names every unknown name, unreadable value and value out of range.
@@ -105,15 +105,36 @@ impl Settings {
         if is_set(given, "stepCount") && is_set(given, "epochCount") {
             faults.push("set stepCount or epochCount, not both".into());
         }
+        let named = [given, defaults].into_iter().find(|values| is_set(values, "tuningMethod"));
+        let method = named.map_or("lora".into(), |values| values["tuningMethod"].trim().to_ascii_lowercase());
+        let of_method = |name: &str| TABLE.iter().find(|setting| setting.name == name).and_then(|one| one.methods);
+        for name in given.keys().filter(|name| is_set(given, name)) {
+            if let Some(methods) = of_method(name).filter(|methods| !methods.contains(&method.as_str())) {
+                faults.push(format!("{name} is an option of tuningMethod {}, not of {method}", either(methods)));
+            }
+        }
         if !faults.is_empty() {
             return Err(Error::validation(format!("Invalid hyperParameters: {}", faults.join("; "))));
         }
-        let mut merged = defaults.clone();
+        let applies = |name: &str| of_method(name).is_none_or(|methods| methods.contains(&method.as_str()));
+        let mut merged: BTreeMap<String, String> = defaults
+            .iter()
+            .filter(|(name, _)| !name.contains('.') && applies(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        let own = format!("{method}.");
+        merged.extend(
+            defaults.iter().filter_map(|(name, value)| Some((name.strip_prefix(&own)?.to_string(), value.clone()))),
+        );
         if is_set(given, "epochCount") {
             merged.remove("stepCount");
         }
         merged.extend(given.iter().filter(|(_, value)| !is_auto(value)).map(|(k, v)| (k.clone(), v.clone())));
-        Values(&merged).settings()
+        let method_given = given.keys().any(|name| {
+            is_set(given, name)
+                && (name == "tuningMethod" || of_method(name).is_some_and(|methods| methods != ["full"]))
+        });
+        Ok(Settings { method_given, ..Values(&merged).settings()? })
     }
 
     /// Every hyperparameter there is, for documentation.
@@ -137,19 +158,13 @@ struct Values<'a>(&'a BTreeMap<String, String>);
 
 impl Values<'_> {
     fn settings(&self) -> Result<Settings> {
-        let rank = self.size("loraRank")?.unwrap_or(16);
-        let method = match self.word("tuningMethod")?.as_deref() {
-            Some("full") => TuningMethod::Full,
-            _ => TuningMethod::Lora(LoraConfig {
-                rank,
-                alpha: self.number("loraAlpha")?.unwrap_or(2.0 * rank as f64),
-                dropout: self.number("loraDropout")?.unwrap_or(0.0) as f32,
-                rank_stabilized: self.word("rsLora")?.as_deref() == Some("true"),
-                targets: self.projections()?,
-            }),
-        };
+        let method = self.method()?;
         let learning_rate = self.number("learningRate")?.unwrap_or(match method {
-            TuningMethod::Lora(_) => 2e-4,
+            TuningMethod::Lora(_) | TuningMethod::Qlora(_) => 2e-4,
+            TuningMethod::Adapter(_) | TuningMethod::Head => 1e-4,
+            TuningMethod::Prefix(_) => 1e-3,
+            TuningMethod::Prompt(_) => 1e-2,
+            TuningMethod::LlamaAdapter(_) => 9e-3,
             TuningMethod::Full => 2e-5,
         });
         let (threshold, patience) = (self.number("earlyStoppingThreshold")?, self.integer("earlyStoppingPatience")?);
@@ -168,6 +183,7 @@ impl Values<'_> {
                 .then(|| EarlyStopping { threshold: threshold.unwrap_or(0.001), patience: patience.unwrap_or(2) }),
             eval_percentage: self.number("evalPercentage")?,
             method,
+            method_given: false,
             weight_decay: self.number("weightDecay")?.unwrap_or(0.0),
             max_gradient_norm: Some(self.number("maxGradientNorm")?.unwrap_or(1.0)).filter(|norm| *norm > 0.0),
             adam_beta1: self.number("adamBeta1")?.unwrap_or(0.9),
@@ -182,7 +198,79 @@ impl Values<'_> {
                 _ => Precision::F32,
             },
             seed: self.integer("seed")?,
+            save_optimizer_state: self.truth("saveOptimizerState")?,
+            continue_optimizer_state: self.truth("continueOptimizerState")?,
         })
+    }
+
+    fn method(&self) -> Result<TuningMethod> {
+        let virtual_tokens = self.size("virtualTokens")?.unwrap_or(20);
+        Ok(match self.word("tuningMethod")?.as_deref() {
+            Some("qlora") => TuningMethod::Qlora(self.lora()?),
+            Some("adapter") => TuningMethod::Adapter(self.bottleneck()?),
+            Some("prefix") => {
+                let projected = self.truth("prefixProjection")?;
+                let inner = self.size("prefixHiddenSize")?;
+                if inner.is_some() && !projected {
+                    return Err(Error::validation("prefixHiddenSize has no effect without prefixProjection true"));
+                }
+                if projected && (self.0.contains_key("virtualTokensInit") || self.0.contains_key("virtualTokensText")) {
+                    return Err(Error::validation(
+                        "with prefixProjection true the prefix is what a new net makes: leave virtualTokensInit and \
+                         virtualTokensText out",
+                    ));
+                }
+                // 0 stands for the model's width, which is not known here.
+                let projection = projected.then_some(inner.unwrap_or(0));
+                TuningMethod::Prefix(PrefixConfig { tokens: virtual_tokens, begin: self.begin()?, projection })
+            }
+            Some("prompt") => TuningMethod::Prompt(PromptConfig { tokens: virtual_tokens, begin: self.begin()? }),
+            Some("llama_adapter") => TuningMethod::LlamaAdapter(LlamaAdapterConfig {
+                length: self.size("adapterLength")?.unwrap_or(10),
+                layers: self.size("adapterLayers")?,
+            }),
+            Some("head") => TuningMethod::Head,
+            Some("full") => TuningMethod::Full,
+            _ => TuningMethod::Lora(self.lora()?),
+        })
+    }
+
+    fn lora(&self) -> Result<LoraConfig> {
+        let rank = self.size("loraRank")?.unwrap_or(16);
+        Ok(LoraConfig {
+            rank,
+            alpha: self.number("loraAlpha")?.unwrap_or(2.0 * rank as f64),
+            dropout: self.number("loraDropout")?.unwrap_or(0.0) as f32,
+            rank_stabilized: self.truth("rsLora")?,
+            magnitudes: self.truth("dora")?,
+            targets: self.projections()?,
+        })
+    }
+
+    fn bottleneck(&self) -> Result<AdapterConfig> {
+        let named = self.word("adapterArchitecture")?;
+        let arrangement = Arrangement::ALL.into_iter().find(|one| Some(one.name()) == named.as_deref());
+        let mut config = AdapterConfig::of(arrangement.unwrap_or(Arrangement::Pfeiffer));
+        if let Some(factor) = self.number("adapterReductionFactor")? {
+            config.reduction_factor = factor;
+        }
+        let named = self.word("adapterNonLinearity")?;
+        if let Some(activation) = Activation::ALL.into_iter().find(|one| Some(one.name()) == named.as_deref()) {
+            config.activation = activation;
+        }
+        Ok(config)
+    }
+
+    fn begin(&self) -> Result<VirtualTokens> {
+        let text = self.checked("virtualTokensText")?.map(str::to_string);
+        match self.word("virtualTokensInit")?.as_deref() {
+            Some(other @ ("vocabulary" | "random")) if text.is_some() => {
+                Err(Error::validation(format!("virtualTokensText has no effect with virtualTokensInit {other}")))
+            }
+            Some("vocabulary") => Ok(VirtualTokens::Vocabulary),
+            Some("random") => Ok(VirtualTokens::Random),
+            _ => Ok(VirtualTokens::Text(text)),
+        }
     }
 
     /// A value that must be readable. The caller's values were checked with all others; a model
@@ -215,6 +303,10 @@ impl Values<'_> {
         Ok(self.checked(name)?.map(|value| value.trim().to_ascii_lowercase()))
     }
 
+    fn truth(&self, name: &str) -> Result<bool> {
+        Ok(self.word(name)?.as_deref() == Some("true"))
+    }
+
     fn projections(&self) -> Result<Vec<Projection>> {
         let wanted = self.word("loraTargetModules")?.unwrap_or_else(|| "all-linear".into());
         let names: Vec<&str> = wanted.split(',').map(str::trim).collect();
@@ -239,6 +331,7 @@ impl Setting {
                     .split(',')
                     .map(|name| name.trim().to_ascii_lowercase())
                     .all(|name| name == all || values.contains(&name.as_str())),
+                Takes::Text { max } => value.len() <= max,
             };
         (!good).then(|| format!("{} is {value:?} but must be {}", self.name, self.range()))
     }

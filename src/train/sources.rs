@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::hold_out::hold_out;
-use super::{Base, Observer, Plan, Settings, StopFlag};
+use super::{Base, Observer, Plan, Settings, StopFlag, start};
 use crate::data::corpus::sha256_of;
 use crate::data::{Corpus, Encoder, Objective, Options, Prepared, REPORT_FILE, Source, prepare};
 use crate::error::{Error, Result};
 use crate::models::{DecoderConfig, Tokenizer};
+use crate::tune::{TuningMethod, VirtualTokens};
 
 /// Documents are cut to rows of at most this many tokens when the caller asks for no length: longer
 /// rows cost memory and make rare steps.
@@ -20,6 +21,10 @@ const DOCUMENT_TOKENS: usize = 2048;
 /// What a run reads.
 pub(super) struct Sources {
     pub(super) config: DecoderConfig,
+    /// What is trained: of the adapter that the run goes on from, if it does.
+    pub(super) method: TuningMethod,
+    /// The tokens that virtual tokens begin as, where they begin as a text.
+    pub(super) text: Option<Vec<u32>>,
     /// The folder with the tokenizer.
     pub(super) tokenizer: PathBuf,
     pub(super) training: Corpus,
@@ -38,10 +43,16 @@ impl Sources {
             Base::Directory(dir) => (DecoderConfig::read(dir)?, dir.clone()),
             Base::Random { config, tokenizer, .. } => (DecoderConfig::parse(&read(config)?)?, tokenizer.clone()),
         };
-        let max_tokens = max_tokens(&plan.settings, &config, plan.objective)?;
+        let method = start::method_of(plan, &config)?;
+        method.check(&config)?;
+        let max_tokens = max_tokens(&plan.settings, &config, &method, plan.objective)?;
         let vocabulary = Tokenizer::read(&tokenizer)?;
         let inner = vocabulary.inner().clone();
         let encoder = Encoder::new(inner, vocabulary.bos(), vocabulary.eos(), vocabulary.chat_template())?;
+        let given = match method.begin() {
+            Some(VirtualTokens::Text(Some(text))) => Some(vocabulary.encode(text, false)?),
+            _ => None,
+        };
 
         let mut read = |path: &Path, folder: &str| -> Result<Option<Corpus>> {
             corpus(plan, &encoder, max_tokens, path, folder, observer, stop)
@@ -62,12 +73,18 @@ impl Sources {
                 .warn("early stopping has no effect without validation data: give a validator, or set evalPercentage");
         }
 
+        let text = given.or_else(|| match method.begin() {
+            Some(VirtualTokens::Text(None)) => Some(training.record(0).tokens),
+            _ => None,
+        });
+
         let base_sha256 = base_digest(&plan.base)?;
         let mut digest = Sha256::new();
         // When checkpoints are made does not change what is computed.
         let settings = Settings { checkpoint_interval: None, ..plan.settings.clone() };
         let facts = format!("{} {:?} {settings:?} {}", plan.objective as u8, plan.seed(), env!("CARGO_PKG_VERSION"));
-        for part in [&base_sha256, &facts, &training.manifest().key]
+        let start = start::digest(plan)?;
+        for part in [&base_sha256, &facts, &start, &training.manifest().key]
             .into_iter()
             .chain(validation.iter().map(|corpus| &corpus.manifest().key))
         {
@@ -75,20 +92,33 @@ impl Sources {
             digest.update("\n");
         }
         let run = hex::encode(digest.finalize());
-        Ok(Some(Self { config, tokenizer, training, validation, max_tokens, base_sha256, run }))
+        Ok(Some(Self { config, method, text, tokenizer, training, validation, max_tokens, base_sha256, run }))
     }
 }
 
 /// The longest sequence in tokens.
-fn max_tokens(settings: &Settings, config: &DecoderConfig, objective: Objective) -> Result<usize> {
+fn max_tokens(
+    settings: &Settings,
+    config: &DecoderConfig,
+    method: &TuningMethod,
+    objective: Objective,
+) -> Result<usize> {
+    // Virtual tokens take positions from every record.
+    let longest = config.max_positions - method.virtual_tokens();
     match (settings.max_sequence_length, objective) {
-        (Some(length), _) if length > config.max_positions => Err(Error::validation(format!(
-            "maxSequenceLength is {length}, but the model's context length is {}",
-            config.max_positions
-        ))),
+        (Some(length), _) if length > longest => {
+            let less = match method.virtual_tokens() {
+                0 => String::new(),
+                tokens => format!(", of which {tokens} are virtual tokens"),
+            };
+            Err(Error::validation(format!(
+                "maxSequenceLength is {length}, but the model's context length is {}{less}",
+                config.max_positions
+            )))
+        }
         (Some(length), _) => Ok(length),
-        (None, Objective::FineTuning) => Ok(config.max_positions),
-        (None, Objective::ContinuedPreTraining) => Ok(config.max_positions.min(DOCUMENT_TOKENS)),
+        (None, Objective::FineTuning) => Ok(longest),
+        (None, Objective::ContinuedPreTraining) => Ok(longest.min(DOCUMENT_TOKENS)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Whole runs on a tiny model: what comes out, and what is said when nothing can.
 
+mod methods;
 mod resume;
 mod steps;
 
@@ -11,7 +12,7 @@ use candle_core::Device;
 use super::*;
 use crate::clock::Clock;
 use crate::error::{Kind, Result};
-use crate::models::Decoder;
+use crate::models::{Decoder, Form};
 use crate::tune::read_adapter;
 
 /// The tiny Llama of the golden tests: two layers, 32 wide, 64 positions.
@@ -29,6 +30,9 @@ fn plan(dir: &Path, given: &[(&str, &str)]) -> Plan {
     };
     Plan {
         base: Base::Directory(base()),
+        start: None,
+        optimizer_state: None,
+        quantized: None,
         base_id: "test.tiny-v1:0".into(),
         training: file("train.jsonl", 0..10),
         validation: vec![file("validation.jsonl", 20..24)],
@@ -98,9 +102,10 @@ fn a_run_leaves_everything_that_a_job_promises() {
     assert_eq!((summary.steps, summary.training_loss), (12, curve[11]));
     assert_eq!(summary.validation_losses, [*losses(&text(&summary, VALIDATION)).last().unwrap()]);
 
-    let decoder = Decoder::load(&base(), &Device::Cpu, false).unwrap();
-    let adapter = read_adapter(&summary.artifact, decoder.config(), &Device::Cpu).unwrap();
-    assert_eq!(adapter.config().rank, 4);
+    let decoder = Decoder::load(&base(), &Device::Cpu, Form::Frozen).unwrap();
+    let adapter = read_adapter(&summary.artifact, decoder.config(), &Device::Cpu, false).unwrap();
+    let TuningMethod::Lora(lora) = adapter.method else { panic!("not lora") };
+    assert_eq!(lora.rank, 4);
     assert!(summary.artifact.ends_with("adapter") && summary.artifact.join("tokenizer.json").exists());
     assert!(text(&summary, "loss.svg").starts_with("<svg"));
 
@@ -134,7 +139,7 @@ fn a_model_is_trained_from_nothing_on_plain_documents() {
     assert!((curve[0] - 272f64.ln()).abs() < 0.2, "a new model knows nothing: {}", curve[0]);
     assert!(curve[11] < 0.8 * curve[0], "it learns: {curve:?}");
     assert!(!summary.output.join(VALIDATION).exists() && summary.validation_losses.is_empty());
-    let model = Decoder::load(&summary.artifact, &Device::Cpu, false).unwrap();
+    let model = Decoder::load(&summary.artifact, &Device::Cpu, Form::Frozen).unwrap();
     assert_eq!(model.config().layers, 2);
     assert!(summary.artifact.ends_with("model") && summary.artifact.join("tokenizer_config.json").exists());
 }

@@ -4,7 +4,7 @@ use candle_core::Var;
 
 use super::{Method, Place, Trainable};
 use crate::error::{Error, Result};
-use crate::models::{Decoder, Frozen, Tuning};
+use crate::models::{Decoder, Tuning};
 
 /// Every weight of a decoder that was loaded as trainable.
 pub struct Full {
@@ -43,9 +43,5 @@ impl Tuning for Full {}
 impl Method for Full {
     fn trainables(&self) -> &[Trainable] {
         &self.trainables
-    }
-
-    fn pass(&self, _: u64) -> Box<dyn Tuning + '_> {
-        Box::new(Frozen)
     }
 }

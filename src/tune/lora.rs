@@ -1,15 +1,19 @@
 //! LoRA (Hu et al. 2021, arXiv 2106.09685) as `peft` computes it: y = Wx + b + s·B·A·dropout(x) with
-//! the base frozen, A drawn uniformly, B zero, so that training starts from the base model exactly.
+//! the base frozen, A drawn uniformly, B zero, so that training starts from the base model exactly. Its
+//! form DoRA (Liu et al. 2024, arXiv 2402.09353) trains the length of every row of the tuned weight by
+//! itself: y = m/‖W + s·B·A‖ · (W + s·B·A)x + b. Over a base in NF4 either is QLoRA.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::Tensor;
 
-use super::{Method, Place, Trainable};
+use super::parameters::{Parameters, zeros};
+use super::{Method, Place, Trainable, TuningMethod};
 use crate::error::{Error, Result};
-use crate::kernels::{self, Dropout};
-use crate::models::{DecoderConfig, Projection, Site, Tuning};
-use crate::rng::{self, Rng};
+use crate::kernels::{self, Dropout, Weight};
+use crate::models::{Decoder, DecoderConfig, Projection, Site, Tuning};
+use crate::rng;
 
 /// What `peft` puts before the module's name in an adapter.
 pub(super) const PREFIX: &str = "base_model.model.";
@@ -26,13 +30,22 @@ pub struct LoraConfig {
     pub dropout: f32,
     /// s = alpha / √r instead of alpha / r (Kalajdzievski 2023, arXiv 2312.03732).
     pub rank_stabilized: bool,
+    /// The length of every row of the tuned weights trains by itself (DoRA).
+    pub magnitudes: bool,
     /// Which maps of every layer are tuned.
     pub targets: Vec<Projection>,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self { rank: 16, alpha: 16.0, dropout: 0.0, rank_stabilized: false, targets: Projection::ALL.to_vec() }
+        Self {
+            rank: 16,
+            alpha: 16.0,
+            dropout: 0.0,
+            rank_stabilized: false,
+            magnitudes: false,
+            targets: Projection::ALL.to_vec(),
+        }
     }
 }
 
@@ -45,12 +58,21 @@ impl LoraConfig {
 }
 
 /// The update of one linear map.
-pub(super) struct Update {
+struct Update {
     /// `[r, in]`.
-    pub(super) a: Tensor,
+    a: Tensor,
     /// `[out, r]`.
-    pub(super) b: Tensor,
-    pub(super) scale: f64,
+    b: Tensor,
+    scale: f64,
+    magnitude: Option<Magnitude>,
+}
+
+/// What DoRA adds to an update.
+struct Magnitude {
+    /// m, `[out]`.
+    lengths: Tensor,
+    /// The squared rows of the base's weight, which do not change.
+    squares: OnceLock<Vec<f64>>,
 }
 
 /// Low-rank updates of a decoder's linear maps.
@@ -62,38 +84,54 @@ pub struct Lora {
 
 impl Lora {
     /// A new LoRA for training: A from U(-1/√in, 1/√in), which is `peft`'s kaiming-uniform with
-    /// a = √5; B zero. The same seed gives the same A.
+    /// a = √5; B zero; the lengths of DoRA those of the base's rows. The same seed gives the same A.
     ///
     /// # Errors
     /// When the rank is 0, nothing is targeted, or the dropout is outside `[0, 1)`.
-    pub fn new(base: &DecoderConfig, config: LoraConfig, seed: u64, device: &Device) -> Result<Self> {
+    pub fn new(decoder: &Decoder, config: LoraConfig, seed: u64) -> Result<Self> {
+        let parameters = Parameters::new(seed, decoder.device());
+        let (rank, scale) = (config.rank, config.scale(config.rank));
+        let ranks = sites(decoder.config().layers, &config.targets).map(|site| (site, (rank, scale))).collect();
+        let lengths = |site| match decoder.weight(site) {
+            Some(weight) => Ok(kernels::row_squares(weight)?.into_iter().map(|square| square.sqrt() as f32).collect()),
+            None => Err(Error::internal(anyhow::anyhow!("the decoder has no {}", site.name()))),
+        };
+        Self::build(decoder.config(), config, &ranks, parameters, lengths)
+    }
+
+    /// With the rank and scale of every tuned map.
+    pub(super) fn build(
+        base: &DecoderConfig,
+        config: LoraConfig,
+        ranks: &BTreeMap<Site, (usize, f64)>,
+        parameters: Parameters<'_>,
+        lengths: impl Fn(Site) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
         if config.rank == 0 || config.targets.is_empty() {
             return Err(Error::validation("a LoRA needs a rank of at least 1 and at least one target module"));
         }
         if !(0.0..1.0).contains(&config.dropout) {
             return Err(Error::validation(format!("the LoRA dropout is {}; it must be in [0, 1)", config.dropout)));
         }
-        let scale = config.scale(config.rank);
         let mut updates = BTreeMap::new();
-        let mut trainables = Vec::new();
-        for site in sites(base.layers, &config.targets) {
+        for (site, (rank, scale)) in ranks {
             let (outputs, inputs) = base.sizes(site.projection);
-            let (a_name, b_name) = names(site);
-            let bound = 1.0 / (inputs as f32).sqrt();
-            let values = Rng::new(seed, &a_name, 0).uniforms(config.rank * inputs, -bound, bound);
-            let a = Var::from_vec(values, (config.rank, inputs), device)?;
-            let b = Var::zeros((outputs, config.rank), candle_core::DType::F32, device)?;
-            updates.insert(site, Update { a: a.as_tensor().clone(), b: b.as_tensor().clone(), scale });
+            let (a_name, b_name) = names(*site);
             let place = Place::Layer(site.layer);
-            trainables.push(Trainable { name: a_name, var: a, place });
-            trainables.push(Trainable { name: b_name, var: b, place });
+            let bound = 1.0 / (inputs as f32).sqrt();
+            let a =
+                parameters.take(&a_name, &[*rank, inputs], place, |rng| rng.uniforms(rank * inputs, -bound, bound))?;
+            let b = parameters.take(&b_name, &[outputs, *rank], place, zeros(outputs * rank))?;
+            let magnitude = if config.magnitudes {
+                let begin = if parameters.are_new() { lengths(*site)? } else { Vec::new() };
+                let lengths = parameters.take(&magnitude_name(*site), &[outputs], place, |_| begin)?;
+                Some(Magnitude { lengths, squares: OnceLock::new() })
+            } else {
+                None
+            };
+            updates.insert(*site, Update { a, b, scale: *scale, magnitude });
         }
-        Ok(Self { config, updates, trainables })
-    }
-
-    /// A LoRA that only answers: nothing in it trains.
-    pub(super) fn fixed(config: LoraConfig, updates: BTreeMap<Site, Update>) -> Self {
-        Self { config, updates, trainables: Vec::new() }
+        Ok(Self { config, updates, trainables: parameters.into_trainables() })
     }
 
     /// What it was made with.
@@ -114,28 +152,74 @@ pub(super) fn names(site: Site) -> (String, String) {
     (format!("{PREFIX}{module}.lora_A.weight"), format!("{PREFIX}{module}.lora_B.weight"))
 }
 
+/// The name of DoRA's lengths in the artifact.
+pub(super) fn magnitude_name(site: Site) -> String {
+    format!("{PREFIX}{}.lora_magnitude_vector", site.name())
+}
+
+impl Update {
+    /// m/‖W + s·B·A‖, `[out]`; only m is tracked.
+    fn stretch(&self, magnitude: &Magnitude, weight: &Weight) -> candle_core::Result<Tensor> {
+        let squares = match magnitude.squares.get() {
+            Some(squares) => squares,
+            None => {
+                let squares = kernels::row_squares(weight)?;
+                magnitude.squares.get_or_init(|| squares)
+            }
+        };
+        &magnitude.lengths / kernels::row_norms(weight, squares, &self.a, &self.b, self.scale)?
+    }
+
+    fn apply(
+        &self,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        dropout: Option<&Dropout>,
+    ) -> candle_core::Result<Tensor> {
+        let Some(magnitude) = &self.magnitude else {
+            return kernels::lora_linear(x, weight, bias, &self.a, &self.b, self.scale, dropout);
+        };
+        let stretch = self.stretch(magnitude, weight)?;
+        let tuned = |x: &Tensor| kernels::lora_linear(x, weight, None, &self.a, &self.b, self.scale, None);
+        let y = match dropout {
+            None => tuned(x)?.broadcast_mul(&stretch)?,
+            // peft drops the input of all that is added to the base: Wx + (c - 1)·W·drop(x) + c·s·B·A·drop(x).
+            Some(dropout) => {
+                let dropped = dropout.apply(x)?;
+                let added = (tuned(&dropped)?.broadcast_mul(&stretch)? - weight.apply(&dropped, None)?)?;
+                (weight.apply(x, None)? + added)?
+            }
+        };
+        match bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}
+
 impl Lora {
     fn tuned(
         &self,
         dropout_key: Option<u64>,
         site: Site,
         x: &Tensor,
-        weight: &Tensor,
+        weight: &Weight,
         bias: Option<&Tensor>,
     ) -> candle_core::Result<Tensor> {
         let Some(update) = self.updates.get(&site) else {
-            return kernels::linear(x, weight, bias);
+            return weight.apply(x, bias);
         };
         let dropout = dropout_key.filter(|_| self.config.dropout > 0.0).map(|key| {
             let place = (site.layer * Projection::ALL.len() + site.projection as usize) as u64;
             Dropout { probability: self.config.dropout, key: rng::key(key, "lora dropout", place) }
         });
-        kernels::lora_linear(x, weight, bias, &update.a, &update.b, update.scale, dropout.as_ref())
+        update.apply(x, weight, bias, dropout.as_ref())
     }
 }
 
 impl Tuning for Lora {
-    fn linear(&self, site: Site, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
+    fn linear(&self, site: Site, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
         self.tuned(None, site, x, weight, bias)
     }
 }
@@ -147,7 +231,7 @@ struct Pass<'a> {
 }
 
 impl Tuning for Pass<'_> {
-    fn linear(&self, site: Site, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
+    fn linear(&self, site: Site, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
         self.lora.tuned(Some(self.dropout_key), site, x, weight, bias)
     }
 }
@@ -157,22 +241,33 @@ impl Method for Lora {
         &self.trainables
     }
 
-    fn pass(&self, dropout_key: u64) -> Box<dyn Tuning + '_> {
-        Box::new(Pass { lora: self, dropout_key })
+    fn set_dropout(&mut self, method: &TuningMethod) {
+        if let TuningMethod::Lora(config) | TuningMethod::Qlora(config) = method {
+            self.config.dropout = config.dropout;
+        }
+    }
+
+    fn pass(&self, dropout_key: u64) -> Option<Box<dyn Tuning + '_>> {
+        Some(Box::new(Pass { lora: self, dropout_key }))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
     use serde_json::json;
 
     use super::*;
-    use crate::models::{Decoder, Frozen};
+    use crate::models::{Form, Frozen};
 
     fn base() -> DecoderConfig {
         let file = json!({"model_type": "llama", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 12,
             "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1});
         DecoderConfig::parse(&file.to_string()).unwrap()
+    }
+
+    fn decoder() -> Decoder {
+        Decoder::random(base(), 1, &Device::Cpu, Form::Frozen).unwrap()
     }
 
     fn logits(decoder: &Decoder, tuning: &dyn Tuning) -> Vec<f32> {
@@ -181,9 +276,9 @@ mod tests {
 
     #[test]
     fn a_new_lora_leaves_the_base_as_it_is_and_names_its_weights_as_peft_does() {
-        let decoder = Decoder::random(base(), 1, &Device::Cpu, false).unwrap();
+        let decoder = decoder();
         let config = LoraConfig { rank: 2, targets: vec![Projection::Value, Projection::Query], ..Default::default() };
-        let lora = Lora::new(&base(), config, 7, &Device::Cpu).unwrap();
+        let lora = Lora::new(&decoder, config, 7).unwrap();
         let names: Vec<_> = lora.trainables().iter().map(|one| one.name.as_str()).collect();
         assert_eq!(names.len(), 8);
         assert_eq!(names[0], "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
@@ -195,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_stays_within_its_bounds_and_follows_the_seed() {
-        let make = |seed| Lora::new(&base(), LoraConfig::default(), seed, &Device::Cpu).unwrap();
+        let make = |seed| Lora::new(&decoder(), LoraConfig::default(), seed).unwrap();
         let values =
             |lora: &Lora, i: usize| -> Vec<f32> { lora.trainables[i].var.flatten_all().unwrap().to_vec1().unwrap() };
         let lora = make(3);
@@ -210,18 +305,30 @@ mod tests {
 
     #[test]
     fn setting_a_weight_changes_the_answer_and_dropout_only_acts_in_a_training_pass() {
-        let decoder = Decoder::random(base(), 1, &Device::Cpu, false).unwrap();
+        let decoder = decoder();
         let config = LoraConfig { rank: 2, dropout: 0.5, ..Default::default() };
-        let lora = Lora::new(&base(), config, 7, &Device::Cpu).unwrap();
+        let lora = Lora::new(&decoder, config, 7).unwrap();
         let b = &lora.trainables()[1].var;
         b.set(&b.ones_like().unwrap()).unwrap();
         let without = logits(&decoder, &lora);
         assert_ne!(without, logits(&decoder, &Frozen));
-        let first = logits(&decoder, &*lora.pass(1));
+        let first = logits(&decoder, &*lora.pass(1).unwrap());
         assert_ne!(first, without);
-        assert_eq!(first, logits(&decoder, &*lora.pass(1)));
-        assert_ne!(first, logits(&decoder, &*lora.pass(2)));
+        assert_eq!(first, logits(&decoder, &*lora.pass(1).unwrap()));
+        assert_ne!(first, logits(&decoder, &*lora.pass(2).unwrap()));
         assert_eq!(without, logits(&decoder, &lora));
+    }
+
+    #[test]
+    fn a_new_dora_leaves_the_base_as_it_is_with_and_without_dropout() {
+        let decoder = decoder();
+        let config = LoraConfig { rank: 2, magnitudes: true, dropout: 0.3, ..Default::default() };
+        let lora = Lora::new(&decoder, config, 7).unwrap();
+        assert_eq!(lora.trainables()[2].name, "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector");
+        let base = logits(&decoder, &Frozen);
+        for tuned in [logits(&decoder, &lora), logits(&decoder, &*lora.pass(3).unwrap())] {
+            assert!(tuned.iter().zip(&base).all(|(a, b)| (a - b).abs() < 1e-5), "{tuned:?} {base:?}");
+        }
     }
 
     #[test]
@@ -239,7 +346,7 @@ mod tests {
             LoraConfig { targets: vec![], ..Default::default() },
             LoraConfig { dropout: 1.0, ..Default::default() },
         ] {
-            assert!(Lora::new(&base(), config, 0, &Device::Cpu).is_err());
+            assert!(Lora::new(&decoder(), config, 0).is_err());
         }
     }
 }

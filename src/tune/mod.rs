@@ -1,19 +1,36 @@
-//! The tuning methods, one file each: what they train and how they enter the decoder.
+//! The tuning methods, one file each: what they train and how they enter the decoder. [`TuningMethod`] is
+//! what a caller asks for; [`Method`] is one at work; [`read_adapter`] takes one up from its files.
 
+mod adapter;
 mod full;
+mod head;
+mod llama_adapter;
 mod lora;
-mod peft;
+mod method;
+mod parameters;
+mod prefix;
+mod prompt;
+mod read;
+mod virtual_tokens;
 
-use candle_core::Var;
+use candle_core::{Tensor, Var};
 
+pub use adapter::{ADAPTER_NAME, Activation, AdapterConfig, Arrangement, BottleneckAdapter};
 pub use full::Full;
+pub use head::Head;
+pub use llama_adapter::{LlamaAdapter, LlamaAdapterConfig};
 pub use lora::{Lora, LoraConfig};
-pub use peft::read_adapter;
+pub use method::TuningMethod;
+pub use prefix::{Prefix, PrefixConfig};
+pub use prompt::{PromptConfig, SoftPrompt};
+pub use read::{Adapter, QUANTIZATION, WEIGHT_FILES, read_adapter, weight_file};
+pub use virtual_tokens::VirtualTokens;
 
+use crate::error::Result;
 use crate::models::Tuning;
 
-/// Which part of the decoder holds a trainable weight: the backward pass goes no deeper than the
-/// deepest one.
+/// Which part of the decoder holds a trainable weight, or the lowest part that uses it: the backward
+/// pass goes no deeper than the deepest one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// Before the first layer.
@@ -27,7 +44,7 @@ pub enum Place {
 /// A weight that trains.
 #[derive(Debug, Clone)]
 pub struct Trainable {
-    /// The tensor's name in the artifact.
+    /// Names it in checkpoints; mostly the tensor's name in the artifact too.
     pub name: String,
     /// The weight itself; setting it changes what the decoder computes.
     pub var: Var,
@@ -40,8 +57,24 @@ pub trait Method: Tuning {
     /// Everything that trains, in a fixed order: gradients and optimizer state follow it.
     fn trainables(&self) -> &[Trainable];
 
-    /// The hooks of one training pass. `dropout_key` names its dropout masks: a pass and its
-    /// recomputation use the same one, each micro-batch another. The method itself, used as hooks,
-    /// drops nothing: that is evaluation.
-    fn pass(&self, dropout_key: u64) -> Box<dyn Tuning + '_>;
+    /// The hooks of one training pass, where they differ from the method's own because it drops something.
+    /// `dropout_key` names the masks: a pass and its recomputation use the same one, each micro-batch
+    /// another. The method itself, used as hooks, drops nothing: that is evaluation.
+    fn pass(&self, dropout_key: u64) -> Option<Box<dyn Tuning + '_>> {
+        let _ = dropout_key;
+        None
+    }
+
+    /// Takes the dropout of a run: an adapter that is tuned further comes without one.
+    fn set_dropout(&mut self, method: &TuningMethod) {
+        let _ = method;
+    }
+
+    /// The tensors of the artifact by their names there.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn artifact(&self) -> Result<Vec<(String, Tensor)>> {
+        Ok(self.trainables().iter().map(|one| (one.name.clone(), one.var.as_tensor().clone())).collect())
+    }
 }

@@ -1,21 +1,51 @@
-//! Reading adapter directories in `peft`'s format: ours, and those that `peft` wrote.
+//! Reading adapter directories: ours, and those that `peft` and `adapters` wrote. What they say that
+//! changes the numbers and that we do not compute is refused by name.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::lora::{Lora, LoraConfig, Update, names};
+use super::adapter::{Activation, AdapterConfig, Arrangement, BottleneckAdapter};
+use super::head::{HEAD, Head};
+use super::llama_adapter::{LlamaAdapter, LlamaAdapterConfig};
+use super::lora::{Lora, LoraConfig, magnitude_name, names};
+use super::parameters::Parameters;
+use super::prefix::{PROMPT_EMBEDDINGS, Prefix};
+use super::prompt::SoftPrompt;
+use super::{Method, PrefixConfig, PromptConfig, TuningMethod, VirtualTokens};
 use crate::error::{Error, Result};
 use crate::models::{DecoderConfig, Projection, Site, Weights};
+
+/// The files that hold an adapter's tensors: of `peft`, and of `adapters`.
+pub const WEIGHT_FILES: [&str; 2] = ["adapter_model.safetensors", "adapter.safetensors"];
+
+/// The file beside an adapter that was trained over a quantised base: how the base was quantised.
+pub const QUANTIZATION: &str = "base_quantization_config.json";
+
+/// The file with the adapter's tensors.
+pub fn weight_file(dir: &Path) -> PathBuf {
+    let found = WEIGHT_FILES.iter().map(|name| dir.join(name)).find(|path| path.exists());
+    found.unwrap_or_else(|| dir.join(WEIGHT_FILES[0]))
+}
+
+/// An adapter in memory.
+pub struct Adapter {
+    /// What it is and what it was made with.
+    pub method: TuningMethod,
+    /// Itself, as hooks of the decoder; its parameters train if that was asked for.
+    pub tuning: Box<dyn Method>,
+    /// Why it can only be asked, not trained on, if so.
+    pub fixed: Option<String>,
+}
 
 /// `adapter_config.json`: the fields that change the numbers.
 #[derive(Deserialize)]
 struct File {
-    peft_type: String,
+    peft_type: Option<String>,
     r: Option<usize>,
     lora_alpha: Option<f64>,
     #[serde(default)]
@@ -30,23 +60,181 @@ struct File {
     alpha_pattern: BTreeMap<String, f64>,
     #[serde(default)]
     target_parameters: Option<Value>,
+    target_modules: Option<Value>,
+    num_virtual_tokens: Option<usize>,
+    num_transformer_submodules: Option<usize>,
+    adapter_len: Option<usize>,
+    adapter_layers: Option<usize>,
+    /// `adapters`: the adapter's name inside its files, and its configuration.
+    name: Option<String>,
+    config: Option<Bottlenecks>,
 }
 
-/// The adapter in `dir`, made ready to answer on a base of this shape.
+/// The configuration of a bottleneck adapter, as `adapters` writes it.
+#[derive(Deserialize)]
+struct Bottlenecks {
+    #[serde(default)]
+    mh_adapter: bool,
+    #[serde(default)]
+    output_adapter: bool,
+    #[serde(default)]
+    is_parallel: bool,
+    reduction_factor: Value,
+    non_linearity: String,
+    #[serde(default)]
+    scaling: Value,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
+}
+
+/// Settings of `adapters` that change the numbers, each with the one value that is computed here.
+const FIXED: [(&str, &[&str]); 13] = [
+    ("ln_before", &["false"]),
+    ("ln_after", &["false"]),
+    ("adapter_residual_before_ln", &["false"]),
+    ("cross_adapter", &["false"]),
+    ("dropout", &["0", "0.0"]),
+    ("inv_adapter", &["null"]),
+    ("leave_out", &["[]"]),
+    ("phm_layer", &["false"]),
+    ("shared_W_phm", &["false"]),
+    ("stochastic_depth", &["0", "0.0"]),
+    ("use_gating", &["false"]),
+    ("residual_before_ln", &["true", "\"post_add\""]),
+    ("init_weights_seed", &["null"]),
+];
+
+/// The adapter in `dir`, made ready to answer, or to train further, on a base of this shape.
 ///
 /// # Errors
 /// When a file is missing or damaged, the adapter is of a kind that cannot be read, or a tensor
 /// does not fit the base; the message names it.
-pub fn read_adapter(dir: &Path, base: &DecoderConfig, device: &Device) -> Result<Lora> {
+pub fn read_adapter(dir: &Path, base: &DecoderConfig, device: &Device, trains: bool) -> Result<Adapter> {
     let path = dir.join("adapter_config.json");
     let wrong = |what: String| Error::validation(format!("{}: {what}", path.display()));
     let text = std::fs::read_to_string(&path).map_err(|cause| wrong(cause.to_string()))?;
     let file: File = serde_json::from_str(&text).map_err(|cause| wrong(cause.to_string()))?;
-    if file.peft_type != "LORA" {
-        return Err(wrong(format!("adapters of type {} are not supported; LORA is", file.peft_type)));
+    let weights = Weights::open_file(&weight_file(dir))?;
+    let parameters = Parameters::read(&weights, trains, device);
+    let kind = file.peft_type.as_deref();
+    let (method, tuning, expected): (TuningMethod, Box<dyn Method>, Vec<String>) = match (kind, &file.config) {
+        (Some("LORA"), _) => return lora(dir, &file, base, &weights, parameters, &wrong),
+        (Some("PREFIX_TUNING" | "PROMPT_TUNING"), _) => {
+            let Some(tokens) = file.num_virtual_tokens.filter(|tokens| *tokens > 0) else {
+                return Err(wrong("num_virtual_tokens is missing".into()));
+            };
+            if file.num_transformer_submodules.is_some_and(|submodules| submodules != 1) {
+                return Err(wrong("num_transformer_submodules other than 1 is not supported".into()));
+            }
+            let begin = VirtualTokens::Random;
+            let held = weights.shape(PROMPT_EMBEDDINGS).and_then(|shape| shape.first().copied());
+            if held.is_some_and(|held| held != tokens) {
+                return Err(wrong(format!("num_virtual_tokens is {tokens}, but {PROMPT_EMBEDDINGS} has other rows")));
+            }
+            let known = vec![PROMPT_EMBEDDINGS.to_string()];
+            if kind == Some("PREFIX_TUNING") {
+                let method = TuningMethod::Prefix(PrefixConfig { tokens, begin, projection: None });
+                (method, Box::new(Prefix::read(base, &weights, parameters)?), known)
+            } else {
+                let method = TuningMethod::Prompt(PromptConfig { tokens, begin });
+                (method, Box::new(SoftPrompt::read(base, &weights, parameters)?), known)
+            }
+        }
+        (Some("ADAPTION_PROMPT"), _) => {
+            let (Some(length), layers) = (file.adapter_len, file.adapter_layers) else {
+                return Err(wrong("adapter_len is missing".into()));
+            };
+            let config = LlamaAdapterConfig { length, layers };
+            // The names are those of its parameters: each layer has two.
+            let known = weights.names().map(str::to_string).collect::<Vec<_>>();
+            if known.len() != 2 * config.layers_of(base) {
+                return Err(wrong(format!("adapter_layers does not fit the {} tensors beside it", known.len())));
+            }
+            let adapter = LlamaAdapter::build(base, config, parameters)?;
+            (TuningMethod::LlamaAdapter(config), Box::new(adapter), known)
+        }
+        (Some("LN_TUNING"), _) => {
+            let head = [Value::from("lm_head"), serde_json::json!(["lm_head"])];
+            if !file.target_modules.as_ref().is_some_and(|targets| head.contains(targets)) {
+                return Err(wrong("LN_TUNING of modules other than lm_head is not supported".into()));
+            }
+            (TuningMethod::Head, Box::new(Head::read(base, parameters)?), vec![HEAD.to_string()])
+        }
+        (None, Some(bottlenecks)) => {
+            let config = bottlenecks.checked().map_err(&wrong)?;
+            let name = file.name.as_deref().unwrap_or_default();
+            let known = weights.names().filter(|known| known.contains(&format!(".adapters.{name}.")));
+            let known = known.map(str::to_string).collect();
+            let adapter = BottleneckAdapter::build(base, config, name, parameters)?;
+            (TuningMethod::Adapter(config), Box::new(adapter), known)
+        }
+        (Some(other), _) => {
+            return Err(wrong(format!(
+                "adapters of type {other} are not supported; LORA, PREFIX_TUNING, PROMPT_TUNING, ADAPTION_PROMPT, \
+                 LN_TUNING of lm_head and bottleneck adapters of the library adapters are"
+            )));
+        }
+        (None, None) => return Err(wrong("it names neither a peft_type nor a config".into())),
+    };
+    no_strangers(dir, base, &weights, &expected)?;
+    Ok(Adapter { method, tuning, fixed: None })
+}
+
+/// A tensor that no part of the method takes would be a part that is lost.
+fn no_strangers(dir: &Path, base: &DecoderConfig, weights: &Weights, known: &[String]) -> Result<()> {
+    match weights.names().find(|name| !known.iter().any(|known| known == name)) {
+        None => Ok(()),
+        Some(stranger) => Err(Error::validation(format!(
+            "{}: the tensor {stranger} has no place in a model of {} layers with these projections: {}",
+            dir.display(),
+            base.layers,
+            Projection::ALL.map(Projection::name).join(", ")
+        ))),
     }
+}
+
+impl Bottlenecks {
+    fn checked(&self) -> std::result::Result<AdapterConfig, String> {
+        let arrangement = match (self.mh_adapter, self.output_adapter, self.is_parallel) {
+            (true, true, false) => Arrangement::Houlsby,
+            (false, true, false) => Arrangement::Pfeiffer,
+            (false, true, true) => Arrangement::Parallel,
+            _ => return Err("bottlenecks are supported after attention and MLP, after the MLP, or beside it".into()),
+        };
+        for (name, allowed) in FIXED {
+            if let Some(value) = self.rest.get(name).filter(|value| !allowed.contains(&value.to_string().as_str())) {
+                return Err(format!("{name} {value} is not supported"));
+            }
+        }
+        let sum = self.rest.get("original_ln_before").and_then(Value::as_bool).unwrap_or(false);
+        if sum != (arrangement == Arrangement::Pfeiffer) && arrangement != Arrangement::Parallel {
+            return Err(format!("original_ln_before {sum} is not supported for these bottlenecks"));
+        }
+        let Some(reduction_factor) = self.reduction_factor.as_f64() else {
+            return Err("reduction_factor must be one number for all layers".into());
+        };
+        let activation = Activation::ALL.into_iter().find(|one| one.name() == self.non_linearity);
+        let Some(activation) = activation else {
+            let known = Activation::ALL.map(Activation::name).join(", ");
+            return Err(format!("non_linearity {:?} is not supported; {known} are", self.non_linearity));
+        };
+        let scaling = match &self.scaling {
+            Value::Null => 1.0,
+            value => value.as_f64().ok_or_else(|| format!("scaling {value} is not supported; a number is"))?,
+        };
+        Ok(AdapterConfig { arrangement, reduction_factor, activation, scaling })
+    }
+}
+
+fn lora(
+    dir: &Path,
+    file: &File,
+    base: &DecoderConfig,
+    weights: &Weights,
+    parameters: Parameters<'_>,
+    wrong: &dyn Fn(String) -> Error,
+) -> Result<Adapter> {
     for (present, what) in [
-        (file.use_dora, "use_dora"),
         (file.bias.as_deref().is_some_and(|bias| bias != "none"), "bias other than \"none\""),
         (file.modules_to_save.as_ref().is_some_and(|modules| !modules.is_empty()), "modules_to_save"),
         (file.target_parameters.as_ref().is_some_and(|targets| !targets.is_null()), "target_parameters"),
@@ -59,41 +247,47 @@ pub fn read_adapter(dir: &Path, base: &DecoderConfig, device: &Device) -> Result
         return Err(wrong("r or lora_alpha is missing".into()));
     };
     let patterns = patterns(&file.alpha_pattern).map_err(|cause| wrong(format!("alpha_pattern: {cause}")))?;
-    let mut config =
-        LoraConfig { rank, alpha, dropout: file.lora_dropout, rank_stabilized: file.use_rslora, targets: Vec::new() };
-
-    let weights = Weights::open_file(&dir.join("adapter_model.safetensors"))?;
-    let mut updates = BTreeMap::new();
+    let mut config = LoraConfig {
+        rank,
+        alpha,
+        dropout: file.lora_dropout,
+        rank_stabilized: file.use_rslora,
+        magnitudes: file.use_dora,
+        targets: Vec::new(),
+    };
+    let (mut ranks, mut known) = (BTreeMap::new(), Vec::new());
     for site in (0..base.layers).flat_map(|layer| Projection::ALL.map(|projection| Site { layer, projection })) {
         let (a, b) = names(site);
         if !weights.contains(&a) && !weights.contains(&b) {
             continue;
         }
-        let (outputs, inputs) = base.sizes(site.projection);
         // The rank is the tensor's own: rank_pattern may give each map another.
         let rank = weights.shape(&a).and_then(|shape| shape.first().copied()).unwrap_or(config.rank);
         let alpha = patterns.iter().find(|(pattern, _)| pattern.is_match(&site.name())).map_or(alpha, |(_, own)| *own);
-        let scale = LoraConfig { alpha, ..config.clone() }.scale(rank);
-        let (a, b) = (weights.get(&a, &[rank, inputs], device)?, weights.get(&b, &[outputs, rank], device)?);
-        updates.insert(site, Update { a, b, scale });
+        ranks.insert(site, (rank, LoraConfig { alpha, ..config.clone() }.scale(rank)));
+        known.extend([a, b]);
+        if config.magnitudes {
+            known.push(magnitude_name(site));
+        }
         if !config.targets.contains(&site.projection) {
             config.targets.push(site.projection);
         }
     }
-    let known: Vec<String> = updates.keys().flat_map(|site| <[String; 2]>::from(names(*site))).collect();
-    if let Some(stranger) = weights.names().find(|name| !known.iter().any(|known| known == name)) {
-        return Err(Error::validation(format!(
-            "{}: the tensor {stranger} has no place in a model of {} layers with these projections: {}",
-            dir.display(),
-            base.layers,
-            Projection::ALL.map(Projection::name).join(", ")
-        )));
-    }
-    if updates.is_empty() {
+    no_strangers(dir, base, weights, &known)?;
+    if ranks.is_empty() {
         return Err(Error::validation(format!("{} holds no LoRA tensors", dir.display())));
     }
     config.targets.sort_unstable();
-    Ok(Lora::fixed(config, updates))
+    let uniform = ranks.len() == config.targets.len() * base.layers
+        && ranks.values().all(|own| *own == (config.rank, config.scale(config.rank)));
+    let fixed = (!uniform).then(|| {
+        "its rank, alpha or targets differ from layer to layer (rank_pattern, alpha_pattern, layers_to_transform)"
+            .into()
+    });
+    let none = |_| Err(Error::internal(anyhow::anyhow!("lengths come from the artifact")));
+    let tuning = Box::new(Lora::build(base, config.clone(), &ranks, parameters, none)?);
+    let method = if dir.join(QUANTIZATION).exists() { TuningMethod::Qlora(config) } else { TuningMethod::Lora(config) };
+    Ok(Adapter { method, tuning, fixed })
 }
 
 /// `peft` matches a key against the end of the module's name, at a dot.
@@ -116,7 +310,7 @@ mod tests {
     }
 
     /// A rank-2 adapter of one query projection, its configuration changed by `extra`.
-    fn adapter(extra: Value, tensors: &[(&str, &[usize])]) -> Result<Lora> {
+    fn adapter(extra: Value, tensors: &[(&str, &[usize])]) -> Result<LoraConfig> {
         let dir = tempfile::tempdir().unwrap();
         let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]});
         for (name, value) in extra.as_object().unwrap() {
@@ -131,7 +325,10 @@ mod tests {
             })
             .collect();
         save_tensors(&dir.path().join("adapter_model.safetensors"), &tensors, Precision::F32).unwrap();
-        read_adapter(dir.path(), &base(), &Device::Cpu)
+        match read_adapter(dir.path(), &base(), &Device::Cpu, false)?.method {
+            TuningMethod::Lora(config) => Ok(config),
+            other => panic!("{other:?}"),
+        }
     }
 
     const QUERY: [(&str, &[usize]); 2] =
@@ -140,8 +337,8 @@ mod tests {
     #[test]
     fn an_adapter_is_read_with_its_scale() {
         let lora = adapter(json!({}), &QUERY).unwrap();
-        assert_eq!(lora.config().scale(2), 2.0);
-        assert_eq!(lora.config().targets, [Projection::Query]);
+        assert_eq!(lora.scale(2), 2.0);
+        assert_eq!(lora.targets, [Projection::Query]);
     }
 
     #[test]
@@ -150,8 +347,14 @@ mod tests {
         let misshapen: [(&str, &[usize]); 2] = [QUERY[0], ("0.self_attn.q_proj.lora_B", &[9, 2])];
         let deeper: [(&str, &[usize]); 3] = [QUERY[0], QUERY[1], ("5.self_attn.q_proj.lora_A", &[2, 8])];
         for (extra, tensors, said) in [
-            (json!({"peft_type": "PREFIX_TUNING"}), &QUERY[..], "PREFIX_TUNING"),
-            (json!({"use_dora": true}), &QUERY[..], "use_dora"),
+            (json!({"peft_type": "IA3"}), &QUERY[..], "type IA3 are not supported; LORA, PREFIX_TUNING"),
+            (json!({"peft_type": "PREFIX_TUNING"}), &QUERY[..], "num_virtual_tokens"),
+            (json!({"peft_type": "LN_TUNING"}), &QUERY[..], "lm_head"),
+            (
+                json!({"use_dora": true}),
+                &QUERY[..],
+                "lacks the tensor base_model.model.model.layers.0.self_attn.q_proj.lora_magn",
+            ),
             (json!({"bias": "all"}), &QUERY[..], "bias"),
             (json!({"modules_to_save": ["lm_head"]}), &QUERY[..], "modules_to_save"),
             (json!({"r": null}), &QUERY[..], "r or lora_alpha"),

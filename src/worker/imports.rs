@@ -13,7 +13,7 @@ use super::Worker;
 use super::halt::Halt;
 use super::retry::patiently;
 use super::run::failure;
-use crate::artifacts::{Received, check_adapter, check_model};
+use crate::artifacts::{QUANTIZATION, Received, WEIGHT_FILES, check_adapter, check_model};
 use crate::error::{Error, Result};
 use crate::objects::{Listed, Objects, Uri};
 use crate::store::imported_models::ImportedModel;
@@ -245,7 +245,7 @@ async fn list(objects: &Objects, source: &Uri) -> Result<Vec<Listed>> {
 /// Whether a file of this name belongs to a model (or an adapter) as it is served.
 fn wanted(name: &str, adapter: bool) -> bool {
     if adapter {
-        return matches!(name, "adapter_config.json" | "adapter_model.safetensors");
+        return name == "adapter_config.json" || name == QUANTIZATION || WEIGHT_FILES.contains(&name);
     }
     let weights = name.starts_with("model") && name.ends_with(".safetensors");
     weights
@@ -269,7 +269,10 @@ fn refuse_what_is_no_model(source: &Uri, names: &[&str], adapter: bool) -> Resul
             "{source} holds an adapter, not a whole model: make it a custom model with CreateCustomModel"
         )));
     }
-    let needed: &[&str] = if adapter { &["adapter_model.safetensors"] } else { &["config.json", "tokenizer.json"] };
+    if adapter && !WEIGHT_FILES.iter().any(|name| has(name)) {
+        return Err(Error::validation(format!("{source} lacks the adapter's weights: {}", WEIGHT_FILES.join(" or "))));
+    }
+    let needed: &[&str] = if adapter { &[] } else { &["config.json", "tokenizer.json"] };
     if let Some(missing) = needed.iter().find(|name| !has(name)) {
         return Err(Error::validation(format!("{source} lacks the file {missing}")));
     }
@@ -301,5 +304,6 @@ mod tests {
         assert_eq!(message(&["config.json"], false).unwrap(), "s3://bucket/model lacks the file tokenizer.json");
         assert!(message(&["adapter_config.json"], false).unwrap().contains("CreateCustomModel"));
         assert!(message(&["adapter_config.json"], true).unwrap().contains("adapter_model.safetensors"));
+        assert_eq!(message(&["adapter_config.json", "adapter.safetensors"], true), None);
     }
 }

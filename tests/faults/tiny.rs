@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use tunesmith::models::{Decoder, DecoderConfig, Precision};
+use tunesmith::models::{Decoder, DecoderConfig, Form, Precision};
 use tunesmith::store::jobs::JobSpec;
 
 pub(crate) const MODEL: &str = "tunesmith.tiny-v1:0";
@@ -45,7 +45,7 @@ pub(crate) fn models(folder: &Path) -> PathBuf {
     });
     write(&dir.join("config.json"), &config);
     let config = DecoderConfig::read(&dir).unwrap();
-    Decoder::random(config, 11, &candle_core::Device::Cpu, false).unwrap().save(&dir, Precision::F32).unwrap();
+    Decoder::random(config, 11, &candle_core::Device::Cpu, Form::Frozen).unwrap().save(&dir, Precision::F32).unwrap();
     models
 }
 

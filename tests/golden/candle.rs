@@ -6,7 +6,7 @@ use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, qwen2};
 use serde_json::json;
-use tunesmith::models::{Decoder, DecoderConfig, Frozen};
+use tunesmith::models::{Decoder, DecoderConfig, Form, Frozen};
 
 const TOKENS: [u32; 11] = [3, 50, 7, 7, 61, 22, 0, 40, 9, 9, 33];
 
@@ -18,7 +18,7 @@ fn random(architecture: &str, tied: bool) -> (Decoder, VarBuilder<'static>, Tens
         "rope_theta": 10000.0, "max_position_embeddings": 64, "tie_word_embeddings": tied,
     });
     let config = DecoderConfig::parse(&file.to_string()).unwrap();
-    let decoder = Decoder::random(config, 11, &Device::Cpu, true).unwrap();
+    let decoder = Decoder::random(config, 11, &Device::Cpu, Form::Trainable).unwrap();
     for (i, (name, weight)) in decoder.named_weights().iter().enumerate() {
         // New weights are small and biases zero: make every one of them count.
         let noise = tunesmith::rng::Rng::new(5, name, i as u64).normals(weight.elem_count(), 0.2);

@@ -58,8 +58,8 @@ fn linear_equals_torch() {
 #[test]
 fn lora_linear_equals_the_layer_of_peft() {
     let golden = Golden::load("lora_linear");
-    let (weight, bias) = (golden.get("weight"), golden.get("bias"));
-    golden.check(&["x", "a", "b"], |t| kernels::lora_linear(&t[0], weight, Some(bias), &t[1], &t[2], 6.0 / 4.0, None));
+    let (weight, bias) = (golden.get("weight").clone().into(), golden.get("bias"));
+    golden.check(&["x", "a", "b"], |t| kernels::lora_linear(&t[0], &weight, Some(bias), &t[1], &t[2], 6.0 / 4.0, None));
 }
 
 #[test]
@@ -112,4 +112,26 @@ fn linear_cross_entropy_equals_torch_row_by_row() {
     assert_close("dweight", &got.grad_weight.unwrap(), golden.get("dweight"));
     let sum: f64 = golden.values("losses").iter().zip(&scales).map(|(l, s)| f64::from(*l) * f64::from(*s)).sum();
     assert!((got.loss_sum - sum).abs() < 1e-4, "{}, torch says {sum}", got.loss_sum);
+}
+
+#[test]
+fn nf4_has_the_codes_and_the_constants_of_bitsandbytes_bit_for_bit() {
+    let golden = Golden::load("nf4");
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    assert_eq!(bits(&kernels::LEVELS), bits(&golden.values("quant_map")));
+    assert_eq!(bits(&*kernels::DYNAMIC_MAP), bits(&golden.values("nested_quant_map")));
+    for name in ["w0", "w1", "w2"] {
+        let (rows, columns) = golden.get(name).dims2().unwrap();
+        let bytes = |part: &str| golden.get(&format!("{name}.{part}")).flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        let floats = |part: &str| golden.values(&format!("{name}.{part}"));
+        let quantized = kernels::Nf4::quantize(&golden.values(name), rows, columns).unwrap();
+        let parts = quantized.parts();
+        assert!(parts.codes == bytes("codes"), "{name}: codes");
+        assert_eq!(bits(&[parts.offset]), bits(&floats("nested_offset")), "{name}: offset");
+        assert!(parts.magnitudes == bytes("absmax"), "{name}: codes of the magnitudes");
+        assert_eq!(bits(parts.nested), bits(&floats("nested_absmax")), "{name}: nested magnitudes");
+        // A zero may carry either sign.
+        let unsigned = |values: Vec<f32>| bits(&values.into_iter().map(|value| value + 0.0).collect::<Vec<_>>());
+        assert_eq!(unsigned(quantized.dequantize()), unsigned(floats("dequantised")), "{name}: values");
+    }
 }

@@ -128,11 +128,6 @@ class Study:
         (self.methods / case).mkdir(parents=True)
         return checkpoint(self.models / base)
 
-    def labelled_first(self):
-        """The batch with the very first token of its first record labelled too."""
-        (tokens, learn), *others = self.batch
-        return [(tokens, [True, *learn[1:]]), *others]
-
     def train(self, case, base, model, trained, save, batch=None, virtual=0):
         """Three steps over the parameters of `trained`, named as in the artifact that `save` writes into a folder.
         `virtual` is the number of rows that the logits have in front of those of the tokens."""
@@ -194,13 +189,14 @@ def steps(model, trained, batch, virtual=0):
 
 
 def loss_of(model, batch, virtual):
-    """Mean over all labelled tokens of all records; a record never sees another. The last virtual row predicts the
-    first token; without one nothing does."""
+    """Mean over all labelled tokens of all records; a record never sees another. A record's first token is never
+    labelled: without a virtual row in front nothing predicts it."""
     total, count = 0.0, 0
     for tokens, learn in batch:
         logits = model(torch.tensor([tokens])).logits[0].double()
         assert len(logits) == len(tokens) + virtual
-        targets = [i for i, learned in enumerate(learn) if learned and i + virtual > 0]
+        assert not learn[0]
+        targets = [i for i, learned in enumerate(learn) if learned]
         rows = logits[[i + virtual - 1 for i in targets]]
         labels = torch.tensor([tokens[i] for i in targets])
         total = total + torch.nn.functional.cross_entropy(rows, labels, reduction="sum")
@@ -209,14 +205,12 @@ def loss_of(model, batch, virtual):
 
 
 def own_loss(model, batch):
-    """The same, by the loss that the library itself computes from labels. It never counts the first token of a
-    sequence, unless virtual tokens were put in front of it."""
-    prepends = getattr(getattr(model, "active_peft_config", None), "peft_type", None) == "PROMPT_TUNING"
+    """The same, by the loss that the library itself computes from labels."""
     total, count = 0.0, 0
     with torch.no_grad():
         for tokens, learn in batch:
             labels = torch.tensor([[token if learned else -100 for token, learned in zip(tokens, learn)]])
-            targets = sum(learn if prepends else learn[1:])
+            targets = sum(learn)
             total += model(torch.tensor([tokens]), labels=labels).loss.item() * targets
             count += targets
     return total / count
@@ -272,7 +266,7 @@ def prefix(study):
     config = PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")
     model = get_peft_model(study.start("prefix", "llama"), config)
     draw(model.prompt_encoder["default"].embedding.weight, 0, 0.5)
-    study.train_peft("prefix", "llama", model, batch=study.labelled_first())
+    study.train_peft("prefix", "llama", model)
 
 
 def prefix_projection(study):
@@ -288,14 +282,14 @@ def prefix_projection(study):
         save_file(encoder.state_dict(), folder / "encoder.safetensors")
 
     trained = dict(encoder.named_parameters())
-    study.train("prefix_projection", "llama", model, trained, save, batch=study.labelled_first())
+    study.train("prefix_projection", "llama", model, trained, save)
 
 
 def prompt(study):
     config = PromptTuningConfig(num_virtual_tokens=6, prompt_tuning_init="RANDOM", task_type="CAUSAL_LM")
     model = get_peft_model(study.start("prompt", "llama"), config)
     draw(model.prompt_encoder["default"].embedding.weight, 0, 0.5)
-    study.train_peft("prompt", "llama", model, batch=study.labelled_first(), virtual=6)
+    study.train_peft("prompt", "llama", model, virtual=6)
 
 
 def llama_adapter(study):

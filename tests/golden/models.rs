@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use candle_core::Device;
 use serde::Deserialize;
 use tunesmith::infer::{Options, Speaker, StopReason};
-use tunesmith::models::{Decoder, Frozen, Precision, Tokenizer, Tuning, Weights};
+use tunesmith::models::{Decoder, Form, Frozen, Precision, Tokenizer, Tuning, Weights};
 
 /// `expected.json` of a family.
 #[derive(Deserialize)]
@@ -39,7 +39,7 @@ const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 #[test]
 fn logits_of_every_family_equal_those_of_transformers() {
     for family in FAMILIES {
-        let decoder = Decoder::load(&fixture(family), &Device::Cpu, false).unwrap();
+        let decoder = Decoder::load(&fixture(family), &Device::Cpu, Form::Frozen).unwrap();
         assert_logits(&decoder, &Frozen, &format!("{family}/expected.safetensors"));
     }
 }
@@ -48,9 +48,9 @@ fn logits_of_every_family_equal_those_of_transformers() {
 fn a_saved_model_loads_with_the_same_logits() {
     for family in FAMILIES {
         let dir = tempfile::tempdir().unwrap();
-        let decoder = Decoder::load(&fixture(family), &Device::Cpu, false).unwrap();
+        let decoder = Decoder::load(&fixture(family), &Device::Cpu, Form::Frozen).unwrap();
         decoder.save(dir.path(), Precision::F32).unwrap();
-        let again = Decoder::load(dir.path(), &Device::Cpu, false).unwrap();
+        let again = Decoder::load(dir.path(), &Device::Cpu, Form::Frozen).unwrap();
         assert_eq!(again.config(), decoder.config(), "{family}");
         assert_logits(&again, &Frozen, &format!("{family}/expected.safetensors"));
     }
@@ -61,7 +61,7 @@ fn greedy_answers_with_the_cache_equal_those_of_transformers_and_those_without_i
     let tokenizer = Tokenizer::read(&fixture("llama")).unwrap();
     for family in FAMILIES {
         let expected: Expected = expected(&format!("{family}/expected.json"));
-        let decoder = Decoder::load(&fixture(family), &Device::Cpu, false).unwrap();
+        let decoder = Decoder::load(&fixture(family), &Device::Cpu, Form::Frozen).unwrap();
         // The end token may be among the expected ones: the fixture was made without any, so none may end here.
         let end = tokenizer.ends()[0];
         let stop = expected.greedy.iter().position(|token| *token == end);
@@ -98,7 +98,7 @@ fn a_checkpoint_that_does_not_fit_its_configuration_names_the_tensor() {
         assert!(config.contains(from), "{from}");
         let changed = config.replace(from, to).replace("\"layer_types\"", "\"unused\"");
         std::fs::write(dir.path().join("config.json"), changed).unwrap();
-        let error = Decoder::load(dir.path(), &Device::Cpu, false).err().unwrap();
+        let error = Decoder::load(dir.path(), &Device::Cpu, Form::Frozen).err().unwrap();
         assert!(error.message().contains(said), "{}", error.message());
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
-use tunesmith::models::{Decoder, Weights};
+use tunesmith::models::{Decoder, Form, Weights};
 use tunesmith::train::backprop::{Gradients, MicroBatch, loss, loss_and_gradients};
 use tunesmith::tune::{Full, Lora, LoraConfig, Method, read_adapter};
 
@@ -46,20 +46,21 @@ fn values(tensor: &Tensor) -> Vec<f64> {
 
 #[test]
 fn adapters_that_peft_wrote_give_the_logits_that_peft_gives() {
-    let llama = Decoder::load(&fixture("llama"), &Device::Cpu, false).unwrap();
-    let after = read_adapter(&fixture("lora/after"), llama.config(), &Device::Cpu).unwrap();
-    assert_logits(&llama, &after, "lora/after.safetensors");
+    let llama = Decoder::load(&fixture("llama"), &Device::Cpu, Form::Frozen).unwrap();
+    let after = read_adapter(&fixture("lora/after"), llama.config(), &Device::Cpu, false).unwrap();
+    assert_logits(&llama, &*after.tuning, "lora/after.safetensors");
 
-    let qwen2 = Decoder::load(&fixture("qwen2"), &Device::Cpu, false).unwrap();
-    let patterned = read_adapter(&fixture("patterned"), qwen2.config(), &Device::Cpu).unwrap();
-    assert_logits(&qwen2, &patterned, "patterned/expected.safetensors");
+    let qwen2 = Decoder::load(&fixture("qwen2"), &Device::Cpu, Form::Frozen).unwrap();
+    let patterned = read_adapter(&fixture("patterned"), qwen2.config(), &Device::Cpu, false).unwrap();
+    assert!(patterned.fixed.unwrap().contains("rank_pattern"), "it cannot be tuned further");
+    assert_logits(&qwen2, &*patterned.tuning, "patterned/expected.safetensors");
 }
 
 #[test]
 fn lora_gradients_equal_those_of_peft() {
-    let decoder = Decoder::load(&fixture("llama"), &Device::Cpu, false).unwrap();
+    let decoder = Decoder::load(&fixture("llama"), &Device::Cpu, Form::Frozen).unwrap();
     let config = LoraConfig { rank: 4, alpha: 8.0, ..Default::default() };
-    let lora = Lora::new(decoder.config(), config, 0, &Device::Cpu).unwrap();
+    let lora = Lora::new(&decoder, config, 0).unwrap();
     let before = Weights::open_file(&fixture("lora/before/adapter_model.safetensors")).unwrap();
     for one in lora.trainables() {
         one.var.set(&before.get(&one.name, one.var.dims(), &Device::Cpu).unwrap()).unwrap();
@@ -86,7 +87,7 @@ fn lora_gradients_equal_those_of_peft() {
 #[test]
 fn full_gradients_equal_those_of_torch_also_of_a_tied_embedding() {
     for family in ["qwen2", "qwen3"] {
-        let decoder = Decoder::load(&fixture(family), &Device::Cpu, true).unwrap();
+        let decoder = Decoder::load(&fixture(family), &Device::Cpu, Form::Trainable).unwrap();
         let full = Full::new(&decoder).unwrap();
         let run: FullRun = expected(&format!("{family}/gradients.json"));
         let mut gradients = Gradients::new(full.trainables());

@@ -13,7 +13,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn engine() -> Engine {
-    Engine::new(Device::Cpu, Capacity::default())
+    Engine::new(Device::Cpu, Capacity::default(), None)
 }
 
 fn llama() -> Target {

@@ -24,11 +24,12 @@ use crate::bedrock::shapes::{
 use crate::error::{Error, Result};
 use crate::http::Caller;
 use crate::http::extract::Json;
-use crate::models::{Customization, FoundationModel};
+use crate::models::{Customization, DecoderConfig, FoundationModel};
 use crate::objects::{Put, Uri};
+use crate::store::custom_models::{self, CustomModel};
 use crate::store::jobs::{self, Accepted, JobSpec};
-use crate::store::{self, CustomizationType};
-use crate::train::Settings;
+use crate::store::{self, CustomizationType, ModelStatus};
+use crate::train::{Settings, TuningMethod};
 
 /// What to train, on what, and where to.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -46,7 +47,7 @@ pub struct Request {
     pub role_arn: Option<RoleArn>,
     /// The same token again gives the same job.
     pub client_request_token: Option<IdempotencyToken>,
-    /// The foundation model to start from.
+    /// The foundation model to start from, or the custom model to tune further.
     #[schema(required)]
     pub base_model_identifier: Option<BaseModelIdentifier>,
     /// FINE_TUNING when absent.
@@ -125,7 +126,7 @@ pub async fn create(
         return if job.spec.request_digest == digest { answer(job.spec.arn) } else { Err(token_conflict()) };
     }
 
-    let spec = request.accept(&app, &caller, digest)?;
+    let spec = request.accept(&app, &caller, digest).await?;
     probe(&app, &spec).await?;
     match jobs::insert(&app.db, &spec, &stored_tags(request.job_tags)).await? {
         Accepted::Inserted => {
@@ -141,14 +142,24 @@ pub async fn create(
 
 impl Request {
     /// Checks what the shapes cannot say, and gives the job as it will be stored.
-    fn accept(&self, app: &App, caller: &Caller, request_digest: String) -> Result<JobSpec> {
+    async fn accept(&self, app: &App, caller: &Caller, request_digest: String) -> Result<JobSpec> {
         let customization_type = self.customization()?;
         let identifier = given(self.base_model_identifier.as_ref(), "baseModelIdentifier")?;
-        let base = base_model(app, &identifier.0)?;
+        let (base, parent) = base_model(app, caller, &identifier.0).await?;
         may_be_customized(base, customization_type)?;
 
         let hyper_parameters = self.hyper_parameters.clone().unwrap_or_default();
         let settings = Settings::parse(&hyper_parameters, &base.hyper_parameters)?;
+        match &parent {
+            Some(parent) => may_be_tuned_further(parent, &settings)?,
+            None if settings.continue_optimizer_state => {
+                return Err(Error::validation(
+                    "continueOptimizerState goes on with what a custom model's job kept: give a custom model as \
+                     baseModelIdentifier",
+                ));
+            }
+            None => settings.method.check(&DecoderConfig::read(&base.dir)?)?,
+        }
 
         let training = given(self.training_data_config.as_ref(), "trainingDataConfig")?;
         if training.invocation_logs_config.is_some() {
@@ -164,7 +175,8 @@ impl Request {
 
         let place = Place { region: &app.config.region, account: &caller.account };
         let id = app.clock.id();
-        let base_model_arn = arn::foundation_model(&app.config.region, &base.id);
+        let foundation_model_arn = arn::foundation_model(&app.config.region, &base.id);
+        let base_model_arn = parent.map_or_else(|| foundation_model_arn.clone(), |parent| parent.arn);
         let seed = settings.seed.unwrap_or_else(|| app.clock.seed());
         Ok(JobSpec {
             arn: place.job(&base.id, &id),
@@ -175,7 +187,7 @@ impl Request {
             request_digest,
             customization_type,
             base_model_id: base.id.clone(),
-            foundation_model_arn: base_model_arn.clone(),
+            foundation_model_arn,
             base_model_arn,
             output_model_name: given(self.custom_model_name.clone(), "customModelName")?.0,
             role_arn: given(self.role_arn.clone(), "roleArn")?.0,
@@ -215,19 +227,53 @@ fn stored(config: Option<&impl Serialize>) -> Result<Option<store::Json<Value>>>
     Ok(config.map(serde_json::to_value).transpose()?.map(store::Json))
 }
 
-fn base_model<'a>(app: &'a App, identifier: &str) -> Result<&'a FoundationModel> {
-    if identifier.contains(":custom-model/") {
-        return Err(Error::validation(
-            "Customizing a custom model is not supported: give the id or ARN of a foundation model as \
-             baseModelIdentifier",
-        ));
+/// The foundation model, and the custom model on it if that is what is tuned further.
+async fn base_model<'a>(
+    app: &'a App,
+    caller: &Caller,
+    identifier: &str,
+) -> Result<(&'a FoundationModel, Option<CustomModel>)> {
+    if let Some(base) = arn::foundation_model_id(&app.config.region, identifier).and_then(|id| app.registry.get(id)) {
+        return Ok((base, None));
     }
-    arn::foundation_model_id(&app.config.region, identifier).and_then(|id| app.registry.get(id)).ok_or_else(|| {
+    let parent = custom_models::find(&app.db, &caller.account, identifier).await?;
+    let parent = parent.filter(|parent| parent.status == ModelStatus::Active).ok_or_else(|| {
         Error::validation(format!(
-            "The provided model identifier is invalid: there is no foundation model '{identifier}'; \
-             ListFoundationModels shows those that can be customized"
+            "The provided model identifier is invalid: there is no foundation model and no active custom model \
+             '{identifier}'; ListFoundationModels and ListCustomModels show those that can be customized"
         ))
-    })
+    })?;
+    let base = app.registry.get(&parent.base_model_id).ok_or_else(|| {
+        Error::validation(format!(
+            "The foundation model {} of the custom model {} is not installed here",
+            parent.base_model_id, parent.name
+        ))
+    })?;
+    Ok((base, Some(parent)))
+}
+
+/// What is known of a custom model before its files are read.
+fn may_be_tuned_further(parent: &CustomModel, settings: &Settings) -> Result<()> {
+    let whole = !parent.artifact_digests.contains_key("adapter_config.json");
+    match (whole, &settings.method) {
+        (true, TuningMethod::Full) if !settings.continue_optimizer_state => Ok(()),
+        (true, TuningMethod::Full) => {
+            Err(Error::validation("continueOptimizerState goes on with an adapter; all weights begin without moments"))
+        }
+        (true, method) => Err(Error::validation(format!(
+            "The custom model {} consists of whole weights, not of an adapter: tune it further with tuningMethod full \
+             ({} would leave an adapter that needs this model for ever), or put its directory into the folder that \
+             TUNESMITH_MODELS names and customize it as a foundation model",
+            parent.name,
+            method.name()
+        ))),
+        (false, TuningMethod::Full) => Err(Error::validation(format!(
+            "The custom model {} is an adapter: it is tuned further by the method that made it, not by tuningMethod \
+             full",
+            parent.name
+        ))),
+        (false, _) => Ok(()),
+    }
 }
 
 fn may_be_customized(base: &FoundationModel, by: CustomizationType) -> Result<()> {

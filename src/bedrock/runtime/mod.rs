@@ -2,7 +2,6 @@
 //! provisioned throughput by its ARN or name and, as an extension of ours, directly by its own; an imported
 //! model by its ARN or name.
 
-mod adapter;
 pub mod converse;
 pub mod invoke;
 
@@ -11,11 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::http::HeaderMap;
 
-use self::adapter::{Artifact, Files};
 use super::arn;
 use super::constraint::{Violations, check, choices, texts};
 use super::shapes::AskedModelIdentifier;
 use crate::app::App;
+use crate::app::artifact::{Artifact, Files, bring};
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::infer::{Answer, Options, Prompt, Target};
@@ -74,7 +73,7 @@ async fn target(app: &App, caller: &Caller, id: &str) -> Result<Target> {
     let imported = imported_models::find(&app.db, &caller.account, id).await?.ok_or_else(|| {
         Error::not_found("Could not resolve the foundation model from the provided model identifier.")
     })?;
-    match adapter::bring(app, &Files::from(&imported)).await? {
+    match bring(app, &Files::from(&imported)).await? {
         Artifact::Whole(base_dir) => Ok(Target { base_dir, context_length: None, adapter: None }),
         Artifact::Adapter(_) => Err(Error::internal(anyhow::anyhow!("{} consists of an adapter", imported.arn))),
     }
@@ -86,7 +85,7 @@ async fn custom(app: &App, model: &CustomModel) -> Result<Target> {
     }
     let base = app.registry.get(&model.base_model_id);
     let context_length = base.map(|base| base.context_length);
-    Ok(match adapter::bring(app, &Files::from(model)).await? {
+    Ok(match bring(app, &Files::from(model)).await? {
         // A whole model needs its base for nothing.
         Artifact::Whole(base_dir) => Target { base_dir, context_length, adapter: None },
         Artifact::Adapter(adapter) => {

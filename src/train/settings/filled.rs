@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{EarlyStopping, Schedule, Settings, TuningMethod};
+use super::{EarlyStopping, Schedule, Settings};
 use crate::models::{Precision, Projection};
-use crate::tune::LoraConfig;
+use crate::tune::{LoraConfig, PrefixConfig, PromptConfig, TuningMethod, VirtualTokens};
 
 /// What the defaults that depend on data or model came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,20 +45,54 @@ impl Settings {
         if let Some(percentage) = self.eval_percentage {
             put("evalPercentage", &percentage);
         }
+        put("tuningMethod", &self.method.name());
         match &self.method {
-            TuningMethod::Lora(LoraConfig { rank, alpha, dropout, rank_stabilized, targets }) => {
-                put("tuningMethod", &"lora");
+            TuningMethod::Lora(LoraConfig { rank, alpha, dropout, rank_stabilized, magnitudes, targets })
+            | TuningMethod::Qlora(LoraConfig { rank, alpha, dropout, rank_stabilized, magnitudes, targets }) => {
                 put("loraRank", rank);
                 put("loraAlpha", alpha);
                 put("loraDropout", dropout);
                 put("rsLora", rank_stabilized);
+                put("dora", magnitudes);
                 let names: Vec<&str> = targets.iter().copied().map(Projection::name).collect();
                 put("loraTargetModules", &names.join(","));
             }
+            TuningMethod::Adapter(config) => {
+                put("adapterArchitecture", &config.arrangement.name());
+                put("adapterReductionFactor", &config.reduction_factor);
+                put("adapterNonLinearity", &config.activation.name());
+            }
+            TuningMethod::Prefix(PrefixConfig { tokens, projection: Some(inner), .. }) => {
+                put("virtualTokens", tokens);
+                put("prefixProjection", &true);
+                if *inner > 0 {
+                    put("prefixHiddenSize", inner);
+                }
+            }
+            TuningMethod::Prefix(PrefixConfig { tokens, begin, .. })
+            | TuningMethod::Prompt(PromptConfig { tokens, begin }) => {
+                put("virtualTokens", tokens);
+                put("virtualTokensInit", &begin.name());
+                if let VirtualTokens::Text(Some(text)) = begin {
+                    put("virtualTokensText", text);
+                }
+            }
+            TuningMethod::LlamaAdapter(config) => {
+                put("adapterLength", &config.length);
+                if let Some(layers) = config.layers {
+                    put("adapterLayers", &layers);
+                }
+            }
+            TuningMethod::Head => {}
             TuningMethod::Full => {
-                put("tuningMethod", &"full");
                 put("weightPrecision", &if self.weight_precision == Precision::F32 { "float32" } else { "bfloat16" });
             }
+        }
+        if self.save_optimizer_state {
+            put("saveOptimizerState", &true);
+        }
+        if self.continue_optimizer_state {
+            put("continueOptimizerState", &true);
         }
         put("weightDecay", &self.weight_decay);
         put("maxGradientNorm", &self.max_gradient_norm.unwrap_or(0.0));
@@ -89,6 +123,13 @@ mod tests {
                 ("weightPrecision", "bfloat16"),
                 ("maxGradientNorm", "0"),
             ],
+            vec![("tuningMethod", "qlora"), ("dora", "true"), ("loraRank", "3"), ("saveOptimizerState", "true")],
+            vec![("tuningMethod", "adapter"), ("adapterArchitecture", "houlsby"), ("adapterNonLinearity", "tanh")],
+            vec![("tuningMethod", "prefix"), ("virtualTokens", "7"), ("virtualTokensText", "Dear Sir, ")],
+            vec![("tuningMethod", "prefix"), ("prefixProjection", "true"), ("prefixHiddenSize", "9")],
+            vec![("tuningMethod", "prompt"), ("virtualTokensInit", "vocabulary")],
+            vec![("tuningMethod", "llama_adapter"), ("adapterLength", "3"), ("adapterLayers", "2")],
+            vec![("tuningMethod", "head")],
             vec![("loraDropout", "0.1"), ("loraTargetModules", "q_proj,v_proj"), ("evalPercentage", "12.5")],
         ] {
             let given = given.into_iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();

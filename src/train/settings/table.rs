@@ -1,6 +1,8 @@
 //! The one table of hyperparameters: what may be set, within which range, and what it means. The
 //! checks, the `--help` text and the documentation are all made from it.
 
+use crate::tune::TuningMethod;
+
 /// One hyperparameter.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
@@ -12,6 +14,8 @@ pub struct Setting {
     pub default: &'static str,
     /// One line of documentation.
     pub meaning: &'static str,
+    /// The tuning methods that it is an option of; of the run itself when absent.
+    pub methods: Option<&'static [&'static str]>,
 }
 
 /// What values a hyperparameter takes.
@@ -29,7 +33,18 @@ pub(super) enum Takes {
     OneOf(&'static [&'static str]),
     /// Names separated by commas, or a word that stands for all.
     SomeOf(&'static [&'static str], &'static str),
+    /// Any text of at most so many bytes.
+    Text {
+        max: usize,
+    },
 }
+
+const LORA: &[&str] = &["lora", "qlora"];
+const ADAPTER: &[&str] = &["adapter"];
+const VIRTUAL: &[&str] = &["prefix", "prompt"];
+const PREFIX: &[&str] = &["prefix"];
+const LLAMA_ADAPTER: &[&str] = &["llama_adapter"];
+const FULL: &[&str] = &["full"];
 
 /// The projections of a decoder layer that LoRA can be put on, by their names in `transformers`.
 pub(super) const PROJECTIONS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
@@ -45,7 +60,14 @@ pub(super) const TABLE: &[Setting] = &[
         "8",
         "records (of plain documents: rows of maxSequenceLength tokens) per optimizer step",
     ),
-    number("learningRate", 1e-8, 1.0, "2e-4 for lora, 2e-5 for full", "highest learning rate of the schedule"),
+    number(
+        "learningRate",
+        1e-8,
+        1.0,
+        "2e-4 for lora and qlora, 1e-4 for adapter and head, 1e-3 for prefix, 1e-2 for prompt, 9e-3 for llama_adapter, \
+         2e-5 for full",
+        "highest learning rate of the schedule",
+    ),
     number("learningRateMultiplier", 0.01, 100.0, "1", "multiplies the learning rate"),
     integer("learningRateWarmupSteps", 0, 100_000, "3 % of the steps", "steps in which the learning rate rises from 0"),
     integer("stepCount", 1, 10_000_000, "none", "optimizer steps, instead of epochCount"),
@@ -71,17 +93,68 @@ pub(super) const TABLE: &[Setting] = &[
         "part of the training records held out for validation when no validation data is given",
     ),
     // Ours, all optional.
-    one_of("tuningMethod", &["lora", "full"], "lora", "what is trained: low-rank adapters, or every weight"),
-    integer("loraRank", 1, 1024, "16", "rank of the adapters"),
-    number("loraAlpha", 1e-3, 65_536.0, "twice the rank", "the adapters' output is scaled by alpha / rank"),
-    number("loraDropout", 0.0, 0.95, "0", "part of the adapters' input dropped while training"),
-    Setting {
-        name: "loraTargetModules",
-        takes: Takes::SomeOf(PROJECTIONS, "all-linear"),
-        default: "all-linear",
-        meaning: "the projections that get an adapter",
-    },
-    Setting { name: "rsLora", takes: Takes::Boolean, default: "false", meaning: "scale by alpha / sqrt(rank) instead" },
+    one_of(
+        "tuningMethod",
+        &TuningMethod::NAMES,
+        "lora",
+        "what is trained: low-rank updates (over a base in 4 bits: qlora), bottleneck adapters, a prefix of keys and \
+         values, a soft prompt, gated prompts (llama_adapter), the output head, or every weight",
+    ),
+    integer("loraRank", 1, 1024, "16", "rank of the adapters").of(LORA),
+    number("loraAlpha", 1e-3, 65_536.0, "twice the rank", "the adapters' output is scaled by alpha / rank").of(LORA),
+    number("loraDropout", 0.0, 0.95, "0", "part of the adapters' input dropped while training").of(LORA),
+    setting(
+        "loraTargetModules",
+        Takes::SomeOf(PROJECTIONS, "all-linear"),
+        "all-linear",
+        "the projections that get an adapter",
+    )
+    .of(LORA),
+    setting("rsLora", Takes::Boolean, "false", "scale by alpha / sqrt(rank) instead").of(LORA),
+    setting("dora", Takes::Boolean, "false", "train the length of every row of the tuned weights by itself (DoRA)")
+        .of(LORA),
+    one_of(
+        "adapterArchitecture",
+        &["pfeiffer", "houlsby", "parallel"],
+        "pfeiffer",
+        "where bottlenecks stand: after the MLP on the sum, after attention and MLP on their results, or beside the MLP",
+    )
+    .of(ADAPTER),
+    number(
+        "adapterReductionFactor",
+        1.0,
+        4096.0,
+        "16; 2 for parallel",
+        "how many times narrower than the model a bottleneck is",
+    )
+    .of(ADAPTER),
+    one_of(
+        "adapterNonLinearity",
+        &["relu", "swish", "gelu", "tanh"],
+        "swish for houlsby, else relu",
+        "what stands between a bottleneck's two maps",
+    )
+    .of(ADAPTER),
+    integer("virtualTokens", 1, 4096, "20", "positions that are trained in front of every record").of(VIRTUAL),
+    one_of(
+        "virtualTokensInit",
+        &["text", "vocabulary", "random"],
+        "text",
+        "what they begin as: a text, tokens drawn from the vocabulary, or numbers from N(0, 1)",
+    )
+    .of(VIRTUAL),
+    setting(
+        "virtualTokensText",
+        Takes::Text { max: 16_384 },
+        "the first training record",
+        "the text that they begin as, repeated or cut",
+    )
+    .of(VIRTUAL),
+    setting("prefixProjection", Takes::Boolean, "false", "a small net makes the prefix while training").of(PREFIX),
+    integer("prefixHiddenSize", 1, 65_536, "the model's width", "width inside that net").of(PREFIX),
+    integer("adapterLength", 1, 1024, "10", "gated prompts in a layer").of(LLAMA_ADAPTER),
+    integer("adapterLayers", 1, 1024, "all but the lowest sixteenth", "how many layers from the top have them")
+        .of(LLAMA_ADAPTER),
     one_of(
         "learningRateSchedule",
         &["linear", "cosine", "constant"],
@@ -109,7 +182,20 @@ pub(super) const TABLE: &[Setting] = &[
     ),
     integer("evaluationInterval", 1, 10_000_000, "a tenth of the run", "steps between validations"),
     integer("checkpointInterval", 1, 10_000_000, "30 seconds", "steps between checkpoints"),
-    one_of("weightPrecision", &["float32", "bfloat16"], "float32", "how a fully tuned model's weights are stored"),
+    one_of("weightPrecision", &["float32", "bfloat16"], "float32", "how a fully tuned model's weights are stored")
+        .of(FULL),
+    setting(
+        "saveOptimizerState",
+        Takes::Boolean,
+        "false",
+        "keep the optimizer's moments with the outputs, so that a later job can go on with them",
+    ),
+    setting(
+        "continueOptimizerState",
+        Takes::Boolean,
+        "false",
+        "go on with the moments of the custom model that is the base; its job must have kept them",
+    ),
     integer(
         "seed",
         0,
@@ -119,12 +205,16 @@ pub(super) const TABLE: &[Setting] = &[
     ),
 ];
 
+const fn setting(name: &'static str, takes: Takes, default: &'static str, meaning: &'static str) -> Setting {
+    Setting { name, takes, default, meaning, methods: None }
+}
+
 const fn integer(name: &'static str, min: u64, max: u64, default: &'static str, meaning: &'static str) -> Setting {
-    Setting { name, takes: Takes::Integer { min, max }, default, meaning }
+    setting(name, Takes::Integer { min, max }, default, meaning)
 }
 
 const fn number(name: &'static str, min: f64, max: f64, default: &'static str, meaning: &'static str) -> Setting {
-    Setting { name, takes: Takes::Number { min, max }, default, meaning }
+    setting(name, Takes::Number { min, max }, default, meaning)
 }
 
 const fn one_of(
@@ -133,10 +223,14 @@ const fn one_of(
     default: &'static str,
     meaning: &'static str,
 ) -> Setting {
-    Setting { name, takes: Takes::OneOf(values), default, meaning }
+    setting(name, Takes::OneOf(values), default, meaning)
 }
 
 impl Setting {
+    const fn of(self, methods: &'static [&'static str]) -> Self {
+        Self { methods: Some(methods), ..self }
+    }
+
     /// The values it takes, in words: `1 to 1000`, `linear, cosine or constant`.
     pub fn range(&self) -> String {
         match self.takes {
@@ -145,6 +239,7 @@ impl Setting {
             Takes::Boolean => "true or false".into(),
             Takes::OneOf(values) => either(values),
             Takes::SomeOf(values, all) => format!("{all}, or some of {} separated by commas", values.join(", ")),
+            Takes::Text { max } => format!("a text of at most {max} bytes"),
         }
     }
 }
@@ -154,7 +249,7 @@ fn plain(value: f64) -> String {
     if value != 0.0 && value.abs() < 1e-3 { format!("{value:e}") } else { value.to_string() }
 }
 
-fn either(values: &[&str]) -> String {
+pub(super) fn either(values: &[&str]) -> String {
     match values {
         [] => String::new(),
         [one] => (*one).into(),

@@ -26,7 +26,7 @@ fn golden() -> Golden {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn corpus(dir: &Path, records: &[(Vec<u32>, Vec<bool>)]) -> Corpus {
+pub(super) fn corpus(dir: &Path, records: &[(Vec<u32>, Vec<bool>)]) -> Corpus {
     let mut writer = Writer::create(&dir.join("corpus")).unwrap();
     for (line, (tokens, learn)) in (1..).zip(records) {
         writer.push(tokens, learn, 0, line).unwrap();
@@ -46,9 +46,9 @@ fn with_run(given: &[(&str, &str)], test: impl FnOnce(&mut Run<'_>)) {
     let corpus = corpus(dir.path(), &golden().batch);
     let plan = plan(dir.path(), given);
     std::fs::create_dir_all(plan.checkpoints()).unwrap();
-    let decoder = Decoder::load(&base(), &Device::Cpu, false).unwrap();
+    let decoder = Decoder::load(&base(), &Device::Cpu, Form::Frozen).unwrap();
     let config = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() };
-    let lora = Lora::new(decoder.config(), config, 0, &Device::Cpu).unwrap();
+    let lora = Lora::new(&decoder, config, 0).unwrap();
     let before = Weights::open_file(&base().join("../lora/before/adapter_model.safetensors")).unwrap();
     for one in lora.trainables() {
         one.var.set(&before.get(&one.name, one.var.dims(), &Device::Cpu).unwrap()).unwrap();

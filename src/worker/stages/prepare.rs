@@ -1,14 +1,18 @@
 //! Brings what the trainer needs into the attempt's folder: the base model's place, the data sets, and
 //! the newest whole checkpoint of an earlier attempt.
 
+use std::path::PathBuf;
+
 use super::super::Worker;
 use super::super::checkpoints::Checkpoints;
 use super::super::retry::patiently;
 use super::super::run::Attempt;
-use crate::error::{Error, Result};
+use crate::app::artifact::{self, Artifact, Files};
+use crate::error::{Error, Kind, Result};
 use crate::objects::Uri;
 use crate::store::CustomizationType;
-use crate::train::{Base, Objective, Plan, Settings};
+use crate::store::custom_models::{self, CustomModel};
+use crate::train::{Base, OPTIMIZER_STATE, Objective, Plan, Settings};
 
 /// The plan of this attempt; the same for every attempt of the job, apart from its folder.
 pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
@@ -18,11 +22,6 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
         CustomizationType::ContinuedPreTraining => Objective::ContinuedPreTraining,
         other => return Err(Error::validation(format!("This version cannot run jobs of type {other}."))),
     };
-    if spec.base_model_arn != spec.foundation_model_arn {
-        return Err(Error::validation(
-            "This version can customize foundation models only: give a foundation model as baseModelIdentifier.",
-        ));
-    }
     let Some(base) = worker.app.registry.get(&spec.base_model_id) else {
         return Err(Error::validation(format!(
             "The worker that took this job does not have the base model {}. Put its directory into the folder that \
@@ -31,6 +30,21 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
         )));
     };
     let settings = Settings::parse(&spec.hyper_parameters, &base.hyper_parameters)?;
+    let (mut dir, mut start, mut optimizer_state) = (base.dir.clone(), None, None);
+    if spec.base_model_arn != spec.foundation_model_arn {
+        let parent = parent(worker, attempt).await?;
+        match patiently(&attempt.halt, "bringing the custom model", async || {
+            artifact::bring(&worker.app, &Files::from(&parent)).await
+        })
+        .await?
+        {
+            Artifact::Whole(folder) => dir = folder,
+            Artifact::Adapter(adapter) => start = Some(adapter.dir),
+        }
+        if settings.continue_optimizer_state {
+            optimizer_state = Some(moments(worker, attempt, &parent).await?);
+        }
+    }
 
     let data = attempt.work_dir.join("data");
     std::fs::create_dir_all(&data)?;
@@ -48,7 +62,10 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
     }
 
     let plan = Plan {
-        base: Base::Directory(base.dir.clone()),
+        base: Base::Directory(dir),
+        start,
+        optimizer_state,
+        quantized: Some(worker.app.config.quantized()),
         base_id: base.id.clone(),
         training,
         validation,
@@ -60,6 +77,33 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
     };
     checkpoints(worker, attempt).download_newest(&plan.checkpoints()).await?;
     Ok(plan)
+}
+
+/// The custom model that is tuned further.
+async fn parent(worker: &Worker, attempt: &Attempt) -> Result<CustomModel> {
+    let spec = &attempt.claim.job.spec;
+    let find = async || custom_models::find(&worker.app.db, &spec.account_id, &spec.base_model_arn).await;
+    let found = patiently(&attempt.halt, "looking for the custom model", find).await?;
+    found.ok_or_else(|| {
+        Error::validation(format!(
+            "The custom model {} was deleted before the job could begin. Create a new job with another base model.",
+            spec.base_model_arn
+        ))
+    })
+}
+
+/// Brings the optimizer's moments, which lie beside the folder of the artifact.
+async fn moments(worker: &Worker, attempt: &Attempt, parent: &CustomModel) -> Result<PathBuf> {
+    let folder = parent.artifact_uri.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let uri = format!("{folder}/{OPTIMIZER_STATE}");
+    let path = attempt.work_dir.join(OPTIMIZER_STATE);
+    match fetch(worker, attempt, &uri, &path).await {
+        Err(error) if matches!(error.kind(), Kind::NotFound | Kind::AccessDenied) => Err(Error::validation(format!(
+            "continueOptimizerState: there is no {uri}. The job that made the custom model keeps its state when it has \
+             saveOptimizerState true."
+        ))),
+        fetched => fetched.map(|()| path),
+    }
 }
 
 /// Where this attempt keeps its checkpoints.
