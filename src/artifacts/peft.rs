@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn numbers_in_the_configuration_look_as_peft_writes_them() {
-        let config = LoraConfig { rank: 8, alpha: 16.0, dropout: 0.1, ..LoraConfig::default() };
+        let config = LoraConfig { rank: 8, alpha: 16.0, dropout: 0.1, ..LoraConfig::default() }.on(&base()).unwrap();
         let file = adapter_config("m", &config);
         assert_eq!((file["lora_alpha"].to_string(), file["lora_dropout"].to_string()), ("16".into(), "0.1".into()));
         assert_eq!(file["target_modules"].as_array().unwrap().len(), 7);

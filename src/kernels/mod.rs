@@ -7,6 +7,7 @@
 mod attention;
 mod dropout;
 mod embedding;
+mod gated;
 #[cfg(test)]
 mod gradcheck;
 mod linear;
@@ -17,7 +18,6 @@ mod operand;
 mod rms_norm;
 mod rope;
 mod spans;
-mod swiglu;
 #[cfg(test)]
 mod threads;
 mod vector;
@@ -25,10 +25,10 @@ mod vector;
 pub use attention::attention;
 pub use dropout::Dropout;
 pub use embedding::embedding;
+pub use gated::{Activation, gated};
 pub use linear::linear;
 pub use linear_cross_entropy::{CrossEntropy, Gradients, linear_cross_entropy};
 pub use lora_linear::lora_linear;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use spans::Spans;
-pub use swiglu::swiglu;

@@ -1,9 +1,10 @@
 //! The decoder: embedding, layers, final norm, head. The caller drives it layer by layer, because
 //! training keeps only each layer's input and runs the layer again in the backward pass.
 //!
-//! Reference: transformers' `modeling_llama.py`, `modeling_mistral.py`, `modeling_qwen2.py` and
-//! `modeling_qwen3.py`; weights carry their names.
+//! Reference: transformers' `modeling_<family>.py` of every [`Architecture`](super::Architecture);
+//! weights carry their names.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -11,7 +12,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::config::DecoderConfig;
 use super::layer::{Layer, Linear, Memory};
 use super::packing::Packing;
-use super::rotary::Rotary;
+use super::rotary::Rotaries;
 use super::tuning::{Projection, Site, Tuning};
 use super::weights::{Precision, Weights, save_tensors};
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ use crate::rng::Rng;
 pub struct Decoder {
     config: DecoderConfig,
     device: Device,
-    rotary: Rotary,
+    rotaries: Rotaries,
     embedding: Tensor,
     layers: Vec<Layer>,
     norm: Tensor,
@@ -62,18 +63,18 @@ impl Decoder {
     }
 
     /// A new model: normal weights with the configuration's `initializer_range` as deviation, those that write into the residual stream
-    /// divided by √(2·layers) so that its variance does not grow with depth (GPT-2); norms one,
+    /// divided by √(2·layers) so that its variance does not grow with depth (GPT-2); norms scale by one,
     /// biases zero. The same seed gives the same model.
     ///
     /// # Errors
     /// When the device cannot hold it.
     pub fn random(config: DecoderConfig, seed: u64, device: &Device, trainable: bool) -> Result<Self> {
         let depth = (2.0 * config.layers as f32).sqrt();
-        let range = config.initializer_range as f32;
+        let (range, plain) = (config.initializer_range as f32, 1.0 - config.norm_offset as f32);
         Self::build(config, device, trainable, |name, shape| {
             let count = shape.iter().product();
             let values = if name.ends_with("norm.weight") {
-                vec![1.0; count]
+                vec![plain; count]
             } else if name.ends_with("bias") {
                 vec![0.0; count]
             } else {
@@ -102,9 +103,10 @@ impl Decoder {
             Ok(tensor)
         };
         let embedding = take("model.embed_tokens.weight".into(), &[config.vocab_size, config.hidden_size])?;
+        let rotaries = Rotaries::new(&config);
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
-            layers.push(layer(&config, index, &mut take)?);
+            layers.push(layer(&config, index, rotaries.of_layer(index), &mut take)?);
         }
         let norm = take("model.norm.weight".into(), &[config.hidden_size])?;
         let head = if config.tied {
@@ -112,8 +114,7 @@ impl Decoder {
         } else {
             take("lm_head.weight".into(), &[config.vocab_size, config.hidden_size])?
         };
-        let rotary = Rotary::new(&config);
-        Ok(Self { config, device: device.clone(), rotary, embedding, layers, norm, head, named })
+        Ok(Self { config, device: device.clone(), rotaries, embedding, layers, norm, head, named })
     }
 
     /// The model's shape and constants.
@@ -136,7 +137,7 @@ impl Decoder {
     /// # Errors
     /// When the device refuses.
     pub fn packing(&self, lengths: &[usize]) -> Result<Packing> {
-        Packing::records(&self.rotary, lengths, &self.device)
+        Packing::records(&self.rotaries, lengths, &self.device)
     }
 
     /// The packing of `new` tokens of one record after the `held` that went through before.
@@ -144,7 +145,7 @@ impl Decoder {
     /// # Errors
     /// When the device refuses.
     pub fn continuation(&self, held: usize, new: usize) -> Result<Packing> {
-        Packing::continued(&self.rotary, held, new, &self.device)
+        Packing::continued(&self.rotaries, held, new, &self.device)
     }
 
     /// Token ids to `[N, hidden]`.
@@ -159,7 +160,9 @@ impl Decoder {
             )));
         }
         let ids = Tensor::from_slice(tokens, tokens.len(), &self.device)?;
-        Ok(kernels::embedding(&self.embedding, &ids)?)
+        let embedded = kernels::embedding(&self.embedding, &ids)?;
+        let scale = self.config.embedding_scale;
+        Ok(if scale == 1.0 { embedded } else { (embedded * scale)? })
     }
 
     /// Layer `index`: `[N, hidden]` to `[N, hidden]`.
@@ -190,12 +193,24 @@ impl Decoder {
     /// # Errors
     /// When shapes do not fit.
     pub fn finish(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(kernels::rms_norm(x, &self.norm, self.config.norm_eps)?)
+        Ok(kernels::rms_norm(x, &self.norm, self.config.norm_eps, self.config.norm_offset)?)
     }
 
     /// The output head, `[vocab, hidden]`.
     pub fn head(&self) -> &Tensor {
         &self.head
+    }
+
+    /// The logits of normalised states: `[N, hidden]` to `[N, vocab]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn logits_of(&self, states: &Tensor) -> Result<Tensor> {
+        let logits = kernels::linear(states, &self.head, None)?;
+        Ok(match self.config.final_softcap {
+            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+            None => logits,
+        })
     }
 
     /// Logits of every token, `[N, vocab]`: for tests and short inputs, since it holds them all.
@@ -208,7 +223,7 @@ impl Decoder {
         for index in 0..self.layers.len() {
             x = self.layer(index, &x, &packing, tuning)?.detach();
         }
-        Ok(kernels::linear(&self.finish(&x)?, &self.head, None)?)
+        self.logits_of(&self.finish(&x)?)
     }
 
     /// Writes `config.json` and `model.safetensors` into `dir`, which transformers can load.
@@ -228,29 +243,38 @@ impl Decoder {
 fn layer(
     config: &DecoderConfig,
     index: usize,
+    rotary: Option<usize>,
     take: &mut impl FnMut(String, &[usize]) -> Result<Tensor>,
 ) -> Result<Layer> {
     let prefix = format!("model.layers.{index}");
-    let mut linears = Vec::with_capacity(Projection::ALL.len());
-    for projection in Projection::ALL {
+    let mut linears = BTreeMap::new();
+    for projection in config.projections().iter().copied() {
         let (outputs, inputs) = config.sizes(projection);
         let name = Site { layer: index, projection }.name();
         let weight = take(format!("{name}.weight"), &[outputs, inputs])?;
         let biased = match projection {
-            Projection::Query | Projection::Key | Projection::Value => config.qkv_bias,
+            Projection::Query | Projection::Key | Projection::Value | Projection::QueryKeyValue => config.qkv_bias,
             Projection::Output => config.output_bias,
-            Projection::Gate | Projection::Up | Projection::Down => config.mlp_bias,
+            Projection::Gate | Projection::Up | Projection::GateUp | Projection::Down => config.mlp_bias,
         };
         let bias = if biased { Some(take(format!("{name}.bias"), &[outputs])?) } else { None };
-        linears.push(Linear { weight, bias });
+        linears.insert(projection, Linear { weight, bias });
     }
-    let attention_norm = take(format!("{prefix}.input_layernorm.weight"), &[config.hidden_size])?;
-    let mlp_norm = take(format!("{prefix}.post_attention_layernorm.weight"), &[config.hidden_size])?;
+    let mut norm = |name: &str| take(format!("{prefix}.{name}_layernorm.weight"), &[config.hidden_size]);
+    let attention_norm = norm("input")?;
+    // Where there are norms after the sub-blocks too, this name is the one after attention.
+    let second = norm("post_attention")?;
+    let (mlp_norm, post_norms) = if config.post_norms {
+        (norm("pre_feedforward")?, Some((second, norm("post_feedforward")?)))
+    } else {
+        (second, None)
+    };
     let query_key_norms = if config.qk_norm() {
         let query = take(format!("{prefix}.self_attn.q_norm.weight"), &[config.head_dim])?;
         Some((query, take(format!("{prefix}.self_attn.k_norm.weight"), &[config.head_dim])?))
     } else {
         None
     };
-    Ok(Layer { index, linears, attention_norm, mlp_norm, query_key_norms, window: config.windows[index] })
+    let window = config.windows[index];
+    Ok(Layer { index, linears, attention_norm, mlp_norm, post_norms, query_key_norms, window, rotary })
 }

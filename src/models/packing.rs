@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::rotary::Rotary;
+use super::rotary::Rotaries;
 use crate::error::Result;
 use crate::kernels::Spans;
 
@@ -11,24 +11,21 @@ use crate::kernels::Spans;
 #[derive(Debug, Clone)]
 pub struct Packing {
     pub(super) spans: Spans,
-    /// Cosine of each token's position, `[N, head_dim / 2]`.
-    pub(super) cos: Tensor,
-    /// Sine of each token's position, `[N, head_dim / 2]`.
-    pub(super) sin: Tensor,
+    /// Cosines and sines of each token's position, `[N, rotary_dim / 2]`: a pair for each distinct rotary
+    /// of the model.
+    pub(super) angles: Vec<(Tensor, Tensor)>,
 }
 
 impl Packing {
     /// Records of these lengths, one after the other, each from position 0.
-    pub(super) fn records(rotary: &Rotary, lengths: &[usize], device: &Device) -> Result<Self> {
-        let positions: Vec<usize> = lengths.iter().flat_map(|length| 0..*length).collect();
-        let (cos, sin) = rotary.at(&positions, device)?;
-        Ok(Self { spans: Spans::packed(lengths), cos, sin })
+    pub(super) fn records(rotaries: &Rotaries, lengths: &[usize], device: &Device) -> Result<Self> {
+        let positions: Vec<_> = lengths.iter().map(|length| 0..*length).collect();
+        Ok(Self { spans: Spans::packed(lengths), angles: rotaries.at(&positions, device)? })
     }
 
     /// One record of which `held` tokens went through before and `new` come now.
-    pub(super) fn continued(rotary: &Rotary, held: usize, new: usize, device: &Device) -> Result<Self> {
-        let positions: Vec<usize> = (held..held + new).collect();
-        let (cos, sin) = rotary.at(&positions, device)?;
-        Ok(Self { spans: Spans::with_cache(&[new], &[held + new])?, cos, sin })
+    pub(super) fn continued(rotaries: &Rotaries, held: usize, new: usize, device: &Device) -> Result<Self> {
+        let angles = rotaries.at(std::slice::from_ref(&(held..held + new)), device)?;
+        Ok(Self { spans: Spans::with_cache(&[new], &[held + new])?, angles })
     }
 }

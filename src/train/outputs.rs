@@ -24,7 +24,7 @@ pub(super) fn write(run: &Run<'_>, sources: &Sources) -> Result<Summary> {
     let artifact = match &plan.settings.method {
         TuningMethod::Lora(config) => {
             let dir = output.join("adapter");
-            write_lora(&dir, &plan.base_id, config, &run.weights())?;
+            write_lora(&dir, &plan.base_id, &config.on(run.decoder.config())?, &run.weights())?;
             dir
         }
         TuningMethod::Full => {

@@ -8,9 +8,9 @@ use regex::Regex;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::lora::{Lora, LoraConfig, Update, names};
+use super::lora::{Lora, LoraConfig, Update, names, sites};
 use crate::error::{Error, Result};
-use crate::models::{DecoderConfig, Projection, Site, Weights};
+use crate::models::{DecoderConfig, Projection, Weights};
 
 /// `adapter_config.json`: the fields that change the numbers.
 #[derive(Deserialize)]
@@ -64,7 +64,7 @@ pub fn read_adapter(dir: &Path, base: &DecoderConfig, device: &Device) -> Result
 
     let weights = Weights::open_file(&dir.join("adapter_model.safetensors"))?;
     let mut updates = BTreeMap::new();
-    for site in (0..base.layers).flat_map(|layer| Projection::ALL.map(|projection| Site { layer, projection })) {
+    for site in sites(base.layers, base.projections()) {
         let (a, b) = names(site);
         if !weights.contains(&a) && !weights.contains(&b) {
             continue;
@@ -86,7 +86,7 @@ pub fn read_adapter(dir: &Path, base: &DecoderConfig, device: &Device) -> Result
             "{}: the tensor {stranger} has no place in a model of {} layers with these projections: {}",
             dir.display(),
             base.layers,
-            Projection::ALL.map(Projection::name).join(", ")
+            base.projections().iter().copied().map(Projection::name).collect::<Vec<_>>().join(", ")
         )));
     }
     if updates.is_empty() {

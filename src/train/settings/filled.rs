@@ -53,7 +53,8 @@ impl Settings {
                 put("loraDropout", dropout);
                 put("rsLora", rank_stabilized);
                 let names: Vec<&str> = targets.iter().copied().map(Projection::name).collect();
-                put("loraTargetModules", &names.join(","));
+                let all = *targets == Projection::ALL;
+                put("loraTargetModules", &if all { "all-linear".into() } else { names.join(",") });
             }
             TuningMethod::Full => {
                 put("tuningMethod", &"full");
