@@ -238,7 +238,9 @@ mod tests {
     #[test]
     fn numbers_in_the_configuration_look_as_peft_writes_them() {
         let config = LoraConfig { rank: 8, alpha: 16.0, dropout: 0.1, ..LoraConfig::default() };
-        let file = peft_config("m", decoder(Form::Frozen).config(), &TuningMethod::Lora(config)).unwrap();
+        let decoder = decoder(Form::Frozen);
+        let method = TuningMethod::Lora(config).on(decoder.config()).unwrap();
+        let file = peft_config("m", decoder.config(), &method).unwrap();
         assert_eq!((file["lora_alpha"].to_string(), file["lora_dropout"].to_string()), ("16".into(), "0.1".into()));
         assert_eq!(file["target_modules"].as_array().unwrap().len(), 7);
     }

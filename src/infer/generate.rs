@@ -10,7 +10,6 @@ use super::detokenize::Detokenizer;
 use super::sampling::Sampler;
 use super::stops::Stops;
 use crate::error::{Error, Kind, Result};
-use crate::kernels;
 use crate::models::{Decoder, Tokenizer, Tuning};
 
 /// How to answer.
@@ -151,7 +150,14 @@ impl Speaker<'_> {
             if prompt.len() + tokens.len() >= context_length {
                 break (StopReason::ContextWindow, None);
             }
-            logits = self.advance(&[token], &mut cache, cancel)?;
+            let held = cache.tokens();
+            logits = if self.decoder.config().frequencies_change(held, held + 1) {
+                // The kept keys turned by the frequencies of short texts: all tokens go through again.
+                cache = Cache::new(self.decoder.config().layers);
+                self.advance(&[prompt, &tokens].concat(), &mut cache, cancel)?
+            } else {
+                self.advance(&[token], &mut cache, cancel)?
+            };
         };
         let (mut stop_reason, mut stop_sequence) = (stop_reason, stop_sequence);
         if stop_sequence.is_none() {
@@ -178,7 +184,7 @@ impl Speaker<'_> {
             x = self.decoder.layer_with_memory(layer, &x, &packing, self.tuning, cache)?.detach();
         }
         let last = self.decoder.finish(&x.narrow(0, x.dim(0)? - 1, 1)?)?;
-        let logits = kernels::linear(&last, self.decoder.head(self.tuning), None)?.detach();
+        let logits = self.decoder.logits_of(&last, self.tuning)?.detach();
         Ok(logits.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?)
     }
 }

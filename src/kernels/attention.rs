@@ -1,5 +1,5 @@
 //! Causal attention over a flat stream of records: softmax(scale · q kᵀ) v inside each record, with
-//! grouped key heads and an optional sliding window. Work goes by blocks of queries, so the largest
+//! grouped key heads, an optional sliding window and an optional soft cap of the scores. Work goes by blocks of queries, so the largest
 //! thing held is one block's scores; the backward pass computes them again from the log-sum-exp of
 //! each row, which is all that is kept (FlashAttention's scheme, arXiv 2205.14135).
 
@@ -15,10 +15,12 @@ use super::spans::Spans;
 const NAME: &str = "attention";
 
 /// `q` `[N, Hq, d]`, `k` and `v` `[M, Hkv, d]` with Hkv dividing Hq: `[N, Hq, d]`. Query head h reads
-/// key head h / (Hq / Hkv). With a `window` of w a query sees its own key and the w - 1 before it.
+/// key head h / (Hq / Hkv). With a `window` of w a query sees its own key and the w - 1 before it. With a
+/// `softcap` of c every scaled score s becomes c · tanh(s / c) before the softmax (Gemma 2).
 ///
 /// # Errors
-/// When the shapes do not fit each other or the spans, or an operand is not f32 on the CPU.
+/// When the shapes do not fit each other or the spans, the cap is not positive, or an operand is not f32
+/// on the CPU.
 pub fn attention(
     q: &Tensor,
     k: &Tensor,
@@ -26,6 +28,7 @@ pub fn attention(
     spans: &Spans,
     scale: f64,
     window: Option<usize>,
+    softcap: Option<f64>,
 ) -> Result<Tensor> {
     let ((queries, heads, size), (keys, key_heads, key_size)) = (q.dims3()?, k.dims3()?);
     if k.dims() != v.dims() || size != key_size || size == 0 {
@@ -41,8 +44,12 @@ pub fn attention(
     if window == Some(0) {
         bail!("{NAME}: a window of 0 hides every key");
     }
+    if softcap.is_some_and(|cap| cap.is_nan() || cap <= 0.0) {
+        bail!("{NAME}: a soft cap must be positive, not {softcap:?}");
+    }
+    let softcap = softcap.map(|cap| cap as f32);
     let shape = Heads { heads, key_heads, size };
-    let op = Attention { spans: spans.clone(), shape, scale: scale as f32, window, log_sums: OnceLock::new() };
+    let op = Attention { spans: spans.clone(), shape, scale: scale as f32, window, softcap, log_sums: OnceLock::new() };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
@@ -66,6 +73,7 @@ struct Attention {
     shape: Heads,
     scale: f32,
     window: Option<usize>,
+    softcap: Option<f32>,
     /// `[N, Hq]`: set by the forward pass, read by the backward pass.
     log_sums: OnceLock<Vec<f32>>,
 }

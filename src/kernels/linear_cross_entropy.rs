@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::matmul::{Matrix, Threads, Write, matmul};
 use super::operand::Values;
-use super::vector::{exp_and_sum, max, vectorized};
+use super::vector::{exp_and_sum, max, soft_cap, vectorized};
 
 const NAME: &str = "linear_cross_entropy";
 /// Logits held at a time: 16 MiB of f32.
@@ -40,15 +40,17 @@ pub struct CrossEntropy {
 }
 
 /// Cross entropy of softmax(`hidden` `[N, H]` · `weight`ᵀ `[V, H]`) against `labels` (N, `None` where
-/// nothing is to be learned), each row's loss times its `token_scale` (N).
+/// nothing is to be learned), each row's loss times its `token_scale` (N). With a `softcap` of c every
+/// logit l becomes c · tanh(l / c) before the softmax (Gemma 2).
 ///
 /// # Errors
-/// When the sizes do not fit, a label is not below V, or a tensor is not f32 on the CPU.
+/// When the sizes do not fit, the cap is not positive, a label is not below V, or a tensor is not f32 on the CPU.
 pub fn linear_cross_entropy(
     hidden: &Tensor,
     weight: &Tensor,
     labels: &[Option<u32>],
     token_scale: Option<&[f32]>,
+    softcap: Option<f64>,
     gradients: Gradients,
 ) -> Result<CrossEntropy> {
     let ((rows, width), (vocabulary, head_width)) = (hidden.dims2()?, weight.dims2()?);
@@ -62,6 +64,9 @@ pub fn linear_cross_entropy(
     if let Some(label) = labels.iter().flatten().find(|label| **label as usize >= vocabulary) {
         bail!("{NAME}: label {label} is not in a vocabulary of {vocabulary}");
     }
+    if softcap.is_some_and(|cap| cap.is_nan() || cap <= 0.0) {
+        bail!("{NAME}: a soft cap must be positive, not {softcap:?}");
+    }
     let (device, shape) = (hidden.device(), weight.shape());
     let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
     let head = Head {
@@ -69,6 +74,7 @@ pub fn linear_cross_entropy(
         width,
         vocabulary,
         chunk: (LOGITS / vocabulary.max(1)).clamp(*ROWS.start(), *ROWS.end()),
+        softcap: softcap.map(|cap| cap as f32),
         gradients,
     };
     let labelled: Vec<Labelled> = labels
@@ -101,6 +107,7 @@ struct Head<'a> {
     width: usize,
     vocabulary: usize,
     chunk: usize,
+    softcap: Option<f32>,
     gradients: Gradients,
 }
 
@@ -133,7 +140,7 @@ impl Head<'_> {
             let losses: Vec<f32> = logits
                 .par_chunks_exact_mut(vocabulary)
                 .zip(chunk)
-                .map(|(logits, at)| loss_and_slopes(logits, *at, self.gradients))
+                .map_init(Vec::new, |capped, (logits, at)| self.loss_and_slopes(logits, capped, *at))
                 .collect();
             for (at, loss) in chunk.iter().zip(losses) {
                 sums.token_losses[at.row] = loss;
@@ -154,26 +161,40 @@ impl Head<'_> {
         }
         sums
     }
-}
 
-/// The loss of one row; its logits become scale · (softmax - one-hot) where a gradient is wanted.
-fn loss_and_slopes(logits: &mut [f32], at: Labelled, gradients: Gradients) -> f32 {
-    vectorized(
-        #[inline(always)]
-        || {
-            let target = logits[at.label];
-            let largest = max(logits);
-            let sum = exp_and_sum(logits, largest);
-            if gradients != Gradients::None {
-                let factor = at.scale / sum;
-                for p in logits.iter_mut() {
-                    *p *= factor;
+    /// The loss of one row; its logits become scale · (softmax - one-hot) where a gradient is wanted,
+    /// times the cap's slope 1 - (capped / c)², for which the capped logits are kept in `capped`.
+    fn loss_and_slopes(&self, logits: &mut [f32], capped: &mut Vec<f32>, at: Labelled) -> f32 {
+        let wanted = self.gradients != Gradients::None;
+        vectorized(
+            #[inline(always)]
+            || {
+                if let Some(cap) = self.softcap {
+                    soft_cap(logits, cap);
+                    capped.clear();
+                    capped.extend_from_slice(if wanted { logits } else { &[] });
                 }
-                logits[at.label] -= at.scale;
-            }
-            sum.ln() + (largest - target)
-        },
-    )
+                let target = logits[at.label];
+                let largest = max(logits);
+                let sum = exp_and_sum(logits, largest);
+                if wanted {
+                    let factor = at.scale / sum;
+                    for p in logits.iter_mut() {
+                        *p *= factor;
+                    }
+                    logits[at.label] -= at.scale;
+                }
+                if let Some(cap) = self.softcap {
+                    let inverse = cap.recip();
+                    for (slope, capped) in logits.iter_mut().zip(capped.iter()) {
+                        let part = capped * inverse;
+                        *slope *= 1.0 - part * part;
+                    }
+                }
+                sum.ln() + (largest - target)
+            },
+        )
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Root-mean-square normalization (Zhang, Sennrich 2019): y = w · x / sqrt(mean(x²) + eps), over the
-//! last dimension. The scale is computed again in the backward pass rather than kept.
+//! last dimension, where w may be kept as its difference from an offset (Gemma's is 1). The scale is computed again in the backward pass rather than kept.
 
 use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -12,20 +12,22 @@ const NAME: &str = "rms_norm";
 /// with the number of threads.
 const CHUNK: usize = 16;
 
-/// `x` `[..., H]`, `weight` `[H]`: the shape of `x`.
+/// `x` `[..., H]`, scaled by `offset` + `weight` `[H]`: the shape of `x`. The offset is added here and not
+/// to the stored weight, which is saved, and decayed, as it is.
 ///
 /// # Errors
 /// When the last dimension is not the weight's, or an operand is not f32 on the CPU.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, offset: f64) -> Result<Tensor> {
     let (width, size) = (x.dim(D::Minus1)?, weight.dims1()?);
     if width != size || width == 0 {
         bail!("{NAME}: rows of {width} values, a weight of {size}");
     }
-    x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })
+    x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32, offset: offset as f32 })
 }
 
 struct RmsNorm {
     eps: f32,
+    offset: f32,
 }
 
 impl RmsNorm {
@@ -45,7 +47,7 @@ impl RmsNorm {
                     for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                         let inverse = self.inverse(x);
                         for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
-                            *out = x * inverse * w;
+                            *out = x * inverse * (self.offset + w);
                         }
                     }
                 },
@@ -54,7 +56,7 @@ impl RmsNorm {
         out
     }
 
-    /// dx = r·w·dy - x·r³/H·Σ(w·dy·x), with r the inverse root mean square.
+    /// dx = r·w·dy - x·r³/H·Σ(w·dy·x), with r the inverse root mean square and w the offset weight.
     fn input_gradient(&self, x: &[f32], weight: &[f32], grad: &[f32]) -> Vec<f32> {
         let width = weight.len();
         let mut out = vec![0f32; x.len()];
@@ -67,7 +69,7 @@ impl RmsNorm {
                     for ((out, x), grad) in rows {
                         let inverse = self.inverse(x);
                         for ((out, grad), w) in out.iter_mut().zip(grad).zip(weight) {
-                            *out = grad * w;
+                            *out = grad * (self.offset + w);
                         }
                         let along = sum_of(out, x, |g, x| g * x) * inverse * inverse / width as f32;
                         for (out, x) in out.iter_mut().zip(x) {
@@ -137,21 +139,32 @@ mod tests {
 
     #[test]
     fn gradients_equal_finite_differences() {
-        gradcheck::check(&[operand(&[3, 2, 19], 1), operand(&[19], 2)], |t| rms_norm(&t[0], &t[1], 1e-5));
-        // More rows than one task takes.
-        gradcheck::check(&[operand(&[CHUNK + 3, 5], 1), operand(&[5], 2)], |t| rms_norm(&t[0], &t[1], 1e-2));
+        for offset in [0.0, 1.0] {
+            let run = |t: &[Tensor], eps| rms_norm(&t[0], &t[1], eps, offset);
+            gradcheck::check(&[operand(&[3, 2, 19], 1), operand(&[19], 2)], |t| run(t, 1e-5));
+            // More rows than one task takes.
+            gradcheck::check(&[operand(&[CHUNK + 3, 5], 1), operand(&[5], 2)], |t| run(t, 1e-2));
+        }
     }
 
     #[test]
     fn a_frozen_weight_gets_no_gradient() {
         let x = Var::from_tensor(&operand(&[4, 8], 1)).unwrap();
         let weight = operand(&[8], 2);
-        let grads = rms_norm(&x, &weight, 1e-5).unwrap().sum_all().unwrap().backward().unwrap();
+        let grads = rms_norm(&x, &weight, 1e-5, 0.0).unwrap().sum_all().unwrap().backward().unwrap();
         assert!(grads.get(&x).is_some() && grads.get(&weight).is_none());
     }
 
     #[test]
     fn a_weight_of_another_width_is_refused() {
-        assert!(rms_norm(&operand(&[4, 8], 1), &operand(&[7], 2), 1e-5).is_err());
+        assert!(rms_norm(&operand(&[4, 8], 1), &operand(&[7], 2), 1e-5, 0.0).is_err());
+    }
+
+    #[test]
+    fn an_offset_is_the_same_as_weights_that_hold_it() {
+        let (x, weight) = (operand(&[4, 8], 1), operand(&[8], 2));
+        let offset = rms_norm(&x, &weight, 1e-5, 1.0).unwrap();
+        let held = rms_norm(&x, &(&weight + 1.0).unwrap(), 1e-5, 0.0).unwrap();
+        assert_eq!(gradcheck::flat(&offset), gradcheck::flat(&held));
     }
 }

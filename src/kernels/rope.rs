@@ -1,5 +1,6 @@
 //! Rotary position embedding (RoFormer, arXiv 2104.09864), in the half-split layout of Hugging Face
-//! models: element i of a head turns with element i + d/2. The backward pass turns the other way.
+//! models: element i of a head turns with element i + r/2, for the first r of its d elements; the rest
+//! stay as they are. The backward pass turns the other way.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -11,7 +12,8 @@ const NAME: &str = "rope";
 /// Tokens per parallel task.
 const CHUNK: usize = 16;
 
-/// `x` `[N, heads, d]` turned by the angles whose `cos` and `sin` `[N, d/2]` are given per token.
+/// `x` `[N, heads, d]`, the first r ≤ d elements of every head turned by the angles whose `cos` and `sin`
+/// `[N, r/2]` are given per token.
 /// The angles get no gradient.
 ///
 /// # Errors
@@ -21,21 +23,23 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     if size % 2 != 0 || heads == 0 || size == 0 {
         bail!("{NAME}: heads of an even size are needed, not {:?}", x.shape());
     }
-    if cos.dims() != [tokens, size / 2] || sin.dims() != cos.dims() {
+    let (rows, half) = cos.dims2()?;
+    if rows != tokens || half == 0 || 2 * half > size || sin.dims() != cos.dims() {
         bail!("{NAME}: angles {:?} and {:?} do not fit {:?}", cos.shape(), sin.shape(), x.shape());
     }
-    x.contiguous()?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rope { heads, size })
+    x.contiguous()?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rope { heads, size, half })
 }
 
 struct Rope {
     heads: usize,
     size: usize,
+    half: usize,
 }
 
 impl Rope {
     /// Turns by the angle (`turn` 1) or back by it (`turn` -1).
     fn turn(&self, x: &[f32], cos: &[f32], sin: &[f32], turn: f32) -> Vec<f32> {
-        let (row, half) = (self.heads * self.size, self.size / 2);
+        let (row, half) = (self.heads * self.size, self.half);
         let mut out = vec![0f32; x.len()];
         let tokens = out.par_chunks_mut(CHUNK * row).zip(x.par_chunks(CHUNK * row));
         tokens.zip(cos.par_chunks(CHUNK * half).zip(sin.par_chunks(CHUNK * half))).for_each(
@@ -46,7 +50,9 @@ impl Rope {
                         let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
                         for ((out, x), (cos, sin)) in out.chunks_exact_mut(row).zip(x.chunks_exact(row)).zip(angles) {
                             for (out, x) in out.chunks_exact_mut(self.size).zip(x.chunks_exact(self.size)) {
-                                let ((low, high), (out_low, out_high)) = (x.split_at(half), out.split_at_mut(half));
+                                out[2 * half..].copy_from_slice(&x[2 * half..]);
+                                let (low, high) = x[..2 * half].split_at(half);
+                                let (out_low, out_high) = out[..2 * half].split_at_mut(half);
                                 for i in 0..half {
                                     let sin = turn * sin[i];
                                     out_low[i] = low[i] * cos[i] - high[i] * sin;
@@ -112,6 +118,19 @@ mod tests {
     fn gradients_equal_finite_differences() {
         let (cos, sin) = angles(5, 3);
         gradcheck::check(&[operand(&[5, 2, 6], 1)], |t| rope(&t[0], &cos, &sin));
+        gradcheck::check(&[operand(&[5, 2, 10], 1)], |t| rope(&t[0], &cos, &sin));
+    }
+
+    #[test]
+    fn elements_past_the_angles_stay_as_they_are() {
+        let (cos, sin) = angles(5, 3);
+        let x = operand(&[5, 2, 10], 1);
+        let (turned, first) = (rope(&x, &cos, &sin).unwrap(), x.narrow(2, 0, 6).unwrap());
+        assert_eq!(
+            gradcheck::flat(&turned.narrow(2, 0, 6).unwrap()),
+            gradcheck::flat(&rope(&first, &cos, &sin).unwrap())
+        );
+        assert_eq!(gradcheck::flat(&turned.narrow(2, 6, 4).unwrap()), gradcheck::flat(&x.narrow(2, 6, 4).unwrap()));
     }
 
     #[test]

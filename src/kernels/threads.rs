@@ -17,19 +17,19 @@ fn everything() -> Vec<(&'static str, Vec<f32>)> {
     let ids: Vec<u32> = (0..tokens as u32).map(|i| i * i % wide as u32).collect();
     let ids = Tensor::new(ids, &Device::Cpu).unwrap();
 
-    let normed = rms_norm(&x, &norm, 1e-5).unwrap();
+    let normed = rms_norm(&x, &norm, 1e-5, 0.0).unwrap();
     let dropout = Dropout { probability: 0.1, key: 5 };
     let tuned = lora_linear(&normed, &operand(&[wide, width], 12).into(), None, &a, &b, 2.0, Some(&dropout)).unwrap();
-    let gated = swiglu(&linear(&normed, &weight, Some(&bias)).unwrap(), &tuned).unwrap();
+    let gated = gated(&linear(&normed, &weight, Some(&bias)).unwrap(), &tuned, Activation::GeluTanh).unwrap();
     let turned = rope(&q, &angles.cos().unwrap(), &angles.sin().unwrap()).unwrap();
-    let attended = attention(&turned, &k, &v, &Spans::packed(&[100, 30]), 0.25, None).unwrap();
+    let attended = attention(&turned, &k, &v, &Spans::packed(&[100, 30]), 0.25, None, Some(2.0)).unwrap();
     let embedded = embedding(&gate, &ids).unwrap();
     let sum = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap();
     let loss = (sum(&gated) + sum(&attended)).unwrap();
     let loss = (loss + sum(&embedded)).unwrap();
     let grads = loss.backward().unwrap();
     let labels: Vec<Option<u32>> = (0..tokens as u32).map(|i| (i % 5 != 0).then_some(i % wide as u32)).collect();
-    let head = linear_cross_entropy(&x, &weight, &labels, None, Gradients::HiddenAndWeight).unwrap();
+    let head = linear_cross_entropy(&x, &weight, &labels, None, Some(5.0), Gradients::HiddenAndWeight).unwrap();
 
     let mut all = vec![
         ("gated", flat(&gated)),

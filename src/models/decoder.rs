@@ -1,9 +1,10 @@
 //! The decoder: embedding, layers, final norm, head. The caller drives it layer by layer, because
 //! training keeps only each layer's input and runs the layer again in the backward pass.
 //!
-//! Reference: transformers' `modeling_llama.py`, `modeling_mistral.py`, `modeling_qwen2.py` and
-//! `modeling_qwen3.py`; weights carry their names.
+//! Reference: transformers' `modeling_<family>.py` of every [`Architecture`](super::Architecture);
+//! weights carry their names.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use super::config::DecoderConfig;
 use super::layer::{Layer, Linear, Memory};
 use super::packing::Packing;
 use super::quantized::{quantize, read};
-use super::rotary::Rotary;
+use super::rotary::Rotaries;
 use super::tuning::{Projection, Site, Tuning};
 use super::weights::{Precision, Weights, save_tensors};
 use crate::error::{Error, Result};
@@ -35,7 +36,7 @@ pub enum Form {
 pub struct Decoder {
     config: DecoderConfig,
     device: Device,
-    rotary: Rotary,
+    rotaries: Rotaries,
     embedding: Tensor,
     layers: Vec<Layer>,
     norm: Tensor,
@@ -88,18 +89,18 @@ impl Decoder {
     }
 
     /// A new model: normal weights with the configuration's `initializer_range` as deviation, those that write into the residual stream
-    /// divided by √(2·layers) so that its variance does not grow with depth (GPT-2); norms one,
+    /// divided by √(2·layers) so that its variance does not grow with depth (GPT-2); norms scale by one,
     /// biases zero. The same seed gives the same model.
     ///
     /// # Errors
     /// When the device cannot hold it.
     pub fn random(config: DecoderConfig, seed: u64, device: &Device, form: Form) -> Result<Self> {
         let depth = (2.0 * config.layers as f32).sqrt();
-        let range = config.initializer_range as f32;
+        let (range, plain) = (config.initializer_range as f32, 1.0 - config.norm_offset as f32);
         Self::build(config, device, form, |name, shape| {
             let count = shape.iter().product();
             let values = if name.ends_with("norm.weight") {
-                vec![1.0; count]
+                vec![plain; count]
             } else if name.ends_with("bias") {
                 vec![0.0; count]
             } else {
@@ -134,9 +135,10 @@ impl Decoder {
             Ok(weight)
         };
         let embedding = dense(&mut take, "model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?;
+        let rotaries = Rotaries::new(&config);
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
-            layers.push(layer(&config, index, &mut take)?);
+            layers.push(layer(&config, index, rotaries.of_layer(index), &mut take)?);
         }
         let norm = dense(&mut take, "model.norm.weight", &[config.hidden_size])?;
         let head = if config.tied {
@@ -144,8 +146,7 @@ impl Decoder {
         } else {
             dense(&mut take, "lm_head.weight", &[config.vocab_size, config.hidden_size])?
         };
-        let rotary = Rotary::new(&config);
-        Ok(Self { config, device: device.clone(), rotary, embedding, layers, norm, head, named, quantized })
+        Ok(Self { config, device: device.clone(), rotaries, embedding, layers, norm, head, named, quantized })
     }
 
     /// The model's shape and constants.
@@ -170,15 +171,7 @@ impl Decoder {
 
     /// The weight of a linear map, if there is one.
     pub fn weight(&self, site: Site) -> Option<&Weight> {
-        self.layers.get(site.layer)?.linears.get(site.projection as usize).map(|linear| &linear.weight)
-    }
-
-    /// The embeddings of some tokens as they lie in the table, `[N, hidden]`.
-    ///
-    /// # Errors
-    /// When an id lies outside the vocabulary.
-    pub fn embedding_rows(&self, tokens: &[u32]) -> Result<Tensor> {
-        self.embed_tokens(tokens)
+        self.layers.get(site.layer)?.linears.get(&site.projection).map(|linear| &linear.weight)
     }
 
     /// The packing of whole records of so many tokens, each behind what the method puts in front.
@@ -186,7 +179,7 @@ impl Decoder {
     /// # Errors
     /// When the device refuses.
     pub fn packing(&self, lengths: &[usize], tuning: &dyn Tuning) -> Result<Packing> {
-        Packing::records(&self.rotary, lengths, tuning, &self.device)
+        Packing::records(&self.rotaries, lengths, tuning, &self.device)
     }
 
     /// The packing of `new` tokens of one record after the `held` rows that went through before.
@@ -194,7 +187,7 @@ impl Decoder {
     /// # Errors
     /// When the device refuses.
     pub fn continuation(&self, held: usize, new: usize, tuning: &dyn Tuning) -> Result<Packing> {
-        Packing::continued(&self.rotary, held, new, tuning, &self.device)
+        Packing::continued(&self.rotaries, held, new, tuning, &self.device)
     }
 
     /// Token ids to `[N, hidden]`, every record behind its soft prompt.
@@ -202,17 +195,20 @@ impl Decoder {
     /// # Errors
     /// When an id lies outside the vocabulary.
     pub fn embed(&self, tokens: &[u32], packing: &Packing, tuning: &dyn Tuning) -> Result<Tensor> {
-        let x = self.embed_tokens(tokens)?;
-        match tuning.soft_prompt().filter(|_| packing.soft > 0) {
-            Some(prompt) => {
-                let lengths: Vec<usize> = packing.lengths.iter().map(|length| length - packing.soft).collect();
-                Ok(kernels::lead(prompt, &x, &lengths)?)
-            }
-            None => Ok(x),
+        let mut x = self.embedding_rows(tokens)?;
+        if let Some(prompt) = tuning.soft_prompt().filter(|_| packing.soft > 0) {
+            let lengths: Vec<usize> = packing.lengths.iter().map(|length| length - packing.soft).collect();
+            x = kernels::lead(prompt, &x, &lengths)?;
         }
+        let late = self.config.scales_soft_prompts();
+        Ok(if late && self.config.embedding_scale != 1.0 { (x * self.config.embedding_scale)? } else { x })
     }
 
-    fn embed_tokens(&self, tokens: &[u32]) -> Result<Tensor> {
+    /// The embeddings of some tokens as a soft prompt begins with them, `[N, hidden]`.
+    ///
+    /// # Errors
+    /// When an id lies outside the vocabulary.
+    pub fn embedding_rows(&self, tokens: &[u32]) -> Result<Tensor> {
         if let Some(id) = tokens.iter().find(|id| **id as usize >= self.config.vocab_size) {
             return Err(Error::validation(format!(
                 "token id {id} lies outside the model's vocabulary of {}; the tokenizer does not belong to this model",
@@ -220,7 +216,9 @@ impl Decoder {
             )));
         }
         let ids = Tensor::from_slice(tokens, tokens.len(), &self.device)?;
-        Ok(kernels::embedding(&self.embedding, &ids)?)
+        let embedded = kernels::embedding(&self.embedding, &ids)?;
+        let scale = self.config.embedding_scale;
+        Ok(if scale == 1.0 || self.config.scales_soft_prompts() { embedded } else { (embedded * scale)? })
     }
 
     /// Layer `index`: `[N, hidden]` to `[N, hidden]`.
@@ -251,12 +249,24 @@ impl Decoder {
     /// # Errors
     /// When shapes do not fit.
     pub fn finish(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(kernels::rms_norm(x, &self.norm, self.config.norm_eps)?)
+        Ok(kernels::rms_norm(x, &self.norm, self.config.norm_eps, self.config.norm_offset)?)
     }
 
     /// The output head, `[vocab, hidden]`: the method's own, or the base's.
     pub fn head<'a>(&'a self, tuning: &'a dyn Tuning) -> &'a Tensor {
         tuning.head().unwrap_or(&self.head)
+    }
+
+    /// The logits of normalised states: `[N, hidden]` to `[N, vocab]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn logits_of(&self, states: &Tensor, tuning: &dyn Tuning) -> Result<Tensor> {
+        let logits = kernels::linear(states, self.head(tuning), None)?;
+        Ok(match self.config.final_softcap {
+            Some(cap) => ((logits / cap)?.tanh()? * cap)?,
+            None => logits,
+        })
     }
 
     /// Logits of every row, `[N, vocab]`: for tests and short inputs, since it holds them all.
@@ -269,7 +279,7 @@ impl Decoder {
         for index in 0..self.layers.len() {
             x = self.layer(index, &x, &packing, tuning)?.detach();
         }
-        Ok(kernels::linear(&self.finish(&x)?, self.head(tuning), None)?)
+        self.logits_of(&self.finish(&x)?, tuning)
     }
 
     /// Writes `config.json` and `model.safetensors` into `dir`, which transformers can load.
@@ -301,29 +311,38 @@ fn dense(
 fn layer(
     config: &DecoderConfig,
     index: usize,
+    rotary: Option<usize>,
     take: &mut impl FnMut(String, &[usize], bool) -> Result<Weight>,
 ) -> Result<Layer> {
     let prefix = format!("model.layers.{index}");
-    let mut linears = Vec::with_capacity(Projection::ALL.len());
-    for projection in Projection::ALL {
+    let mut linears = BTreeMap::new();
+    for projection in config.projections().iter().copied() {
         let (outputs, inputs) = config.sizes(projection);
         let name = Site { layer: index, projection }.name();
         let weight = take(format!("{name}.weight"), &[outputs, inputs], true)?;
         let biased = match projection {
-            Projection::Query | Projection::Key | Projection::Value => config.qkv_bias,
+            Projection::Query | Projection::Key | Projection::Value | Projection::QueryKeyValue => config.qkv_bias,
             Projection::Output => config.output_bias,
-            Projection::Gate | Projection::Up | Projection::Down => config.mlp_bias,
+            Projection::Gate | Projection::Up | Projection::GateUp | Projection::Down => config.mlp_bias,
         };
         let bias = if biased { Some(dense(take, &format!("{name}.bias"), &[outputs])?) } else { None };
-        linears.push(Linear { weight, bias });
+        linears.insert(projection, Linear { weight, bias });
     }
-    let attention_norm = dense(take, &format!("{prefix}.input_layernorm.weight"), &[config.hidden_size])?;
-    let mlp_norm = dense(take, &format!("{prefix}.post_attention_layernorm.weight"), &[config.hidden_size])?;
+    let mut norm = |name: &str| dense(take, &format!("{prefix}.{name}_layernorm.weight"), &[config.hidden_size]);
+    let attention_norm = norm("input")?;
+    // Where there are norms after the sub-blocks too, this name is the one after attention.
+    let second = norm("post_attention")?;
+    let (mlp_norm, post_norms) = if config.post_norms {
+        (norm("pre_feedforward")?, Some((second, norm("post_feedforward")?)))
+    } else {
+        (second, None)
+    };
     let query_key_norms = if config.qk_norm() {
         let query = dense(take, &format!("{prefix}.self_attn.q_norm.weight"), &[config.head_dim])?;
         Some((query, dense(take, &format!("{prefix}.self_attn.k_norm.weight"), &[config.head_dim])?))
     } else {
         None
     };
-    Ok(Layer { index, linears, attention_norm, mlp_norm, query_key_norms, window: config.windows[index] })
+    let window = config.windows[index];
+    Ok(Layer { index, linears, attention_norm, mlp_norm, post_norms, query_key_norms, window, rotary })
 }

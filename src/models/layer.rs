@@ -1,10 +1,12 @@
 //! One decoder layer: normalise, attend, add; normalise, MLP, add.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Result, Tensor};
 
 use super::config::DecoderConfig;
 use super::packing::Packing;
-use super::tuning::{Attention, Projection, Site, Tuning};
+use super::tuning::{Attention, Frozen, Projection, Site, Tuning};
 use crate::kernels::{self, Weight};
 
 /// Keys and values kept between passes, for generation.
@@ -31,14 +33,17 @@ pub(super) struct Linear {
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     pub(super) index: usize,
-    /// In the order of [`Projection::ALL`].
-    pub(super) linears: Vec<Linear>,
+    pub(super) linears: BTreeMap<Projection, Linear>,
     pub(super) attention_norm: Tensor,
     pub(super) mlp_norm: Tensor,
+    /// Norms of what attention and the MLP give, in models that have them; each `[hidden]`.
+    pub(super) post_norms: Option<(Tensor, Tensor)>,
     /// Per-head norms of query and key, in models that have them; each `[head_dim]`.
     pub(super) query_key_norms: Option<(Tensor, Tensor)>,
     /// How many tokens back a token sees.
     pub(super) window: Option<usize>,
+    /// Which of the packing's angles turn its queries and keys, if any.
+    pub(super) rotary: Option<usize>,
 }
 
 impl Layer {
@@ -51,14 +56,20 @@ impl Layer {
         tuning: &dyn Tuning,
         memory: Option<&mut dyn Memory>,
     ) -> Result<Tensor> {
-        let normed = kernels::rms_norm(x, &self.attention_norm, config.norm_eps)?;
-        let added = self.attend(config, &normed, packing, tuning, memory)?;
+        let norm = |x: &Tensor, weight: &Tensor| kernels::rms_norm(x, weight, config.norm_eps, config.norm_offset);
+        let normed = norm(x, &self.attention_norm)?;
+        let mut added = self.attend(config, &normed, packing, tuning, memory)?;
+        if let Some((after_attention, _)) = &self.post_norms {
+            added = norm(&added, after_attention)?;
+        }
         let x = (x + tuning.after_attention(self.index, x, added)?)?;
 
-        let normed = kernels::rms_norm(&x, &self.mlp_norm, config.norm_eps)?;
-        let gate = self.linear(Projection::Gate, &normed, tuning)?;
-        let up = self.linear(Projection::Up, &normed, tuning)?;
-        let added = self.linear(Projection::Down, &kernels::swiglu(&gate, &up)?, tuning)?;
+        let normed = norm(&x, &self.mlp_norm)?;
+        let (gate, up) = self.gate_and_up(config, &normed, tuning)?;
+        let mut added = self.linear(Projection::Down, &kernels::gated(&gate, &up, config.activation)?, tuning)?;
+        if let Some((_, after_mlp)) = &self.post_norms {
+            added = norm(&added, after_mlp)?;
+        }
         &x + tuning.after_mlp(self.index, &x, added)?
     }
 
@@ -72,15 +83,18 @@ impl Layer {
     ) -> Result<Tensor> {
         let tokens = x.dim(0)?;
         let (heads, kv_heads, width) = (config.heads, config.kv_heads, config.head_dim);
-        let mut q = self.linear(Projection::Query, x, tuning)?.reshape((tokens, heads, width))?;
-        let mut k = self.linear(Projection::Key, x, tuning)?.reshape((tokens, kv_heads, width))?;
-        let mut v = self.linear(Projection::Value, x, tuning)?.reshape((tokens, kv_heads, width))?;
+        let [q, k, v] = self.queries_keys_values(config, x, tuning)?;
+        let mut q = q.reshape((tokens, heads, width))?;
+        let mut k = k.reshape((tokens, kv_heads, width))?;
+        let mut v = v.reshape((tokens, kv_heads, width))?;
         if let Some((query_norm, key_norm)) = &self.query_key_norms {
-            q = kernels::rms_norm(&q, query_norm, config.norm_eps)?;
-            k = kernels::rms_norm(&k, key_norm, config.norm_eps)?;
+            q = kernels::rms_norm(&q, query_norm, config.norm_eps, config.norm_offset)?;
+            k = kernels::rms_norm(&k, key_norm, config.norm_eps, config.norm_offset)?;
         }
-        let q = kernels::rope(&q, &packing.cos, &packing.sin)?;
-        k = kernels::rope(&k, &packing.cos, &packing.sin)?;
+        if let Some((cos, sin)) = self.rotary.map(|rotary| &packing.angles[rotary]) {
+            q = kernels::rope(&q, cos, sin)?;
+            k = kernels::rope(&k, cos, sin)?;
+        }
         let prefix = tuning.prefix(self.index)?;
         match (memory, prefix) {
             (Some(memory), prefix) => {
@@ -95,19 +109,15 @@ impl Layer {
             }
             (None, None) => {}
         }
-        let scale = 1.0 / (width as f64).sqrt();
-        let y = kernels::attention(&q, &k, &v, &packing.spans, scale, self.window)?;
+        let scale = 1.0 / config.query_pre_attn_scalar.sqrt();
+        let y = kernels::attention(&q, &k, &v, &packing.spans, scale, self.window, config.attention_softcap)?;
         let mut y = y.reshape((tokens, heads * width))?;
-        let project = |projection: Projection, x: &Tensor| {
-            let Linear { weight, bias } = &self.linears[projection as usize];
-            weight.apply(x, bias.as_ref())
-        };
         let beside = Attention {
             layer: self.index,
             queries: &q,
             scale,
-            keys: &|x| project(Projection::Key, x),
-            values: &|x| project(Projection::Value, x),
+            keys: &|x| self.linear(Projection::Key, x, &Frozen),
+            values: &|x| self.linear(Projection::Value, x, &Frozen),
         };
         if let Some(added) = tuning.beside_attention(&beside)? {
             y = (y + added)?;
@@ -115,8 +125,28 @@ impl Layer {
         self.linear(Projection::Output, &y, tuning)
     }
 
+    /// Queries `[N, heads · head_dim]`, keys and values `[N, kv_heads · head_dim]`, fused or not.
+    fn queries_keys_values(&self, config: &DecoderConfig, x: &Tensor, tuning: &dyn Tuning) -> Result<[Tensor; 3]> {
+        if !self.linears.contains_key(&Projection::QueryKeyValue) {
+            let one = |projection| self.linear(projection, x, tuning);
+            return Ok([one(Projection::Query)?, one(Projection::Key)?, one(Projection::Value)?]);
+        }
+        let all = self.linear(Projection::QueryKeyValue, x, tuning)?;
+        let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        Ok([all.narrow(1, 0, queries)?, all.narrow(1, queries, keys)?, all.narrow(1, queries + keys, keys)?])
+    }
+
+    /// The two halves of the MLP, each `[N, intermediate]`, fused or not.
+    fn gate_and_up(&self, config: &DecoderConfig, x: &Tensor, tuning: &dyn Tuning) -> Result<(Tensor, Tensor)> {
+        if !self.linears.contains_key(&Projection::GateUp) {
+            return Ok((self.linear(Projection::Gate, x, tuning)?, self.linear(Projection::Up, x, tuning)?));
+        }
+        let (both, width) = (self.linear(Projection::GateUp, x, tuning)?, config.intermediate_size);
+        Ok((both.narrow(1, 0, width)?, both.narrow(1, width, width)?))
+    }
+
     fn linear(&self, projection: Projection, x: &Tensor, tuning: &dyn Tuning) -> Result<Tensor> {
-        let Linear { weight, bias } = &self.linears[projection as usize];
+        let Linear { weight, bias } = &self.linears[&projection];
         tuning.linear(Site { layer: self.index, projection }, x, weight, bias.as_ref())
     }
 }

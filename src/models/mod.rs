@@ -1,5 +1,5 @@
 //! The base models: which there are, how their weights are read, and the decoder that runs them.
-//! One decoder serves Llama 2/3.x, Mistral, Qwen2 and Qwen3: they differ only by what
+//! One decoder serves every family of [`Architecture`]: they differ only by what
 //! [`DecoderConfig`] reads from `config.json`.
 
 mod config;

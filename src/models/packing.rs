@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Tensor};
 
-use super::rotary::Rotary;
+use super::rotary::Rotaries;
 use super::tuning::Tuning;
 use crate::error::Result;
 use crate::kernels::Spans;
@@ -16,39 +16,41 @@ pub struct Packing {
     /// How many rows in front of each record are a soft prompt, which the embedding puts there.
     pub(super) soft: usize,
     pub(super) spans: Spans,
-    /// Cosine of each row's position, `[N, head_dim / 2]`.
-    pub(super) cos: Tensor,
-    /// Sine of each row's position, `[N, head_dim / 2]`.
-    pub(super) sin: Tensor,
+    /// Cosines and sines of each row's position, `[N, rotary_dim / 2]`: a pair for each distinct rotary
+    /// of the model.
+    pub(super) angles: Vec<(Tensor, Tensor)>,
 }
 
 impl Packing {
     /// Whole records of so many tokens, one after the other, each behind its soft prompt or its prefix.
-    pub(super) fn records(rotary: &Rotary, lengths: &[usize], tuning: &dyn Tuning, device: &Device) -> Result<Self> {
+    pub(super) fn records(
+        rotaries: &Rotaries,
+        lengths: &[usize],
+        tuning: &dyn Tuning,
+        device: &Device,
+    ) -> Result<Self> {
         let (soft, prefix) = (tuning.soft_tokens(), tuning.prefix_tokens());
         let lengths: Vec<usize> = lengths.iter().map(|length| soft + length).collect();
         let keys: Vec<usize> = lengths.iter().map(|length| prefix + length).collect();
-        let positions: Vec<usize> = lengths.iter().flat_map(|length| prefix..prefix + length).collect();
-        let (cos, sin) = rotary.at(&positions, device)?;
+        let positions: Vec<_> = lengths.iter().map(|length| prefix..prefix + length).collect();
         let spans = Spans::with_cache(&lengths, &keys)?;
-        Ok(Self { lengths, soft, spans, cos, sin })
+        Ok(Self { angles: rotaries.at(&positions, device)?, lengths, soft, spans })
     }
 
     /// One record of which `held` rows went through before and `new` tokens come now; the first pass
     /// brings the soft prompt or the prefix with it.
     pub(super) fn continued(
-        rotary: &Rotary,
+        rotaries: &Rotaries,
         held: usize,
         new: usize,
         tuning: &dyn Tuning,
         device: &Device,
     ) -> Result<Self> {
         if held == 0 {
-            return Self::records(rotary, &[new], tuning, device);
+            return Self::records(rotaries, &[new], tuning, device);
         }
-        let positions: Vec<usize> = (held..held + new).collect();
-        let (cos, sin) = rotary.at(&positions, device)?;
-        Ok(Self { lengths: vec![new], soft: 0, spans: Spans::with_cache(&[new], &[held + new])?, cos, sin })
+        let angles = rotaries.at(std::slice::from_ref(&(held..held + new)), device)?;
+        Ok(Self { lengths: vec![new], soft: 0, spans: Spans::with_cache(&[new], &[held + new])?, angles })
     }
 
     /// The rows of every record, its soft prompt counted.

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 
 use crate::kernels::Weight;
 
-/// One of the seven linear maps of a layer.
+/// A linear map of a layer; which ones a model has, [`DecoderConfig::projections`](super::DecoderConfig) says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Projection {
     /// Hidden to queries.
@@ -14,19 +14,33 @@ pub enum Projection {
     Key,
     /// Hidden to values.
     Value,
+    /// Hidden to queries, keys and values at once, in that order.
+    QueryKeyValue,
     /// Attention's result back to hidden.
     Output,
     /// Hidden to the MLP's gate.
     Gate,
     /// Hidden to the MLP's other half.
     Up,
+    /// Hidden to the gate and the other half at once, in that order.
+    GateUp,
     /// The MLP's inside back to hidden.
     Down,
 }
 
 impl Projection {
-    /// All seven, in the order they run.
-    pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+    /// Every kind of map that any model has, in the order they run.
+    pub const ALL: [Self; 9] = [
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::QueryKeyValue,
+        Self::Output,
+        Self::Gate,
+        Self::Up,
+        Self::GateUp,
+        Self::Down,
+    ];
 
     /// The last part of the module's name in transformers, as `target_modules` lists it.
     pub fn name(self) -> &'static str {
@@ -34,9 +48,11 @@ impl Projection {
             Self::Query => "q_proj",
             Self::Key => "k_proj",
             Self::Value => "v_proj",
+            Self::QueryKeyValue => "qkv_proj",
             Self::Output => "o_proj",
             Self::Gate => "gate_proj",
             Self::Up => "up_proj",
+            Self::GateUp => "gate_up_proj",
             Self::Down => "down_proj",
         }
     }
@@ -47,9 +63,11 @@ impl Projection {
             Self::Query => "self_attn.q_proj",
             Self::Key => "self_attn.k_proj",
             Self::Value => "self_attn.v_proj",
+            Self::QueryKeyValue => "self_attn.qkv_proj",
             Self::Output => "self_attn.o_proj",
             Self::Gate => "mlp.gate_proj",
             Self::Up => "mlp.up_proj",
+            Self::GateUp => "mlp.gate_up_proj",
             Self::Down => "mlp.down_proj",
         }
     }

@@ -10,7 +10,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
 pub use crate::data::MicroBatch;
 use crate::error::Result;
 use crate::kernels::{Gradients as Wanted, linear_cross_entropy};
-use crate::models::{Decoder, Packing, Projection, Tuning};
+use crate::models::{Decoder, Packing, Tuning};
 use crate::tune::{Place, Trainable};
 
 /// Graphs are kept as long as they hold no more values than this: 128 MiB of f32.
@@ -133,7 +133,8 @@ fn pull(
     let weight = decoder.head(tuning);
     let head = trainables.iter().position(|one| one.var.id() == weight.id());
     let wanted = if head.is_some() { Wanted::HiddenAndWeight } else { Wanted::Hidden };
-    let result = linear_cross_entropy(&hidden, weight, &labels, None, wanted)?;
+    let softcap = decoder.config().final_softcap;
+    let result = linear_cross_entropy(&hidden, weight, &labels, None, softcap, wanted)?;
     if let (Some(index), Some(gradient)) = (head, result.grad_weight) {
         into.add(index, gradient)?;
     }
@@ -170,7 +171,7 @@ fn keeps_graphs(decoder: &Decoder, tokens: usize) -> bool {
         // What goes in, what comes out, and the operation between this map and the next.
         inputs + 2 * outputs
     };
-    let values: usize = Projection::ALL.into_iter().map(projected).sum();
+    let values: usize = config.projections().iter().copied().map(projected).sum();
     tokens * config.layers * values <= KEPT_VALUES
 }
 
@@ -186,7 +187,8 @@ pub fn loss(decoder: &Decoder, tuning: &dyn Tuning, batch: &MicroBatch) -> Resul
         x = decoder.layer(index, &x, &packing, tuning)?.detach();
     }
     let hidden = decoder.finish(&x)?.detach();
-    let result = linear_cross_entropy(&hidden, decoder.head(tuning), &labels, None, Wanted::None)?;
+    let softcap = decoder.config().final_softcap;
+    let result = linear_cross_entropy(&hidden, decoder.head(tuning), &labels, None, softcap, Wanted::None)?;
     Ok(sum_up(result.loss_sum, &result.token_losses, &labels, &packing))
 }
 
@@ -291,7 +293,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::models::{DecoderConfig, Form};
+    use crate::models::{DecoderConfig, Form, Projection};
     use crate::rng::Rng;
     use crate::tune::{Full, Lora, LoraConfig, Method};
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
-use crate::models::{DecoderConfig, Projection};
+use crate::models::DecoderConfig;
 
 /// A layer with more weights than this keeps all cores busy by itself.
 const SMALL_LAYER: usize = 1 << 21;
@@ -22,7 +22,7 @@ pub(super) fn parts(config: &DecoderConfig, trained: usize) -> usize {
         let (outputs, inputs) = config.sizes(projection);
         outputs * inputs
     };
-    let layer: usize = Projection::ALL.into_iter().map(size).sum();
+    let layer: usize = config.projections().iter().copied().map(size).sum();
     if layer <= SMALL_LAYER && trained <= SMALL_GRADIENTS { PARTS } else { 1 }
 }
 

@@ -31,13 +31,13 @@ pub(super) fn method_of(plan: &Plan, base: &DecoderConfig) -> Result<TuningMetho
                 "continueOptimizerState true needs a custom model as the base: there is no earlier state to go on with",
             ));
         }
-        return Ok(plan.settings.method.clone());
+        return plan.settings.method.on(base);
     };
     let found = read(dir, base, false)?;
     if let Some(why) = found.fixed {
         return Err(Error::validation(format!("The custom model cannot be tuned further: {why}")));
     }
-    let wanted = &plan.settings.method;
+    let wanted = &plan.settings.method.on(base)?;
     let dropout = match wanted {
         TuningMethod::Lora(config) | TuningMethod::Qlora(config) => config.dropout,
         _ => 0.0,

@@ -3,6 +3,7 @@
 mod methods;
 mod resume;
 mod steps;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -109,7 +109,7 @@ impl Tuning for LlamaAdapter {
         };
         let (keys, values) = (heads_of((attention.keys)(&prompt)?)?, heads_of((attention.values)(&prompt)?)?);
         let spans = Spans::timeless(tokens, length);
-        let seen = kernels::attention(attention.queries, &keys, &values, &spans, attention.scale, None)?;
+        let seen = kernels::attention(attention.queries, &keys, &values, &spans, attention.scale, None, None)?;
         seen.reshape((tokens, heads * width))?.broadcast_mul(&gated.gate).map(Some)
     }
 }

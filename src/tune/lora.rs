@@ -32,7 +32,7 @@ pub struct LoraConfig {
     pub rank_stabilized: bool,
     /// The length of every row of the tuned weights trains by itself (DoRA).
     pub magnitudes: bool,
-    /// Which maps of every layer are tuned.
+    /// Which maps of every layer are tuned; [`Projection::ALL`] of them means all that the base has.
     pub targets: Vec<Projection>,
 }
 
@@ -54,6 +54,25 @@ impl LoraConfig {
     pub fn scale(&self, rank: usize) -> f64 {
         let rank = rank as f64;
         self.alpha / if self.rank_stabilized { rank.sqrt() } else { rank }
+    }
+
+    /// The same with the targets that it comes to on this base, in the order they run.
+    ///
+    /// # Errors
+    /// When it names a target that the base does not have; the message lists those it has.
+    pub fn on(&self, base: &DecoderConfig) -> Result<Self> {
+        let has = base.projections();
+        let missing = self.targets.iter().find(|target| !has.contains(target));
+        if let Some(missing) = missing.filter(|_| self.targets != Projection::ALL) {
+            let names: Vec<_> = has.iter().copied().map(Projection::name).collect();
+            return Err(Error::validation(format!(
+                "the base model has no target module {}; it has {}",
+                missing.name(),
+                names.join(", ")
+            )));
+        }
+        let targets = has.iter().copied().filter(|projection| self.targets.contains(projection)).collect();
+        Ok(Self { targets, ..self.clone() })
     }
 }
 
@@ -87,8 +106,10 @@ impl Lora {
     /// a = √5; B zero; the lengths of DoRA those of the base's rows. The same seed gives the same A.
     ///
     /// # Errors
-    /// When the rank is 0, nothing is targeted, or the dropout is outside `[0, 1)`.
+    /// When the rank is 0, nothing is targeted or something that the base does not have, or the dropout is
+    /// outside `[0, 1)`.
     pub fn new(decoder: &Decoder, config: LoraConfig, seed: u64) -> Result<Self> {
+        let config = config.on(decoder.config())?;
         let parameters = Parameters::new(seed, decoder.device());
         let (rank, scale) = (config.rank, config.scale(config.rank));
         let ranks = sites(decoder.config().layers, &config.targets).map(|site| (site, (rank, scale))).collect();
@@ -140,10 +161,9 @@ impl Lora {
     }
 }
 
-/// Every targeted map, layer by layer, in the order they run.
-fn sites(layers: usize, targets: &[Projection]) -> impl Iterator<Item = Site> {
-    let chosen = Projection::ALL.into_iter().filter(move |projection| targets.contains(projection));
-    (0..layers).flat_map(move |layer| chosen.clone().map(move |projection| Site { layer, projection }))
+/// Every targeted map, layer by layer, in the order of the targets.
+pub(super) fn sites(layers: usize, targets: &[Projection]) -> impl Iterator<Item = Site> {
+    (0..layers).flat_map(move |layer| targets.iter().map(move |projection| Site { layer, projection: *projection }))
 }
 
 /// The names of A and B in the artifact.
@@ -348,5 +368,27 @@ mod tests {
         ] {
             assert!(Lora::new(&decoder(), config, 0).is_err());
         }
+    }
+
+    #[test]
+    fn all_targets_are_those_of_the_base_and_others_are_refused_with_what_it_has() {
+        let file = json!({"model_type": "phi3", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 12,
+            "num_hidden_layers": 1, "num_attention_heads": 2});
+        let phi3 = DecoderConfig::parse(&file.to_string()).unwrap();
+        let phi3 = Decoder::random(phi3, 1, &Device::Cpu, Form::Frozen).unwrap();
+        let lora = Lora::new(&phi3, LoraConfig::default(), 0).unwrap();
+        let names: Vec<_> = lora.trainables().iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names[0], "base_model.model.model.layers.0.self_attn.qkv_proj.lora_A.weight");
+        assert_eq!(names[5], "base_model.model.model.layers.0.mlp.gate_up_proj.lora_B.weight");
+        assert_eq!((lora.config().targets.as_slice(), names.len()), (phi3.config().projections(), 8));
+        assert_eq!((lora.trainables()[1].var.dims(), lora.trainables()[5].var.dims()), (&[24, 16][..], &[24, 16][..]));
+
+        let config = LoraConfig { targets: vec![Projection::Output, Projection::Query], ..Default::default() };
+        let error = Lora::new(&phi3, config, 0).err().unwrap();
+        assert_eq!(
+            error.message(),
+            "the base model has no target module q_proj; it has qkv_proj, o_proj, gate_up_proj, down_proj"
+        );
+        assert_eq!(error.kind(), crate::error::Kind::Validation);
     }
 }

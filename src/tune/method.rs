@@ -74,6 +74,18 @@ impl TuningMethod {
         }
     }
 
+    /// With what depends on the base filled in.
+    ///
+    /// # Errors
+    /// When it names target modules that the base does not have.
+    pub fn on(&self, base: &DecoderConfig) -> Result<Self> {
+        Ok(match self {
+            Self::Lora(config) => Self::Lora(config.on(base)?),
+            Self::Qlora(config) => Self::Qlora(config.on(base)?),
+            other => other.clone(),
+        })
+    }
+
     /// Whether it goes on a base of this shape.
     ///
     /// # Errors
@@ -86,6 +98,7 @@ impl TuningMethod {
                 base.max_positions
             )));
         }
+        self.on(base)?;
         match self {
             Self::LlamaAdapter(config) => config.check(base),
             Self::Adapter(config) if config.reduction_factor > base.hidden_size as f64 => {

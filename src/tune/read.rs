@@ -18,7 +18,7 @@ use super::prefix::{PROMPT_EMBEDDINGS, Prefix};
 use super::prompt::SoftPrompt;
 use super::{Method, PrefixConfig, PromptConfig, TuningMethod, VirtualTokens};
 use crate::error::{Error, Result};
-use crate::models::{DecoderConfig, Projection, Site, Weights};
+use crate::models::{DecoderConfig, Site, Weights};
 
 /// The files that hold an adapter's tensors: of `peft`, and of `adapters`.
 pub const WEIGHT_FILES: [&str; 2] = ["adapter_model.safetensors", "adapter.safetensors"];
@@ -188,7 +188,7 @@ fn no_strangers(dir: &Path, base: &DecoderConfig, weights: &Weights, known: &[St
             "{}: the tensor {stranger} has no place in a model of {} layers with these projections: {}",
             dir.display(),
             base.layers,
-            Projection::ALL.map(Projection::name).join(", ")
+            base.projections().iter().map(|one| one.name()).collect::<Vec<_>>().join(", ")
         ))),
     }
 }
@@ -256,7 +256,9 @@ fn lora(
         targets: Vec::new(),
     };
     let (mut ranks, mut known) = (BTreeMap::new(), Vec::new());
-    for site in (0..base.layers).flat_map(|layer| Projection::ALL.map(|projection| Site { layer, projection })) {
+    for site in (0..base.layers)
+        .flat_map(|layer| base.projections().iter().map(move |projection| Site { layer, projection: *projection }))
+    {
         let (a, b) = names(site);
         if !weights.contains(&a) && !weights.contains(&b) {
             continue;
@@ -301,7 +303,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::models::{Precision, save_tensors};
+    use crate::models::{Precision, Projection, save_tensors};
 
     fn base() -> DecoderConfig {
         let file = json!({"model_type": "llama", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 12,

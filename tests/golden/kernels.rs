@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use tunesmith::kernels::{self, Gradients, Spans};
+use tunesmith::kernels::{self, Activation, Gradients, Spans};
 
 /// The tensors of one fixture by name.
 struct Golden(HashMap<String, Tensor>);
@@ -63,8 +63,13 @@ fn lora_linear_equals_the_layer_of_peft() {
 }
 
 #[test]
+fn rms_norm_with_an_offset_equals_that_of_gemma() {
+    Golden::load("rms_norm_offset").check(&["x", "weight"], |t| kernels::rms_norm(&t[0], &t[1], 1e-5, 1.0));
+}
+
+#[test]
 fn rms_norm_equals_torch() {
-    Golden::load("rms_norm").check(&["x", "weight"], |t| kernels::rms_norm(&t[0], &t[1], 1e-5));
+    Golden::load("rms_norm").check(&["x", "weight"], |t| kernels::rms_norm(&t[0], &t[1], 1e-5, 0.0));
 }
 
 #[test]
@@ -74,19 +79,23 @@ fn rope_equals_the_rotation_of_transformers() {
 }
 
 #[test]
-fn swiglu_equals_torch() {
-    Golden::load("swiglu").check(&["gate", "up"], |t| kernels::swiglu(&t[0], &t[1]));
+fn gated_activations_equal_torch() {
+    for (name, activation) in [("swiglu", Activation::Silu), ("geglu", Activation::GeluTanh)] {
+        Golden::load(name).check(&["gate", "up"], |t| kernels::gated(&t[0], &t[1], activation));
+    }
 }
 
 #[test]
 fn attention_equals_torch_record_by_record() {
     let cases = [
-        ("attention", Spans::packed(&[3, 66]), None),
-        ("attention_window", Spans::packed(&[5, 66]), Some(20)),
-        ("attention_cache", Spans::with_cache(&[1, 4], &[30, 9]).unwrap(), None),
+        ("attention", Spans::packed(&[3, 66]), None, None),
+        ("attention_window", Spans::packed(&[5, 66]), Some(20), None),
+        ("attention_cache", Spans::with_cache(&[1, 4], &[30, 9]).unwrap(), None, None),
+        ("attention_softcap", Spans::packed(&[3, 40]), Some(12), Some(1.5)),
     ];
-    for (name, spans, window) in cases {
-        Golden::load(name).check(&["q", "k", "v"], |t| kernels::attention(&t[0], &t[1], &t[2], &spans, 0.35, window));
+    for (name, spans, window, softcap) in cases {
+        Golden::load(name)
+            .check(&["q", "k", "v"], |t| kernels::attention(&t[0], &t[1], &t[2], &spans, 0.35, window, softcap));
     }
 }
 
@@ -99,13 +108,20 @@ fn embedding_equals_torch() {
 
 #[test]
 fn linear_cross_entropy_equals_torch_row_by_row() {
-    let golden = Golden::load("linear_cross_entropy");
+    assert_losses("linear_cross_entropy", None);
+    assert_losses("linear_cross_entropy_softcap", Some(3.0));
+}
+
+#[track_caller]
+fn assert_losses(name: &str, softcap: Option<f64>) {
+    let golden = Golden::load(name);
     let labels: Vec<Option<u32>> =
         golden.values("labels").iter().map(|label| (*label >= 0.0).then_some(*label as u32)).collect();
     let scales = golden.values("scales");
     let (hidden, weight) = (golden.get("hidden"), golden.get("weight"));
     let got =
-        kernels::linear_cross_entropy(hidden, weight, &labels, Some(&scales), Gradients::HiddenAndWeight).unwrap();
+        kernels::linear_cross_entropy(hidden, weight, &labels, Some(&scales), softcap, Gradients::HiddenAndWeight)
+            .unwrap();
     let rows = got.token_losses.len();
     assert_close("losses", &Tensor::from_vec(got.token_losses, rows, &Device::Cpu).unwrap(), golden.get("losses"));
     assert_close("dhidden", &got.grad_hidden, golden.get("dhidden"));

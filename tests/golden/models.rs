@@ -13,6 +13,9 @@ use tunesmith::models::{Decoder, Form, Frozen, Precision, Tokenizer, Tuning, Wei
 pub(super) struct Expected {
     pub(super) records: Vec<Vec<u32>>,
     greedy: Vec<u32>,
+    /// The answer to the second record, where it outgrows the length of pre-training.
+    #[serde(default)]
+    grown: Vec<u32>,
 }
 
 pub(super) fn fixture(name: &str) -> PathBuf {
@@ -34,7 +37,7 @@ pub(super) fn assert_logits(decoder: &Decoder, tuning: &dyn Tuning, file: &str) 
     assert!(worst < 1e-4, "{file}: logits differ by up to {worst}");
 }
 
-const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+const FAMILIES: [&str; 8] = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "smollm3"];
 
 #[test]
 fn logits_of_every_family_equal_those_of_transformers() {
@@ -80,6 +83,19 @@ fn greedy_answers_with_the_cache_equal_those_of_transformers_and_those_without_i
             text.push(*token);
         }
     }
+}
+
+#[test]
+fn an_answer_that_outgrows_the_length_of_pre_training_goes_on_with_the_frequencies_of_long_texts() {
+    let tokenizer = Tokenizer::read(&fixture("llama")).unwrap();
+    let expected: Expected = expected("phi3/expected.json");
+    let decoder = Decoder::load(&fixture("phi3"), &Device::Cpu, Form::Frozen).unwrap();
+    let prompt = &expected.records[1];
+    assert!(decoder.config().frequencies_change(prompt.len(), prompt.len() + expected.grown.len()));
+    let speaker = Speaker { decoder: &decoder, tuning: &Frozen, tokenizer: &tokenizer, context_length: 64 };
+    let options = Options { max_tokens: expected.grown.len(), ..Default::default() };
+    let answer = speaker.answer(prompt, &options, &AtomicBool::new(false), &mut |_| ()).unwrap();
+    assert_eq!(answer.tokens, expected.grown);
 }
 
 #[test]

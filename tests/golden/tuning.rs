@@ -54,6 +54,10 @@ fn adapters_that_peft_wrote_give_the_logits_that_peft_gives() {
     let patterned = read_adapter(&fixture("patterned"), qwen2.config(), &Device::Cpu, false).unwrap();
     assert!(patterned.fixed.unwrap().contains("rank_pattern"), "it cannot be tuned further");
     assert_logits(&qwen2, &*patterned.tuning, "patterned/expected.safetensors");
+
+    let phi3 = Decoder::load(&fixture("phi3"), &Device::Cpu, Form::Frozen).unwrap();
+    let fused = read_adapter(&fixture("fused"), phi3.config(), &Device::Cpu, false).unwrap();
+    assert_logits(&phi3, &*fused.tuning, "fused/expected.safetensors");
 }
 
 #[test]
@@ -86,7 +90,7 @@ fn lora_gradients_equal_those_of_peft() {
 
 #[test]
 fn full_gradients_equal_those_of_torch_also_of_a_tied_embedding() {
-    for family in ["qwen2", "qwen3"] {
+    for family in ["qwen2", "qwen3", "gemma2", "gemma3", "phi3"] {
         let decoder = Decoder::load(&fixture(family), &Device::Cpu, Form::Trainable).unwrap();
         let full = Full::new(&decoder).unwrap();
         let run: FullRun = expected(&format!("{family}/gradients.json"));

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::{Attention, Heads};
 use crate::kernels::matmul::{Matrix, Threads, Write, matmul};
 use crate::kernels::spans::Span;
-use crate::kernels::vector::{dot, exp, exp_and_sum, max, vectorized};
+use crate::kernels::vector::{dot, exp, exp_and_sum, max, soft_cap, vectorized};
 
 /// Queries per block: enough rows to keep the products busy, few enough that a block's scores over
 /// some thousand keys stay in the cache.
@@ -60,12 +60,18 @@ impl Attention {
         })
     }
 
-    /// The scores of a block, `[queries, keys]`, before the softmax.
+    /// The scores of a block, `[queries, keys]`, capped, before the softmax.
     fn scores(&self, scores: &mut Vec<f32>, span: &Span, block: &Block, head: usize, q: &[f32], k: &[f32]) {
         let q = self.shape.query_rows(q, shift(&block.queries, span.queries.start), head);
         let k = self.shape.key_rows(k, shift(&block.keys, span.keys.start), head);
         scores.resize(block.queries.len() * block.keys.len(), 0.0);
         matmul(scores, Write::Replace, self.scale, q, k.t(), Threads::One);
+        if let Some(cap) = self.softcap {
+            vectorized(
+                #[inline(always)]
+                || soft_cap(scores, cap),
+            );
+        }
     }
 
     /// The columns of a block's scores that its `row` sees.
@@ -162,6 +168,8 @@ impl Attention {
         let mut grad_k = vec![0f32; span.keys.len() * size];
         let mut grad_v = vec![0f32; span.keys.len() * size];
         let (mut probabilities, mut slopes) = (Vec::new(), Vec::new());
+        // d (c · tanh(s / c)) / ds = 1 - (capped / c)²; with no cap this is 1 for every score.
+        let inverse_cap = self.softcap.map_or(0.0, f32::recip);
         for block in self.blocks(span) {
             let (rows, keys) = (block.queries.len(), block.keys.len());
             let (placed, placed_keys) =
@@ -185,8 +193,9 @@ impl Attention {
                         let log_sum = saved.log_sums[place];
                         let seen = self.visible(span, &block, row);
                         for (p, slope) in probabilities[seen.clone()].iter_mut().zip(&mut slopes[seen.clone()]) {
+                            let capped = *p * inverse_cap;
                             *p = exp(*p - log_sum);
-                            *slope = *p * (*slope - mean);
+                            *slope = *p * (*slope - mean) * (1.0 - capped * capped);
                         }
                         for hidden in [0..seen.start, seen.end..keys] {
                             probabilities[hidden.clone()].fill(0.0);

@@ -12,31 +12,36 @@ fn operands() -> (Tensor, Tensor) {
     ((operand(&[6, 5], 1) * 2.0).unwrap(), (operand(&[11, 5], 2) * 2.0).unwrap())
 }
 
-fn loss(hidden: &Tensor, weight: &Tensor, scales: Option<&[f32]>) -> f64 {
-    linear_cross_entropy(hidden, weight, &LABELS, scales, Gradients::None).unwrap().loss_sum
+fn loss(hidden: &Tensor, weight: &Tensor, scales: Option<&[f32]>, cap: Option<f64>) -> f64 {
+    linear_cross_entropy(hidden, weight, &LABELS, scales, cap, Gradients::None).unwrap().loss_sum
 }
 
 #[test]
 fn losses_equal_the_log_of_the_softmax_and_unlabelled_rows_count_nothing() {
     let (hidden, weight) = operands();
-    let got = linear_cross_entropy(&hidden, &weight, &LABELS, None, Gradients::None).unwrap();
-    let logits = hidden.matmul(&weight.t().unwrap()).unwrap().to_dtype(DType::F64).unwrap();
-    let logits = logits.to_vec2::<f64>().unwrap();
-    for (row, label) in LABELS.iter().enumerate() {
-        let sum: f64 = logits[row].iter().map(|logit| logit.exp()).sum();
-        let want = label.map_or(0.0, |label| sum.ln() - logits[row][label as usize]);
-        assert!((f64::from(got.token_losses[row]) - want).abs() < 1e-5, "row {row}");
+    for cap in [None, Some(1.5)] {
+        let got = linear_cross_entropy(&hidden, &weight, &LABELS, None, cap, Gradients::None).unwrap();
+        let mut logits = hidden.matmul(&weight.t().unwrap()).unwrap().to_dtype(DType::F64).unwrap();
+        if let Some(cap) = cap {
+            logits = ((logits / cap).unwrap().tanh().unwrap() * cap).unwrap();
+        }
+        let logits = logits.to_vec2::<f64>().unwrap();
+        for (row, label) in LABELS.iter().enumerate() {
+            let sum: f64 = logits[row].iter().map(|logit| logit.exp()).sum();
+            let want = label.map_or(0.0, |label| sum.ln() - logits[row][label as usize]);
+            assert!((f64::from(got.token_losses[row]) - want).abs() < 1e-5, "row {row}");
+        }
+        let total: f64 = got.token_losses.iter().map(|loss| f64::from(*loss)).sum();
+        assert!((got.loss_sum - total).abs() < 1e-9);
+        assert!(flat(&got.grad_hidden).iter().all(|g| *g == 0.0) && got.grad_weight.is_none());
     }
-    let total: f64 = got.token_losses.iter().map(|loss| f64::from(*loss)).sum();
-    assert!((got.loss_sum - total).abs() < 1e-9);
-    assert!(flat(&got.grad_hidden).iter().all(|g| *g == 0.0) && got.grad_weight.is_none());
 }
 
 #[test]
-fn gradients_equal_finite_differences_with_and_without_scales() {
+fn gradients_equal_finite_differences_with_and_without_scales_and_a_cap() {
     let (hidden, weight) = operands();
-    for scales in [None, Some(&SCALES[..])] {
-        let got = linear_cross_entropy(&hidden, &weight, &LABELS, scales, Gradients::HiddenAndWeight).unwrap();
+    for (scales, cap) in [(None, None), (Some(&SCALES[..]), None), (None, Some(1.5)), (Some(&SCALES[..]), Some(4.0))] {
+        let got = linear_cross_entropy(&hidden, &weight, &LABELS, scales, cap, Gradients::HiddenAndWeight).unwrap();
         let differences = |operand: &Tensor, loss: &dyn Fn(&Tensor) -> f64| {
             let step = 1.0 / 128.0;
             let mut slopes = Vec::new();
@@ -50,8 +55,8 @@ fn gradients_equal_finite_differences_with_and_without_scales() {
             }
             Tensor::from_vec(slopes, operand.shape(), &Device::Cpu).unwrap()
         };
-        assert_close(&got.grad_hidden, &differences(&hidden, &|h| loss(h, &weight, scales)), 2e-3);
-        let want = differences(&weight, &|w| loss(&hidden, w, scales));
+        assert_close(&got.grad_hidden, &differences(&hidden, &|h| loss(h, &weight, scales, cap)), 2e-3);
+        let want = differences(&weight, &|w| loss(&hidden, w, scales, cap));
         assert_close(got.grad_weight.as_ref().unwrap(), &want, 2e-3);
     }
 }
@@ -61,14 +66,20 @@ fn rows_past_one_chunk_are_all_counted() {
     let rows = 3 * ROWS.end() + 5;
     let (hidden, weight) = (operand(&[rows, 4], 1), operand(&[7, 4], 2));
     let labels: Vec<Option<u32>> = (0..rows).map(|row| (row % 3 != 1).then_some((row % 7) as u32)).collect();
-    let all = linear_cross_entropy(&hidden, &weight, &labels, None, Gradients::HiddenAndWeight).unwrap();
+    let all = linear_cross_entropy(&hidden, &weight, &labels, None, None, Gradients::HiddenAndWeight).unwrap();
     let (mut loss, mut grad_hidden, mut grad_weight) = (0.0, Vec::new(), weight.zeros_like().unwrap());
     for start in (0..rows).step_by(100) {
         let length = 100.min(rows - start);
         let part = hidden.narrow(0, start, length).unwrap();
-        let part =
-            linear_cross_entropy(&part, &weight, &labels[start..start + length], None, Gradients::HiddenAndWeight)
-                .unwrap();
+        let part = linear_cross_entropy(
+            &part,
+            &weight,
+            &labels[start..start + length],
+            None,
+            None,
+            Gradients::HiddenAndWeight,
+        )
+        .unwrap();
         loss += part.loss_sum;
         grad_hidden.extend(flat(&part.grad_hidden));
         grad_weight = (grad_weight + part.grad_weight.unwrap()).unwrap();
@@ -81,7 +92,7 @@ fn rows_past_one_chunk_are_all_counted() {
 #[test]
 fn nothing_labelled_gives_a_loss_of_zero() {
     let (hidden, weight) = operands();
-    let got = linear_cross_entropy(&hidden, &weight, &[None; 6], None, Gradients::HiddenAndWeight).unwrap();
+    let got = linear_cross_entropy(&hidden, &weight, &[None; 6], None, None, Gradients::HiddenAndWeight).unwrap();
     assert_eq!(got.loss_sum, 0.0);
     assert!(flat(&got.grad_weight.unwrap()).iter().all(|g| *g == 0.0));
 }
@@ -89,16 +100,18 @@ fn nothing_labelled_gives_a_loss_of_zero() {
 #[test]
 fn far_logits_stay_finite_and_what_is_not_a_number_shows() {
     let (hidden, weight) = operands();
-    let far = linear_cross_entropy(&(&hidden * 1e4).unwrap(), &weight, &LABELS, None, Gradients::Hidden).unwrap();
+    let far = linear_cross_entropy(&(&hidden * 1e4).unwrap(), &weight, &LABELS, None, None, Gradients::Hidden).unwrap();
     assert!(far.loss_sum.is_finite() && flat(&far.grad_hidden).iter().all(|g| g.is_finite()));
     let broken = (&hidden * f64::NAN).unwrap();
-    assert!(loss(&broken, &weight, None).is_nan());
+    assert!(loss(&broken, &weight, None, None).is_nan());
 }
 
 #[test]
 fn a_label_past_the_vocabulary_and_a_missing_label_are_refused() {
     let (hidden, weight) = operands();
-    let run = |labels: &[Option<u32>]| linear_cross_entropy(&hidden, &weight, labels, None, Gradients::None);
+    let run = |labels: &[Option<u32>]| linear_cross_entropy(&hidden, &weight, labels, None, None, Gradients::None);
     assert!(run(&[Some(11); 6]).unwrap_err().to_string().contains("label 11"));
     assert!(run(&[Some(1); 5]).is_err());
+    let capped = linear_cross_entropy(&hidden, &weight, &LABELS, None, Some(-1.0), Gradients::None).unwrap_err();
+    assert!(capped.to_string().contains("a soft cap must be positive"));
 }

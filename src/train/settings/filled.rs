@@ -55,7 +55,8 @@ impl Settings {
                 put("rsLora", rank_stabilized);
                 put("dora", magnitudes);
                 let names: Vec<&str> = targets.iter().copied().map(Projection::name).collect();
-                put("loraTargetModules", &names.join(","));
+                let all = *targets == Projection::ALL;
+                put("loraTargetModules", &if all { "all-linear".into() } else { names.join(",") });
             }
             TuningMethod::Adapter(config) => {
                 put("adapterArchitecture", &config.arrangement.name());

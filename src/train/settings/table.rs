@@ -46,8 +46,10 @@ const PREFIX: &[&str] = &["prefix"];
 const LLAMA_ADAPTER: &[&str] = &["llama_adapter"];
 const FULL: &[&str] = &["full"];
 
-/// The projections of a decoder layer that LoRA can be put on, by their names in `transformers`.
-pub(super) const PROJECTIONS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// The projections of a decoder layer that LoRA can be put on, by their names in `transformers`. The fused
+/// ones stand last: only Phi-3 has them.
+pub(super) const PROJECTIONS: &[&str] =
+    &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv_proj", "gate_up_proj"];
 
 /// All of them, Bedrock's own first.
 pub(super) const TABLE: &[Setting] = &[

@@ -90,3 +90,43 @@ fn the_documentation_has_a_line_for_every_name() {
         assert!(text.contains(&format!("| `{}` | {} | ", setting.name, setting.range())));
     }
 }
+
+#[test]
+fn every_method_has_a_learning_rate_of_its_own_and_only_its_own_options() {
+    let rate = |method| parse(&[("tuningMethod", method)]).unwrap().learning_rate;
+    let rates = ["lora", "adapter", "prefix", "prompt", "llama_adapter", "full"].map(rate);
+    assert_eq!(rates, [2e-4, 1e-4, 1e-3, 1e-2, 9e-3, 2e-5]);
+    for (given, said) in [
+        (
+            vec![("tuningMethod", "prefix"), ("loraRank", "4")],
+            "loraRank is an option of tuningMethod lora or qlora, not of prefix",
+        ),
+        (vec![("virtualTokens", "4")], "virtualTokens is an option of tuningMethod prefix or prompt, not of lora"),
+        (vec![("tuningMethod", "bitfit")], "tuningMethod is \"bitfit\" but must be lora, qlora, adapter, prefix"),
+        (vec![("tuningMethod", "adapter"), ("adapterReductionFactor", "0")], "must be a number from 1 to 4096"),
+        (vec![("tuningMethod", "prefix"), ("prefixHiddenSize", "4")], "no effect without prefixProjection"),
+        (
+            vec![("tuningMethod", "prefix"), ("prefixProjection", "true"), ("virtualTokensInit", "random")],
+            "leave virtualTokensInit and virtualTokensText out",
+        ),
+        (
+            vec![("tuningMethod", "prompt"), ("virtualTokensInit", "random"), ("virtualTokensText", "x")],
+            "no effect with virtualTokensInit random",
+        ),
+    ] {
+        let text = message(&given);
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[test]
+fn a_models_defaults_for_one_method_are_not_those_of_another() {
+    let defaults =
+        map(&[("epochCount", "8"), ("loraRank", "4"), ("lora.learningRate", "0.5"), ("prefix.virtualTokens", "3")]);
+    let settings = |given: &[(&str, &str)]| Settings::parse(&map(given), &defaults).unwrap();
+    assert_eq!((settings(&[]).learning_rate, settings(&[]).epoch_count), (0.5, 8));
+    assert!(!settings(&[("epochCount", "2")]).method_given, "a card's words are not the caller's");
+    let prefix = settings(&[("tuningMethod", "prefix")]);
+    assert_eq!((prefix.learning_rate, prefix.method.virtual_tokens(), prefix.method_given), (1e-3, 3, true));
+    assert_eq!(settings(&[("tuningMethod", "prefix"), ("virtualTokens", "9")]).method.virtual_tokens(), 9);
+}

@@ -22,7 +22,7 @@ fn uninterrupted() -> BTreeMap<String, Vec<u8>> {
 }
 
 #[track_caller]
-fn assert_same(expected: &BTreeMap<String, Vec<u8>>, output: &Path) {
+pub(super) fn assert_same(expected: &BTreeMap<String, Vec<u8>>, output: &Path) {
     let found = tree(output);
     assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
     for (name, bytes) in expected {
@@ -46,7 +46,7 @@ impl Observer for StopAfter {
 }
 
 /// Runs until `steps` more steps are taken; whether it came to its end before.
-fn advance(plan: &Plan, steps: u64) -> bool {
+pub(super) fn advance(plan: &Plan, steps: u64) -> bool {
     let flag = StopFlag::default();
     let outcome = run(plan, &mut StopAfter { steps, flag: flag.clone() }, &flag).unwrap();
     outcome != Outcome::Interrupted

@@ -1,0 +1,160 @@
+//! Whole runs of every method: they learn, are validated and stopped early, go on with the same bits after an
+//! interruption, learn plain documents, and go on from what an earlier run left.
+
+use super::resume::{advance, assert_same};
+use super::*;
+
+/// What is beside the defaults for each method on the tiny model.
+const METHODS: [&[(&str, &str)]; 13] = [
+    &[("tuningMethod", "lora"), ("loraRank", "4")],
+    &[("tuningMethod", "lora"), ("loraRank", "4"), ("dora", "true"), ("loraDropout", "0.1")],
+    &[("tuningMethod", "lora"), ("rsLora", "true"), ("loraTargetModules", "q_proj,v_proj")],
+    &[("tuningMethod", "qlora"), ("loraRank", "4"), ("loraDropout", "0.1")],
+    &[("tuningMethod", "adapter"), ("adapterReductionFactor", "4")],
+    &[("tuningMethod", "adapter"), ("adapterArchitecture", "houlsby"), ("adapterNonLinearity", "gelu")],
+    &[("tuningMethod", "adapter"), ("adapterArchitecture", "parallel")],
+    &[("tuningMethod", "prefix"), ("virtualTokens", "4"), ("virtualTokensInit", "vocabulary")],
+    &[("tuningMethod", "prefix"), ("virtualTokens", "4"), ("prefixProjection", "true")],
+    &[("tuningMethod", "prompt"), ("virtualTokens", "4"), ("virtualTokensText", "answer this")],
+    &[("tuningMethod", "llama_adapter"), ("adapterLength", "3")],
+    &[("tuningMethod", "head")],
+    &[("tuningMethod", "full")],
+];
+
+fn with<'a>(method: &[(&'a str, &'a str)], run: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    method.iter().chain(run).copied().collect()
+}
+
+#[test]
+fn every_method_learns_and_an_interrupted_run_of_it_ends_with_the_same_bits() {
+    let run = [
+        ("epochCount", "3"),
+        ("batchSize", "4"),
+        ("learningRate", "0.01"),
+        ("evaluationInterval", "2"),
+        ("earlyStoppingPatience", "50"),
+        ("checkpointInterval", "2"),
+    ];
+    for method in METHODS {
+        let given = with(method, &run);
+        let dir = tempfile::tempdir().unwrap();
+        let summary = complete(&plan(dir.path(), &given));
+        let curve = losses(&text(&summary, TRAINING));
+        assert!(curve[8] < curve[0], "{method:?} learns: {curve:?}");
+        let expected = tree(&summary.output);
+        let again = tempfile::tempdir().unwrap();
+        let plan = plan(again.path(), &given);
+        while !advance(&plan, 2) {}
+        assert_same(&expected, &plan.output());
+    }
+}
+
+#[test]
+fn every_method_is_stopped_early_with_its_best_weights_and_learns_packed_documents() {
+    let run = [
+        ("stepCount", "12"),
+        ("batchSize", "2"),
+        ("learningRate", "0.002"),
+        ("maxSequenceLength", "24"),
+        ("evaluationInterval", "1"),
+        ("earlyStoppingPatience", "1"),
+        // Nothing improves by so much: the second validation ends the run.
+        ("earlyStoppingThreshold", "1"),
+    ];
+    for method in METHODS {
+        let dir = tempfile::tempdir().unwrap();
+        let mut plan = plan(dir.path(), &with(method, &run));
+        plan.objective = Objective::ContinuedPreTraining;
+        for (path, lines) in [(&plan.training, 12), (&plan.validation[0], 3)] {
+            let line = |n: usize| format!("{{\"input\": \"document {n} {}\"}}\n", "words and words ".repeat(n % 3));
+            std::fs::write(path, (0..lines).map(line).collect::<String>()).unwrap();
+        }
+        let summary = complete(&plan);
+        assert!(summary.stopped_early && summary.steps == 2, "{method:?}: {} steps", summary.steps);
+    }
+}
+
+/// Where the adapter of a run begins again, the next run goes on.
+fn further(dir: &Path, from: &Summary, given: &[(&str, &str)]) -> Plan {
+    Plan {
+        start: Some(from.artifact.clone()),
+        optimizer_state: Some(from.output.join(OPTIMIZER_STATE)).filter(|file| file.exists()),
+        ..plan(dir, given)
+    }
+}
+
+#[test]
+fn a_run_goes_on_from_an_adapter_and_with_its_moments_it_is_the_longer_run() {
+    let run = |steps: &'static str| [("stepCount", steps), ("batchSize", "10"), ("learningRateSchedule", "constant")];
+    for method in METHODS.into_iter().filter(|method| !method.contains(&("tuningMethod", "full"))) {
+        // The flat prefix is what an artifact holds; the net that made it is gone.
+        let projected = method.contains(&("prefixProjection", "true"));
+        // Dropout draws other masks in a step of another number.
+        let method: Vec<_> = method.iter().copied().filter(|(name, _)| *name != "loraDropout").collect();
+        let shared = with(&method, &[("learningRate", "0.01"), ("learningRateWarmupSteps", "0")]);
+        let (one, two, three) =
+            (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let first = complete(&plan(one.path(), &with(&with(&shared, &run("3")), &[("saveOptimizerState", "true")])));
+        let longer = complete(&plan(two.path(), &with(&shared, &run("5"))));
+
+        let given = [("learningRate", "0.01"), ("learningRateWarmupSteps", "0")];
+        let on = with(&with(&given, &run("2")), if projected { &[] } else { &[("continueOptimizerState", "true")] });
+        let second = complete(&further(three.path(), &first, &on));
+        let (whole, parts) = (losses(&text(&longer, TRAINING)), losses(&text(&second, TRAINING)));
+        // Its first step sees the weights that the first run left, whatever moments it has.
+        assert!((parts[0] - whole[3]).abs() < 1e-6, "{method:?}: {parts:?} after {whole:?}");
+        if !projected {
+            // The order of a batch's records depends on the epoch: sums differ in their last bits.
+            assert!((parts[1] - whole[4]).abs() < 1e-5, "{method:?}: {parts:?} after {whole:?}");
+        }
+        let manifest: serde_json::Value = serde_json::from_str(&text(&second, "training_manifest.json")).unwrap();
+        assert_eq!(manifest["hyperParameters"]["tuningMethod"], method[0].1);
+    }
+}
+
+#[test]
+fn what_cannot_be_gone_on_from_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = complete(&plan(dir.path(), &[("stepCount", "1"), ("loraRank", "4")]));
+    for (given, said) in [
+        (vec![("loraRank", "8")], "leave tuningMethod and its options out, or give the same"),
+        (vec![("tuningMethod", "prefix")], "leave tuningMethod and its options out, or give the same"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let error = run(&further(dir.path(), &first, &given), &mut (), &StopFlag::default()).unwrap_err();
+        assert!(error.message().contains(said), "{}", error.message());
+        assert_eq!(error.kind(), Kind::Validation);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let lone = plan(dir.path(), &[("continueOptimizerState", "true")]);
+    let error = run(&lone, &mut (), &StopFlag::default()).unwrap_err();
+    assert!(error.message().contains("needs a custom model as the base"), "{}", error.message());
+}
+
+#[test]
+fn a_base_is_quantised_once_and_then_read_with_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("quantized");
+    let train = |name: &str, cache: Option<PathBuf>| {
+        let folder = dir.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        let given = [("tuningMethod", "qlora"), ("stepCount", "2"), ("learningRate", "0.01")];
+        tree(&complete(&Plan { quantized: cache, ..plan(&folder, &given) }).output)
+    };
+    let without = train("without", None);
+    assert!(!cache.exists());
+    let first = train("first", Some(cache.clone()));
+    let kept: Vec<_> = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    let written = std::fs::metadata(kept[0].join("model.safetensors")).unwrap().modified().unwrap();
+    assert_eq!(without, first);
+    assert_eq!(without, train("second", Some(cache.clone())));
+    let model = kept[0].join("model.safetensors");
+    assert_eq!(std::fs::metadata(&model).unwrap().modified().unwrap(), written, "it was not quantised again");
+    // A damaged one is made again.
+    let mut bytes = std::fs::read(&model).unwrap();
+    bytes.truncate(bytes.len() - 1);
+    std::fs::write(&model, bytes).unwrap();
+    assert_eq!(without, train("third", Some(cache)));
+    assert!(Decoder::load(&kept[0], &Device::Cpu, Form::Nf4).is_ok());
+}
