@@ -65,6 +65,14 @@ fn boto3_makes_the_whole_journey() {
 }
 
 #[test]
+fn every_tuning_method_is_trained_asked_and_tuned_further() {
+    if !installed("python3", &["-c", "import boto3"]) {
+        return;
+    }
+    run(Command::new("python3").arg(script("methods.py")));
+}
+
+#[test]
 fn the_aws_cli_makes_the_whole_journey() {
     if !installed("aws", &["--version"]) {
         return;

@@ -9,10 +9,27 @@ use super::process::{House, until};
 use super::{ADAPTER, METRICS, tiny, uninterrupted};
 use crate::jobs::database::{block_on, variable};
 
-const KILLS: i64 = 4;
-
 #[test]
 fn a_job_whose_process_is_killed_again_and_again_ends_once_with_the_same_bits() {
+    killed("lora", 4);
+}
+
+#[test]
+fn a_killed_job_over_a_base_in_four_bits_ends_with_the_same_bits() {
+    killed("qlora", 2);
+}
+
+#[test]
+fn a_killed_job_that_trains_a_prefix_ends_with_the_same_bits() {
+    killed("prefix", 2);
+}
+
+fn killed(method: &str, kills: i64) {
+    let job = |n| {
+        let mut spec = tiny::job(n);
+        spec.hyper_parameters.0.insert("tuningMethod".into(), method.into());
+        spec
+    };
     // TEST_SEED repeats a run that failed.
     let seed = variable("TEST_SEED").and_then(|seed| seed.parse().ok()).unwrap_or_else(|| Clock::system().seed());
     println!("TEST_SEED={seed}");
@@ -20,12 +37,12 @@ fn a_job_whose_process_is_killed_again_and_again_ends_once_with_the_same_bits() 
         let house = House::new().await;
         let mut process = house.start(&["serve"]);
         house.upload_data().await;
-        let (adapter, metrics) = uninterrupted(&house, &tiny::job(1)).await;
+        let (adapter, metrics) = uninterrupted(&house, &job(1)).await;
 
-        let spec = tiny::job(2);
+        let spec = job(2);
         house.submit(&spec).await;
         let mut dice = seed;
-        for kill in 0..KILLS {
+        for kill in 0..kills {
             // Numerical Recipes' generator: enough to spread the kills over start, training and publishing.
             dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             until("the job is taken", async || (house.job(&spec).await.attempt > kill).then_some(())).await;

@@ -127,10 +127,11 @@ struct Base {
     needed: bool,
 }
 
-/// The member of `adapter_config.json` that matters here.
+/// The members of `adapter_config.json` that matter here: `peft`'s, and that of the library `adapters`.
 #[derive(Deserialize)]
 struct AdapterConfig {
     base_model_name_or_path: Option<String>,
+    model_name: Option<String>,
 }
 
 /// The member of `config.json` that matters here.
@@ -144,12 +145,13 @@ async fn base_of(app: &App, folder: &Uri) -> Result<Base> {
     if let Some(text) = file(app, &folder.join("adapter_config.json")).await? {
         let config: AdapterConfig = serde_json::from_slice(&text)
             .map_err(|cause| Error::validation(format!("{folder}/adapter_config.json: {cause}")))?;
-        let named = config.base_model_name_or_path.unwrap_or_default();
+        let member = if config.model_name.is_some() { "model_name" } else { "base_model_name_or_path" };
+        let named = config.base_model_name_or_path.or(config.model_name).unwrap_or_default();
         let base = app.registry.known_as(&named).ok_or_else(|| {
             let known: Vec<&str> = app.registry.all().map(|model| model.id.as_str()).collect();
             Error::validation(format!(
                 "{folder}/adapter_config.json names the base model '{named}', which is not known here. Known are: {}. Set \
-                 base_model_name_or_path to one of them, or list '{named}' under aliases in the card.toml of its directory.",
+                 {member} to one of them, or list '{named}' under aliases in the card.toml of its directory.",
                 known.join(", ")
             ))
         })?;
