@@ -71,7 +71,7 @@ fn every_wrong_request_is_a_validation_exception_that_says_why() {
             ("jobName", json!(7), "Member must be a string"),
             ("customModelName", json!("a--b"), "'customModelName' failed to satisfy constraint"),
             ("roleArn", json!("tuner"), "'roleArn' failed to satisfy constraint"),
-            ("baseModelIdentifier", json!("no.such-model-v1:0"), "ListFoundationModels shows"),
+            ("baseModelIdentifier", json!("no.such-model-v1:0"), "ListFoundationModels and ListCustomModels show"),
             ("customizationType", json!("MAGIC"), "Member must satisfy enum value set: [FINE_TUNING, CONTINUED"),
             ("customizationType", json!("DISTILLATION"), "DISTILLATION is not supported"),
             ("customizationType", json!("REINFORCEMENT_FINE_TUNING"), "is not supported"),
