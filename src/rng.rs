@@ -2,6 +2,11 @@
 //! (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). A resumed run draws what
 //! the uninterrupted one would have drawn, because there is no hidden state to save.
 
+use rayon::prelude::*;
+
+/// Values that one thread draws at a time; a multiple of a block's four.
+const CHUNK: usize = 1 << 16;
+
 /// One sequence of draws. Two generators made with the same three values give the same numbers on
 /// every machine; any other triple gives numbers that have nothing to do with them.
 #[derive(Debug, Clone)]
@@ -92,7 +97,23 @@ impl Rng {
 
     /// `n` normal values with mean 0 and this standard deviation.
     pub fn normals(&mut self, n: usize, deviation: f32) -> Vec<f32> {
-        (0..n).map(|_| deviation * self.normal()).collect()
+        let mut values = vec![0f32; n];
+        let fill = |rng: &mut Self, values: &mut [f32]| values.iter_mut().for_each(|v| *v = deviation * rng.normal());
+        if self.used < self.words.len() || self.spare.is_some() {
+            fill(self, &mut values);
+            return values;
+        }
+        // At the edge of a block any place of the sequence can be drawn at once: four values from every block.
+        let blocks_before = |at: usize| (at / self.words.len()) as u64;
+        values.par_chunks_mut(CHUNK).enumerate().for_each(|(index, values)| {
+            let mut own = Self { block: self.block + blocks_before(index * CHUNK), ..self.clone() };
+            fill(&mut own, values);
+        });
+        self.block += blocks_before(n);
+        for _ in 0..n % self.words.len() {
+            self.normal();
+        }
+        values
     }
 }
 
@@ -135,6 +156,18 @@ pub(crate) fn mix(mut z: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_normals_at_once_are_those_drawn_one_by_one_and_so_is_what_follows() {
+        for n in [0, 1, 5, CHUNK - 1, 2 * CHUNK + 3] {
+            let (mut one_by_one, mut at_once) = (Rng::new(3, "normals", 1), Rng::new(3, "normals", 1));
+            let expected: Vec<f32> = (0..n).map(|_| 0.5 * one_by_one.normal()).collect();
+            assert_eq!(at_once.normals(n, 0.5), expected, "{n}");
+            // Wherever the first draw left off.
+            assert_eq!(at_once.normals(7, 1.0), (0..7).map(|_| one_by_one.normal()).collect::<Vec<_>>());
+            assert_eq!(at_once.bits64(), one_by_one.bits64());
+        }
+    }
 
     /// From the known-answer file of the authors' library, Random123 (`kat_vectors`).
     #[test]

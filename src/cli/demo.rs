@@ -63,13 +63,8 @@ pub(super) struct Demo {
     tuning_method: String,
 
     /// A hyperparameter in place of its default, such as loraRank=8; may be given more than once
-    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = hyper_parameter)]
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = super::hyper_parameter)]
     set: Vec<(String, String)>,
-}
-
-fn hyper_parameter(text: &str) -> std::result::Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
-    Ok((name.to_string(), value.to_string()))
 }
 
 impl Demo {

@@ -1,6 +1,7 @@
 //! The command line: one file per command. Settings are flags with environment variables of the same
 //! meaning; each command's `--help` explains them.
 
+mod bench;
 mod demo;
 mod keys;
 mod logging;
@@ -38,6 +39,9 @@ enum Command {
     Migrate(migrate::Migrate),
     /// Train from a job file on this machine, without the service
     Train(train::Args),
+    /// Measure how fast this machine trains
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Add, list and revoke the keys that open the API
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -71,6 +75,7 @@ fn run(command: Command) -> Result<()> {
         Command::Worker(worker) => block_on(worker.run()),
         Command::Migrate(migrate) => block_on(migrate.run()),
         Command::Train(args) => train::run(&args),
+        Command::Bench(bench) => bench.run(),
         Command::Keys(keys) => block_on(keys.run()),
         Command::Models(models) => models.run(),
         Command::Openapi => {
@@ -78,6 +83,12 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// `NAME=VALUE`, for `--set`.
+fn hyper_parameter(text: &str) -> std::result::Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.to_string(), value.to_string()))
 }
 
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {

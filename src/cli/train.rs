@@ -226,7 +226,7 @@ impl Observer for Screen {
     }
 
     fn step(&mut self, metrics: &StepMetrics) {
-        let StepMetrics { step, steps, epoch, loss, learning_rate, gradient_norm, tokens, seconds } = metrics;
+        let StepMetrics { step, steps, epoch, loss, learning_rate, gradient_norm, tokens, seconds, .. } = metrics;
         self.since = (self.since.0 + tokens, self.since.1 + seconds);
         let pace = self.pace.map_or(*seconds, |pace| 0.95 * pace + 0.05 * seconds);
         self.pace = Some(pace);

@@ -4,9 +4,11 @@
 //! time with its graph. Then memory is one layer's activations, however deep the model is.
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
 
+use crate::clock::Clock;
 pub use crate::data::MicroBatch;
 use crate::error::Result;
 use crate::kernels::{Gradients as Wanted, linear_cross_entropy};
@@ -25,6 +27,49 @@ pub struct LossSum {
     pub labelled: usize,
     /// The same for each record, in order: a loss that is not finite is traced to its record.
     pub records: Vec<RecordLoss>,
+    /// Where the time went.
+    pub parts: StepParts,
+}
+
+/// Seconds that the parts of a step took; of micro-batches side by side, all of them together.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StepParts {
+    /// The layers forward.
+    pub forward: f64,
+    /// The final norm and the output head, forward and backward.
+    pub head: f64,
+    /// The layers backward, run again where their graphs were not kept.
+    pub backward: f64,
+    /// Adding up, clipping and the optimizer.
+    pub optimizer: f64,
+}
+
+impl std::ops::AddAssign for StepParts {
+    fn add_assign(&mut self, other: Self) {
+        self.forward += other.forward;
+        self.head += other.head;
+        self.backward += other.backward;
+        self.optimizer += other.optimizer;
+    }
+}
+
+/// Measures one part after another.
+struct Laps {
+    clock: Clock,
+    began: Instant,
+}
+
+impl Laps {
+    fn begin() -> Self {
+        let clock = Clock::system();
+        Self { began: clock.monotonic(), clock }
+    }
+
+    /// Seconds since the beginning or the last lap.
+    fn lap(&mut self) -> f64 {
+        let now = self.clock.monotonic();
+        now.duration_since(std::mem::replace(&mut self.began, now)).as_secs_f64()
+    }
 }
 
 /// The loss of one record.
@@ -41,6 +86,12 @@ pub struct RecordLoss {
 #[derive(Debug, Clone)]
 pub struct Gradients {
     sums: Vec<Option<Tensor>>,
+}
+
+impl From<Vec<Option<Tensor>>> for Gradients {
+    fn from(sums: Vec<Option<Tensor>>) -> Self {
+        Self { sums }
+    }
 }
 
 impl Gradients {
@@ -113,6 +164,7 @@ fn pull(
     };
 
     // Forward. Below the lowest trained layer nothing has to be kept.
+    let mut laps = Laps::begin();
     let packing = decoder.packing(&batch.lengths, tuning)?;
     let mut kept = Vec::with_capacity(layers - first);
     let mut x = decoder.embed(&batch.tokens, &packing, tuning)?.detach();
@@ -127,6 +179,8 @@ fn pull(
         kept.push((input, keeps.then_some(y)));
     }
 
+    let forward = laps.lap();
+
     // The top: the head's kernel gives the gradient of the normalised states together with the loss.
     let top = Input::new(x, lowest < Place::Top)?;
     let hidden = decoder.finish(&top)?;
@@ -139,6 +193,8 @@ fn pull(
         into.add(index, gradient)?;
     }
     let mut gradient = pull_back(&hidden, &result.grad_hidden, trainables, &top, into)?;
+
+    let head_seconds = laps.lap();
 
     // The layers, run again from their kept inputs where their graphs were not kept.
     for index in (first..layers).rev() {
@@ -159,7 +215,8 @@ fn pull(
         let none = Input::new(upstream.clone(), false)?;
         pull_back(&x, &upstream, trainables, &none, into)?;
     }
-    Ok(sum_up(result.loss_sum, &result.token_losses, &labels, &packing))
+    let parts = StepParts { forward, head: head_seconds, backward: laps.lap(), optimizer: 0.0 };
+    Ok(LossSum { parts, ..sum_up(result.loss_sum, &result.token_losses, &labels, &packing) })
 }
 
 /// Whether the graphs of all layers may stand in memory at once. Where they may not, a layer is run
@@ -284,7 +341,8 @@ fn sum_up(loss_sum: f64, token_losses: &[f32], labels: &[Option<u32>], packing: 
             }
         })
         .collect();
-    LossSum { loss_sum, labelled: records.iter().map(|record| record.labelled).sum(), records }
+    let labelled = records.iter().map(|record| record.labelled).sum();
+    LossSum { loss_sum, labelled, records, parts: StepParts::default() }
 }
 
 #[cfg(test)]

@@ -4,7 +4,10 @@
 //! `tunesmith train job.json` run the same code.
 
 pub mod backprop;
+mod bench;
 mod checkpoint;
+mod data_parallel;
+mod flops;
 mod hold_out;
 mod metrics;
 mod observer;
@@ -21,6 +24,9 @@ mod start;
 
 pub use crate::data::Objective;
 pub use crate::tune::TuningMethod;
+pub use backprop::StepParts;
+pub use bench::{Lengths, Measurement, SHAPES, Shape, Workload, bench, matmul_rate};
+pub use flops::Flops;
 pub use observer::{Observer, Outcome, Phase, StepMetrics, StopFlag, Summary, ValidationMetrics};
 pub use plan::{Base, Plan};
 pub use recipe::run;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::backprop::StepParts;
 use crate::error::Result;
 
 /// What a run is doing.
@@ -36,8 +37,12 @@ pub struct StepMetrics {
     pub gradient_norm: f64,
     /// Tokens that went through the model in this step, learned or not.
     pub tokens: u64,
+    /// Tokens among them that were learned.
+    pub labelled: u64,
     /// Wall time of the step.
     pub seconds: f64,
+    /// Where that time went.
+    pub parts: StepParts,
 }
 
 /// One pass over the validation data.

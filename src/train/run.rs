@@ -6,16 +6,17 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 
-use super::backprop::{self, Gradients, LossSum};
+use super::backprop::{self, Gradients, LossSum, StepParts};
 use super::checkpoint::{self, BEST, Checkpoint, Contents, Exact, OPTIMIZER, State, WEIGHTS};
+use super::data_parallel::{Passed, Slots, one_pass};
 use super::metrics::{Metrics, Table};
 use super::optim::{AdamW, AdamWSettings, clip_factor, norm};
 use super::settings::Resolved;
 use super::side_by_side::Lanes;
-use super::{Observer, Plan, StepMetrics, StopFlag, ValidationMetrics};
+use super::{Observer, Plan, Settings, StepMetrics, StopFlag, ValidationMetrics};
 use crate::data::{Batch, Batches, Corpus, Cursor, MicroBatch, in_order};
 use crate::error::{Error, Result};
-use crate::models::{Decoder, Precision, Tuning, Weights, save_tensors};
+use crate::models::{Decoder, Precision, Weights, save_tensors};
 use crate::rng;
 use crate::tune::Method;
 
@@ -41,6 +42,8 @@ pub(super) struct Run<'a> {
     batches: Batches<'a>,
     /// Where micro-batches run side by side.
     lanes: Option<Lanes>,
+    /// Where several devices share every batch.
+    slots: Option<Slots<'a>>,
     best: Option<Vec<(String, Tensor)>>,
     /// When the last checkpoint was made, and after how many steps.
     saved: (Instant, u64),
@@ -60,15 +63,7 @@ impl<'a> Run<'a> {
         let settings = &plan.settings;
         // The moments of the run whose adapter this one goes on from, if it is to go on with them too.
         let earlier_moments = plan.moments();
-        let mut optimizer = AdamW::new(
-            method.trainables(),
-            AdamWSettings {
-                beta1: settings.adam_beta1,
-                beta2: settings.adam_beta2,
-                epsilon: settings.adam_epsilon,
-                weight_decay: settings.weight_decay,
-            },
-        );
+        let mut optimizer = AdamW::new(method.trainables(), adamw(settings));
         let mut state = State::beginning(run);
         let mut best = None;
         if let (None, Some(file)) = (checkpoint, earlier_moments) {
@@ -118,9 +113,20 @@ impl<'a> Run<'a> {
             validation: data.1,
             batches,
             lanes,
+            slots: None,
             best,
             saved,
         })
+    }
+
+    /// With more slots beside the first, one on every decoder of `others`: each takes its share of every batch.
+    ///
+    /// # Errors
+    /// When a method is not the run's own, or the system gives no more threads.
+    pub(super) fn beside(mut self, others: Vec<(&'a Decoder, Box<dyn Method>)>) -> Result<Self> {
+        let settings = adamw(&self.plan.settings);
+        self.slots = Some(Slots::open(self.method.trainables(), &self.optimizer, settings, others)?);
+        Ok(self)
     }
 
     /// Whether the validation data is to be passed over before anything else.
@@ -144,9 +150,12 @@ impl<'a> Run<'a> {
 
         // Micro-batch by micro-batch; gradients are of sums, so that how a batch is cut changes nothing.
         let key = rng::key(self.plan.seed(), "dropout", step);
-        let Some((sums, gradients)) = self.pass(&batch, key, stop)? else { return Ok(None) };
+        let Some(Passed { sums, gradients, of_peers }) = self.pass(&batch, key, stop)? else { return Ok(None) };
 
         // Divide once by the number of learned tokens, clip, update.
+        let mut parts = StepParts::default();
+        sums.iter().for_each(|sum| parts += sum.parts);
+        let gradients_came = self.plan.clock.monotonic();
         let labelled = batch.labelled.max(1) as f64;
         let loss = sums.iter().map(|sum| sum.loss_sum).sum::<f64>() / labelled;
         let gradient_norm = norm(gradients.sums())? / labelled;
@@ -155,12 +164,17 @@ impl<'a> Run<'a> {
         if loss.is_finite() && gradient_norm.is_finite() {
             let scale = clip_factor(gradient_norm, self.plan.settings.max_gradient_norm) / labelled;
             self.optimizer.update(self.method.trainables(), gradients.sums(), scale, learning_rate)?;
+            if let Some(slots) = &mut self.slots {
+                slots.update(&of_peers, scale, learning_rate)?;
+            }
             self.state.training_loss = Exact(loss);
             self.state.skipped = 0;
         } else {
             self.skip(&batch, &sums, loss, observer)?;
         }
 
+        let now = self.plan.clock.monotonic();
+        parts.optimizer = now.duration_since(gradients_came).as_secs_f64();
         let tokens = batch.micro.iter().map(|micro| micro.tokens.len() as u64).sum();
         self.state.step += 1;
         self.state.updates = self.optimizer.updates();
@@ -169,20 +183,28 @@ impl<'a> Run<'a> {
         self.state.tokens += tokens;
         self.training_metrics.append(step, batch.epoch, loss)?;
         let seconds = self.plan.clock.monotonic().duration_since(began).as_secs_f64();
-        let steps = self.resolved.steps;
-        Ok(Some(StepMetrics { step, steps, epoch: batch.epoch, loss, learning_rate, gradient_norm, tokens, seconds }))
+        Ok(Some(StepMetrics {
+            step,
+            steps: self.resolved.steps,
+            epoch: batch.epoch,
+            loss,
+            learning_rate,
+            gradient_norm,
+            tokens,
+            labelled: batch.labelled as u64,
+            seconds,
+            parts,
+        }))
     }
 
     /// Forward and backward over every micro-batch; `None` when the run was asked to stop.
-    fn pass(&self, batch: &Batch, key: u64, stop: &StopFlag) -> Result<Option<(Vec<LossSum>, Gradients)>> {
+    fn pass(&self, batch: &Batch, key: u64, stop: &StopFlag) -> Result<Option<Passed>> {
+        if let Some(slots) = &self.slots {
+            return slots.pass((self.decoder, &*self.method), batch, key, stop);
+        }
         let trainables = self.method.trainables();
         let one = |index: usize, micro: &MicroBatch, gradients: &mut Gradients| {
-            let pass = self.method.pass(rng::key(key, "micro-batch", index as u64));
-            let hooks: &dyn Tuning = match &pass {
-                Some(pass) => &**pass,
-                None => &*self.method,
-            };
-            backprop::loss_and_gradients(self.decoder, trainables, hooks, micro, gradients)
+            one_pass(self.decoder, &*self.method, (index, micro), key, gradients)
         };
         let mut gradients = Gradients::new(trainables);
         let mut sums = Vec::with_capacity(batch.micro.len());
@@ -199,15 +221,15 @@ impl<'a> Run<'a> {
                 gradients.merge(own)?;
                 sums.push(sum);
             }
-            return Ok(Some((sums, gradients)));
-        }
-        for (index, micro) in batch.micro.iter().enumerate() {
-            if stop.is_raised() {
-                return Ok(None);
+        } else {
+            for (index, micro) in batch.micro.iter().enumerate() {
+                if stop.is_raised() {
+                    return Ok(None);
+                }
+                sums.push(one(index, micro, &mut gradients)?);
             }
-            sums.push(one(index, micro, &mut gradients)?);
         }
-        Ok(Some((sums, gradients)))
+        Ok(Some(Passed { sums, gradients, of_peers: Vec::new() }))
     }
 
     /// A step whose numbers are not finite changes no weight; too many in a row end the run.
@@ -347,6 +369,15 @@ impl<'a> Run<'a> {
             one.var.set(tensor)?;
         }
         Ok(step)
+    }
+}
+
+fn adamw(settings: &Settings) -> AdamWSettings {
+    AdamWSettings {
+        beta1: settings.adam_beta1,
+        beta2: settings.adam_beta2,
+        epsilon: settings.adam_epsilon,
+        weight_decay: settings.weight_decay,
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod methods;
 mod resume;
+mod slots;
 mod steps;
 mod whole;
 

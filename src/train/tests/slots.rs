@@ -1,0 +1,78 @@
+//! Several slots in one process: the same arithmetic as one.
+
+use candle_core::Tensor;
+
+use super::steps::corpus;
+use super::*;
+use crate::data::Corpus;
+use crate::models::DecoderConfig;
+use crate::rng::Rng;
+use crate::tune::Method;
+
+use super::super::run::Run;
+use super::super::settings::Resolved;
+
+/// Records of uneven length, partly learned.
+fn records(count: u64, vocabulary: u64) -> Vec<(Vec<u32>, Vec<bool>)> {
+    let mut rng = Rng::new(5, "records", 0);
+    (0..count)
+        .map(|_| {
+            let length = 20 + rng.below(40) as usize;
+            let tokens = (0..length).map(|_| rng.below(vocabulary) as u32).collect();
+            (tokens, (0..length).map(|at| at > length / 3).collect())
+        })
+        .collect()
+}
+
+/// The losses of four steps on `slots` slots, and the weights of every slot after them.
+fn train(plan: &Plan, corpus: &Corpus, slots: usize) -> (Vec<f64>, Vec<Vec<f32>>) {
+    std::fs::create_dir_all(plan.checkpoints()).unwrap();
+    let config = DecoderConfig::read(&base()).unwrap();
+    let method = plan.settings.method.on(&config).unwrap();
+    let decoders: Vec<Decoder> =
+        (0..slots).map(|_| Decoder::load(&base(), &Device::Cpu, method.form()).unwrap()).collect();
+    // Other seeds: what the peers begin with must be the first slot's.
+    let mut methods: Vec<Box<dyn Method>> =
+        decoders.iter().zip(0..).map(|(decoder, seed)| method.build(decoder, Some(&[3, 4]), seed).unwrap()).collect();
+    let watched: Vec<Vec<candle_core::Var>> =
+        methods.iter().map(|method| method.trainables().iter().map(|one| one.var.clone()).collect()).collect();
+    let others: Vec<_> = decoders[1..].iter().zip(methods.drain(1..)).collect();
+    let parts = slots.next_power_of_two();
+    let resolved =
+        Resolved { steps: 4, warmup_steps: 0, evaluation_interval: 9, max_sequence_length: 64, seed: 0, parts };
+    let first = methods.pop().unwrap();
+    let mut run = Run::resume(plan, &decoders[0], first, (corpus, &[]), resolved, "run", None).unwrap();
+    if slots > 1 {
+        run = run.beside(others).unwrap();
+    }
+    let losses = (0..4).map(|_| run.step(&mut (), &StopFlag::default()).unwrap().unwrap().loss).collect();
+    let values = |var: &candle_core::Var| -> Vec<f32> { Tensor::flatten_all(var).unwrap().to_vec1().unwrap() };
+    (losses, watched.iter().map(|vars| vars.iter().flat_map(values).collect()).collect())
+}
+
+#[test]
+fn several_slots_take_the_steps_of_one_with_the_whole_batch_and_never_drift_apart() {
+    let settings = [("batchSize", "12"), ("stepCount", "4"), ("learningRate", "0.01"), ("loraDropout", "0")];
+    for (method, more) in [("lora", &settings[..]), ("qlora", &settings[..]), ("full", &settings[..3])] {
+        let dir = tempfile::tempdir().unwrap();
+        let given: Vec<_> = more.iter().copied().chain([("tuningMethod", method)]).collect();
+        let plan = plan(dir.path(), &given);
+        let vocabulary = DecoderConfig::read(&base()).unwrap().vocab_size as u64;
+        let corpus = corpus(dir.path(), &records(48, vocabulary));
+        let (losses, one) = train(&plan, &corpus, 1);
+        assert!(losses[3].is_finite());
+        for slots in [2, 3, 4] {
+            let (shared, all) = train(&plan, &corpus, slots);
+            for (alone, shared) in losses.iter().zip(&shared) {
+                assert!((alone - shared).abs() < 1e-6 * alone, "{method}, {slots} slots: {alone} and {shared}");
+            }
+            // AdamW's first steps turn the last bit of a gradient near zero into a whole step, so weights are
+            // compared with what they moved.
+            let furthest = one[0].iter().zip(&all[0]).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(furthest < 1e-3, "{method}, {slots} slots: a weight is off by {furthest}");
+            for copy in &all[1..] {
+                assert!(copy.iter().zip(&all[0]).all(|(a, b)| a.to_bits() == b.to_bits()), "{method}: slots drifted");
+            }
+        }
+    }
+}
