@@ -2,6 +2,8 @@
 //! meaning; each command's `--help` explains them.
 
 mod demo;
+mod estimate;
+mod job;
 mod keys;
 mod logging;
 mod migrate;
@@ -38,6 +40,8 @@ enum Command {
     Migrate(migrate::Migrate),
     /// Train from a job file on this machine, without the service
     Train(train::Args),
+    /// Say what a job file will take before it runs: tokens, memory and time
+    Estimate(estimate::Args),
     /// Add, list and revoke the keys that open the API
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -71,6 +75,7 @@ fn run(command: Command) -> Result<()> {
         Command::Worker(worker) => block_on(worker.run()),
         Command::Migrate(migrate) => block_on(migrate.run()),
         Command::Train(args) => train::run(&args),
+        Command::Estimate(args) => estimate::run(&args),
         Command::Keys(keys) => block_on(keys.run()),
         Command::Models(models) => models.run(),
         Command::Openapi => {

@@ -5,12 +5,14 @@
 
 pub mod backprop;
 mod checkpoint;
+mod estimate;
 mod hold_out;
 mod metrics;
 mod observer;
 mod optim;
 mod outputs;
 mod plan;
+mod planner;
 mod recipe;
 mod run;
 mod schedule;
@@ -21,8 +23,10 @@ mod start;
 
 pub use crate::data::Objective;
 pub use crate::tune::TuningMethod;
+pub use estimate::{DataFacts, Estimate, RunFacts, estimate};
 pub use observer::{Observer, Outcome, Phase, StepMetrics, StopFlag, Summary, ValidationMetrics};
 pub use plan::{Base, Plan};
+pub use planner::{Decision, Memory, MemoryKind, Need, Part, PartKind, Stage, refuse_the_impossible};
 pub use recipe::run;
 pub use settings::{EarlyStopping, Schedule, Setting, Settings};
 pub use start::OPTIMIZER_STATE;

@@ -4,13 +4,16 @@
 
 use candle_core::Device;
 
+use super::checkpoint::Checkpoint;
+use super::planner::{Decision, Largest, Question};
 use super::run::Run;
 use super::settings::Resolved;
 use super::sources::Sources;
 use super::{Base, Observer, Outcome, Phase, Plan, StopFlag, checkpoint, outputs, side_by_side, start};
-use crate::data::{BatchSettings, Batches, Cursor, Objective};
+use crate::data::{BatchSettings, Batches, Cursor, Objective, largest_in_order};
 use crate::error::Result;
 use crate::models::{Decoder, Form, load_nf4};
+use crate::tune::{PromptConfig, TuningMethod};
 
 /// Runs `plan`, going on from the newest whole checkpoint in its work folder.
 ///
@@ -30,6 +33,10 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
     observer.phase(Phase::Preparing);
     let Some(sources) = Sources::read(plan, observer, stop)? else { return Ok(Outcome::Interrupted) };
 
+    // How long, from where, and how it fits into memory: what does not is refused before the model is read.
+    let found = checkpoint::newest(&plan.checkpoints(), &sources.run, &mut |text| observer.warn(text))?;
+    let (resolved, decision) = plan.resolve(&sources, found.as_ref(), observer)?;
+
     // Base model and tuning method.
     observer.phase(Phase::Loading);
     let decoder = match (&plan.base, sources.method.form()) {
@@ -38,17 +45,15 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
         (Base::Random { seed, .. }, form) => Decoder::random(sources.config.clone(), *seed, &device, form)?,
     };
     let method = start::method(plan, &sources, &decoder)?;
-
-    // How long, and from where.
-    let trained = method.trainables().iter().map(|one| one.var.elem_count()).sum();
-    let resolved = plan.resolve(&sources, trained);
-    let found = checkpoint::newest(&plan.checkpoints(), &sources.run, &mut |text| observer.warn(text))?;
     let data = (&sources.training, sources.validation.as_slice());
     let mut run = Run::resume(plan, &decoder, method, data, resolved, &sources.run, found.as_ref())?;
     drop(found);
 
     // Train.
     observer.phase(Phase::Training);
+    if decision.is_tight() {
+        run.try_largest(soft_tokens(&sources.method), observer, stop)?;
+    }
     observer.progress(run.state.step, resolved.steps);
     loop {
         if run.validation_is_due() {
@@ -82,23 +87,89 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
     Ok(Outcome::Completed(outputs::write(&run, &sources)?))
 }
 
+/// Rows that a method puts before every record.
+fn soft_tokens(method: &TuningMethod) -> usize {
+    match method {
+        TuningMethod::Prompt(PromptConfig { tokens, .. }) => *tokens,
+        _ => 0,
+    }
+}
+
 impl Plan {
-    /// Fills in what depends on the data and the model.
-    fn resolve(&self, sources: &Sources, trained: usize) -> Resolved {
-        let settings = &self.settings;
+    /// Fills in what depends on the data, the model and the memory.
+    ///
+    /// # Errors
+    /// `Validation` with the numbers when the run cannot fit.
+    pub(super) fn resolve(
+        &self,
+        sources: &Sources,
+        checkpoint: Option<&Checkpoint>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Resolved, Decision)> {
+        let (settings, base) = (&self.settings, &sources.config);
+        let trained = usize::try_from(sources.method.trained_values(base)).unwrap_or(usize::MAX);
         let mut resolved = Resolved {
             steps: 0,
             warmup_steps: 0,
             evaluation_interval: 0,
             max_sequence_length: sources.max_tokens,
             seed: self.seed(),
-            parts: side_by_side::parts(&sources.config, trained),
+            parts: side_by_side::parts(base, trained),
+            token_budget: 1,
+            keeps_graphs: false,
+            lanes: 1,
         };
         let batches = Batches::new(&sources.training, self.batches(&resolved), Cursor::default());
         resolved.steps = settings.step_count.unwrap_or_else(|| batches.steps(settings.epoch_count));
         resolved.warmup_steps = settings.warmup_steps.unwrap_or(resolved.steps * 3 / 100);
         resolved.evaluation_interval = settings.evaluation_interval.unwrap_or(resolved.steps.div_ceil(10).max(1));
-        resolved
+
+        let corpora = sources.validation.iter().chain([&sources.training]);
+        let longest = corpora.map(|corpus| corpus.manifest().longest as usize).max().unwrap_or(0);
+        let question = |token_budget| Question {
+            base,
+            method: &sources.method,
+            keeps_best: settings.early_stopping.is_some(),
+            quantizes: sources.method.form() == Form::Nf4 && !base.nf4 && self.quantized.is_some(),
+            cores: rayon::current_num_threads(),
+            parts: resolved.parts,
+            token_budget,
+            longest,
+            memory: self.memory,
+        };
+        let largest = |token_budget| self.largest(sources, &Resolved { token_budget, ..resolved });
+        // A run goes on as it was cut, if this machine can.
+        let kept = checkpoint.map(|checkpoint| checkpoint.state.token_budget);
+        let decision = match question(kept.or(settings.micro_batch_tokens)).decide(largest) {
+            Err(cause) if kept.is_some() && settings.micro_batch_tokens.is_none() => {
+                let decision = question(None).decide(largest).map_err(|_| cause)?;
+                observer.warn(&format!(
+                    "the run began on a machine with more memory: it goes on with {} tokens at a time instead of {}",
+                    decision.token_budget,
+                    kept.unwrap_or_default()
+                ));
+                decision
+            }
+            decided => decided?,
+        };
+        resolved.token_budget = decision.token_budget;
+        resolved.keeps_graphs = decision.keeps_graphs;
+        resolved.lanes = decision.lanes;
+        Ok((resolved, decision))
+    }
+
+    /// The largest micro-batches of the run as it is cut.
+    fn largest(&self, sources: &Sources, resolved: &Resolved) -> Largest {
+        let lead = soft_tokens(&sources.method);
+        let batches = Batches::new(&sources.training, self.batches(resolved), Cursor::default());
+        let largest = batches.largest(resolved.steps, lead);
+        let validated = |corpus| largest_in_order(corpus, resolved.token_budget, lead);
+        Largest {
+            rows: largest.rows,
+            records: largest.records.len(),
+            micros: largest.micros,
+            validation_rows: sources.validation.iter().map(validated).max().unwrap_or(0),
+        }
     }
 
     /// How batches are dealt: by records, or by rows of documents.
@@ -106,7 +177,7 @@ impl Plan {
         BatchSettings {
             seed: self.seed(),
             batch_size: self.settings.batch_size,
-            token_budget: self.settings.micro_batch_tokens,
+            token_budget: resolved.token_budget,
             parts: resolved.parts,
             row_tokens: match self.objective {
                 Objective::FineTuning => None,

@@ -16,6 +16,12 @@ pub(crate) struct Resolved {
     pub(crate) seed: u64,
     /// Into how many parts a batch is cut, so that cores can work on it side by side.
     pub(crate) parts: usize,
+    /// The most tokens of a micro-batch, as planned.
+    pub(crate) token_budget: usize,
+    /// Whether the graphs of all layers are kept from the forward to the backward pass.
+    pub(crate) keeps_graphs: bool,
+    /// How many micro-batches run side by side, where there are parts.
+    pub(crate) lanes: usize,
 }
 
 impl Settings {
@@ -101,7 +107,7 @@ impl Settings {
         put("adamBeta2", &self.adam_beta2);
         put("adamEpsilon", &self.adam_epsilon);
         put("maxSequenceLength", &resolved.max_sequence_length);
-        put("microBatchTokens", &self.micro_batch_tokens);
+        put("microBatchTokens", &resolved.token_budget);
         put("evaluationInterval", &resolved.evaluation_interval);
         put("seed", &resolved.seed);
         map
@@ -114,8 +120,17 @@ mod tests {
 
     #[test]
     fn what_the_manifest_records_gives_the_same_run_again() {
-        let resolved =
-            Resolved { steps: 9, warmup_steps: 2, evaluation_interval: 3, max_sequence_length: 64, seed: 5, parts: 1 };
+        let resolved = Resolved {
+            steps: 9,
+            warmup_steps: 2,
+            evaluation_interval: 3,
+            max_sequence_length: 64,
+            seed: 5,
+            parts: 1,
+            token_budget: 512,
+            keeps_graphs: true,
+            lanes: 1,
+        };
         for given in [
             vec![("stepCount", "9"), ("earlyStoppingPatience", "3"), ("learningRateMultiplier", "2")],
             vec![
