@@ -34,6 +34,8 @@ pub struct App {
     pub registry: Registry,
     /// Answers prompts; it blocks, so it is called from a blocking thread.
     pub engine: Arc<Engine>,
+    /// Bytes that a job may take where it runs, as far as this process knows.
+    pub job_memory: Option<u64>,
     /// A place for each answer under way, taken at the door.
     pub answers: Arc<Semaphore>,
     /// Rung when a job or a model to bring in was accepted, so that a worker of the same process takes it at once.
@@ -44,7 +46,9 @@ impl App {
     /// The parts that are opened from outside; the rest is made here.
     pub fn new(config: Config, clock: Clock, db: Db, objects: Objects, registry: Registry) -> Self {
         let quantized = Some(config.quantized());
+        let job_memory = config.job_memory().ok();
         Self {
+            job_memory,
             config,
             clock,
             db,

@@ -2,6 +2,7 @@
 //! means. The doc comments are the `--help` text. Read once by clap, checked once by
 //! [`Config::checked`]; nothing else in the crate looks at the environment.
 
+mod memory;
 mod prefix;
 mod roles;
 
@@ -10,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use memory::{ByteSize, MemorySettings};
 pub use prefix::Prefix;
 pub use roles::{Grant, Roles};
 
@@ -90,6 +92,10 @@ pub struct Config {
     /// Trainer slots: `auto`, `cpu`, or `cuda:0,cuda:1`; one job at a time on each
     #[arg(long, env = "TUNESMITH_DEVICES", default_value = "auto")]
     pub devices: String,
+
+    /// What training may take.
+    #[command(flatten)]
+    pub memory: MemorySettings,
 
     /// Folder of Hugging Face model directories; a directory's name is the model's id (one dot only)
     #[arg(long, env = "TUNESMITH_MODELS")]
@@ -177,6 +183,14 @@ impl Config {
             Some(url) => url.clone(),
             None => Secret::new(format!("sqlite://{}", self.data_dir.join("tunesmith.db").display())),
         }
+    }
+
+    /// Bytes that one job may take: what training may take, shared among the trainer slots.
+    ///
+    /// # Errors
+    /// As [`MemorySettings::bytes`].
+    pub fn job_memory(&self) -> Result<u64> {
+        Ok(self.memory.bytes()? / self.devices.split(',').count().max(1) as u64)
     }
 
     /// Where base models that were quantised are kept.

@@ -102,6 +102,14 @@ impl Error {
         self
     }
 
+    /// Whether a device had no memory left: the same work in smaller pieces may fit.
+    pub fn is_out_of_memory(&self) -> bool {
+        // The names that CUDA's driver and cuBLAS give it; candle passes them on inside a message.
+        const NAMES: [&str; 2] = ["CUDA_ERROR_OUT_OF_MEMORY", "CUBLAS_STATUS_ALLOC_FAILED"];
+        let named = |cause: &dyn fmt::Display| NAMES.iter().any(|name| cause.to_string().contains(name));
+        self.cause.as_ref().is_some_and(|cause| cause.chain().any(|one| named(&one)))
+    }
+
     /// Which of Bedrock's exceptions this is.
     pub fn kind(&self) -> Kind {
         self.kind

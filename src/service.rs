@@ -56,7 +56,12 @@ impl Service {
         let embedded = embedded_store(&config, role, &db, &clock).await?;
         let objects = Objects::new(&endpoint(&config, &keys, embedded.as_ref()));
         let registry = Registry::open(&model_folders(&config)?)?;
-        let app = Arc::new(App::new(config, clock, db, objects, registry));
+        let mut app = App::new(config, clock, db, objects, registry);
+        if role == Role::Api && app.config.memory.memory.is_none() {
+            // Jobs run on other machines, of which this one knows nothing.
+            app.job_memory = None;
+        }
+        let app = Arc::new(app);
 
         let (stop, stopping) = watch::channel(false);
         let (mut api, mut server) = (None, None);

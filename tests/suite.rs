@@ -10,5 +10,6 @@ mod faults;
 mod golden;
 mod infer;
 mod jobs;
+mod memory;
 mod objects;
 mod support;

@@ -9,10 +9,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::clock::Clock;
+use crate::config::MemorySettings;
 use crate::error::{Error, Result};
 use crate::models::DecoderConfig;
 use crate::train::{
-    self, Lengths, Measurement, Observer, Phase, SHAPES, Settings, Shape, StepMetrics, StepParts, TuningMethod,
+    self, Lengths, Measurement, Memory, Observer, Phase, SHAPES, Settings, Shape, StepMetrics, StepParts, TuningMethod,
     Workload,
 };
 
@@ -61,6 +62,13 @@ pub(super) struct Train {
     /// Steps before the measurement begins
     #[arg(long, default_value_t = 1)]
     warm_up: u64,
+
+    /// Copies of the model that share every batch
+    #[arg(long, default_value = "1")]
+    slots: std::num::NonZeroUsize,
+
+    #[command(flatten)]
+    memory: MemorySettings,
 
     /// Print JSON instead of a table
     #[arg(long)]
@@ -155,7 +163,17 @@ impl Train {
             Data::Instructions => Lengths::Instructions,
         };
         let settings = Settings::parse(given, &BTreeMap::new())?;
-        Ok(Workload { config, settings, lengths, tokens, records: self.records, warm_up: self.warm_up, work_dir })
+        Ok(Workload {
+            config,
+            settings,
+            lengths,
+            tokens,
+            records: self.records,
+            warm_up: self.warm_up,
+            slots: self.slots.get(),
+            memory: Memory::host(self.memory.bytes()?),
+            work_dir,
+        })
     }
 }
 
@@ -240,7 +258,7 @@ impl Figures {
              step                  {:.3} s, median of {}\n\
              trained               {} values; model in memory after {:.1} s\n\
              model FLOP/s          {:.1} G, {:.1} % of a plain f32 matmul's {:.1} G on this machine\n\
-             peak memory           {memory}\n\
+             peak memory           {memory}; planned {:.2} GB, {} tokens at a time, {}\n\
              where the time goes   {}\n",
             work.settings.method.name(),
             rayon::current_num_threads(),
@@ -257,6 +275,9 @@ impl Figures {
             self.rate / 1e9,
             100.0 * self.rate / self.ceiling,
             self.ceiling / 1e9,
+            measured.decision.need.bytes as f64 / 1e9,
+            measured.decision.token_budget,
+            if measured.decision.keeps_graphs { "graphs kept" } else { "layers run again" },
             parts.join(", "),
         )
     }
@@ -291,6 +312,10 @@ impl Figures {
             "matmulFlopsPerSecond": self.ceiling,
             "mfu": self.rate / self.ceiling,
             "peakBytes": self.peak_bytes,
+            "plannedBytes": measured.decision.need.bytes,
+            "microBatchTokens": measured.decision.token_budget,
+            "keepsGraphs": measured.decision.keeps_graphs,
+            "slots": work.slots,
             "cpuSeconds": self.cpu_seconds,
             "partSeconds": parts,
         })

@@ -20,7 +20,7 @@ use self::progress::Display;
 use self::report::ByHand;
 use self::tickets::Ticket;
 use crate::clock::Clock;
-use crate::config::{Config, Role};
+use crate::config::{Config, MemorySettings, Role};
 use crate::error::{Error, Kind, Result};
 use crate::models::starter;
 use crate::objects::{Put, Uri};
@@ -89,6 +89,7 @@ impl Demo {
             s3_secret_key: None,
             s3_listen: free(self.s3_listen)?,
             devices: "cpu".into(),
+            memory: MemorySettings::default(),
             models: None,
             root_access_key: None,
             root_secret_key: None,

@@ -3,6 +3,8 @@
 
 mod bench;
 mod demo;
+mod estimate;
+mod job;
 mod keys;
 mod logging;
 mod migrate;
@@ -42,6 +44,8 @@ enum Command {
     /// Measure how fast this machine trains
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Say what a job file will take before it runs: tokens, memory and time
+    Estimate(estimate::Args),
     /// Add, list and revoke the keys that open the API
     #[command(subcommand)]
     Keys(keys::Keys),
@@ -76,6 +80,7 @@ fn run(command: Command) -> Result<()> {
         Command::Migrate(migrate) => block_on(migrate.run()),
         Command::Train(args) => train::run(&args),
         Command::Bench(bench) => bench.run(),
+        Command::Estimate(args) => estimate::run(&args),
         Command::Keys(keys) => block_on(keys.run()),
         Command::Models(models) => models.run(),
         Command::Openapi => {

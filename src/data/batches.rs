@@ -82,6 +82,29 @@ impl MicroBatch {
     }
 }
 
+/// How many records are looked at to find the largest micro-batch: a second's work at most.
+const LOOKED_AT: usize = 1 << 20;
+
+/// The micro-batch with the most rows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LargestMicroBatch {
+    /// Its tokens, and the rows that stand before each record.
+    pub rows: usize,
+    /// Its records, by their number in the corpus.
+    pub records: Vec<usize>,
+    /// The most micro-batches of any step.
+    pub micros: usize,
+}
+
+impl LargestMicroBatch {
+    fn take(&mut self, corpus: &Corpus, records: Vec<usize>, lead: usize) {
+        let rows = records.iter().map(|record| lead + corpus.length(*record)).sum();
+        if rows > self.rows {
+            (self.rows, self.records) = (rows, records);
+        }
+    }
+}
+
 /// Deals out a corpus without end, epoch after epoch.
 #[derive(Debug)]
 pub struct Batches<'a> {
@@ -122,20 +145,49 @@ impl<'a> Batches<'a> {
 
     /// The next batch.
     pub fn next_batch(&mut self) -> Batch {
+        let Cursor { epoch, .. } = self.cursor;
+        let micro: Vec<MicroBatch> =
+            self.deal().into_iter().map(|records| MicroBatch::gather(self.corpus, records)).collect();
+        let ends_epoch = self.cursor.epoch > epoch;
+        let labelled = micro.iter().map(MicroBatch::labelled).sum();
+        Batch { epoch, micro, labelled, ends_epoch }
+    }
+
+    /// The records of the next batch, micro-batch by micro-batch.
+    fn deal(&mut self) -> Vec<Vec<usize>> {
         let Cursor { epoch, position } = self.cursor;
         let n = self.corpus.len() as u64;
         let order = Shuffle::new(n, self.settings.seed, epoch);
         let end = self.end_of_batch(&order, position);
         let records: Vec<usize> = (position..end).map(|at| order.at(at) as usize).collect();
-        let micro: Vec<MicroBatch> = share_out(self.corpus, records, self.settings.parts)
+        self.cursor = if end >= n { Cursor { epoch: epoch + 1, position: 0 } } else { Cursor { epoch, position: end } };
+        share_out(self.corpus, records, self.settings.parts)
             .into_iter()
             .flat_map(|part| cut(self.corpus, part.into_iter(), self.settings.token_budget))
-            .collect();
-        let ends_epoch = end >= n;
-        self.cursor =
-            if ends_epoch { Cursor { epoch: epoch + 1, position: 0 } } else { Cursor { epoch, position: end } };
-        let labelled = micro.iter().map(MicroBatch::labelled).sum();
-        Batch { epoch, micro, labelled, ends_epoch }
+            .collect()
+    }
+
+    /// The largest micro-batch of the next `steps` steps, where every record stands behind `lead` further rows.
+    /// After about a million records it looks no further: by then a batch was as full as batches get. The longest
+    /// record of all is looked at in any case.
+    pub fn largest(&self, steps: u64, lead: usize) -> LargestMicroBatch {
+        let mut ahead = Self { corpus: self.corpus, settings: self.settings, cursor: self.cursor };
+        let mut largest = LargestMicroBatch::default();
+        let (mut looked_at, mut done) = (0, 0);
+        while done < steps && looked_at < LOOKED_AT {
+            let dealt = ahead.deal();
+            largest.micros = largest.micros.max(dealt.len());
+            for records in dealt {
+                looked_at += records.len();
+                largest.take(self.corpus, records, lead);
+            }
+            done += 1;
+        }
+        if done < steps {
+            let longest = (0..self.corpus.len()).max_by_key(|record| self.corpus.length(*record));
+            largest.take(self.corpus, longest.into_iter().collect(), lead);
+        }
+        largest
     }
 
     /// Where the batch that begins at `position` ends; the last of an epoch may be smaller.
@@ -162,7 +214,13 @@ impl<'a> Batches<'a> {
 
 /// The corpus once, in its own order: for validation.
 pub fn in_order(corpus: &Corpus, token_budget: usize) -> impl Iterator<Item = MicroBatch> {
-    cut(corpus, 0..corpus.len(), token_budget)
+    cut(corpus, 0..corpus.len(), token_budget).map(move |records| MicroBatch::gather(corpus, records))
+}
+
+/// Rows of the largest micro-batch of [`in_order`], each record behind `lead` further rows.
+pub fn largest_in_order(corpus: &Corpus, token_budget: usize, lead: usize) -> usize {
+    let rows = |records: Vec<usize>| records.iter().map(|record| lead + corpus.length(*record)).sum();
+    cut(corpus, 0..corpus.len().min(LOOKED_AT), token_budget).map(rows).max().unwrap_or(0)
 }
 
 /// Deals records out into at most `parts` parts of about as many tokens each: the longest first, always
@@ -188,7 +246,7 @@ fn share_out(corpus: &Corpus, records: Vec<usize>, parts: usize) -> Vec<Vec<usiz
 }
 
 /// Consecutive `records` as micro-batches of at most `token_budget` tokens, or of one record that has more.
-fn cut(corpus: &Corpus, records: impl Iterator<Item = usize>, token_budget: usize) -> impl Iterator<Item = MicroBatch> {
+fn cut(corpus: &Corpus, records: impl Iterator<Item = usize>, token_budget: usize) -> impl Iterator<Item = Vec<usize>> {
     let mut records = records.peekable();
     std::iter::from_fn(move || {
         let mut taken = vec![records.next()?];
@@ -197,6 +255,6 @@ fn cut(corpus: &Corpus, records: impl Iterator<Item = usize>, token_budget: usiz
             tokens += corpus.length(next);
             taken.push(next);
         }
-        Some(MicroBatch::gather(corpus, taken))
+        Some(taken)
     })
 }

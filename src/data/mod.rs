@@ -14,7 +14,7 @@ pub mod records;
 pub mod report;
 mod shuffle;
 
-pub use batches::{Batch, BatchSettings, Batches, Cursor, MicroBatch, in_order};
+pub use batches::{Batch, BatchSettings, Batches, Cursor, LargestMicroBatch, MicroBatch, in_order, largest_in_order};
 pub use corpus::{Corpus, Manifest};
 pub use encode::{Encoded, Encoder};
 pub use prepare::{Options, Prepared, Progress, Source, prepare};

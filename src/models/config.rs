@@ -2,6 +2,7 @@
 //! the numbers and that we do not implement are refused by name, never ignored.
 
 mod read;
+mod size;
 mod write;
 
 use std::path::Path;
@@ -9,6 +10,7 @@ use std::path::Path;
 use serde_json::Value;
 
 pub(super) use self::read::OneOrMany;
+pub use self::size::WeightCounts;
 use super::tuning::Projection;
 use crate::error::{Error, Result};
 use crate::kernels::Activation;

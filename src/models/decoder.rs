@@ -15,7 +15,7 @@ use super::layer::{Layer, Linear, Memory};
 use super::packing::Packing;
 use super::quantized::{quantize, read};
 use super::rotary::Rotaries;
-use super::tuning::{Projection, Site, Tuning};
+use super::tuning::{Site, Tuning};
 use super::weights::{Precision, Weights, save_tensors};
 use crate::error::{Error, Result};
 use crate::kernels::{self, Nf4, Weight};
@@ -320,12 +320,8 @@ fn layer(
         let (outputs, inputs) = config.sizes(projection);
         let name = Site { layer: index, projection }.name();
         let weight = take(format!("{name}.weight"), &[outputs, inputs], true)?;
-        let biased = match projection {
-            Projection::Query | Projection::Key | Projection::Value | Projection::QueryKeyValue => config.qkv_bias,
-            Projection::Output => config.output_bias,
-            Projection::Gate | Projection::Up | Projection::GateUp | Projection::Down => config.mlp_bias,
-        };
-        let bias = if biased { Some(dense(take, &format!("{name}.bias"), &[outputs])?) } else { None };
+        let bias =
+            if config.biased(projection) { Some(dense(take, &format!("{name}.bias"), &[outputs])?) } else { None };
         linears.insert(projection, Linear { weight, bias });
     }
     let mut norm = |name: &str| dense(take, &format!("{prefix}.{name}_layernorm.weight"), &[config.hidden_size]);

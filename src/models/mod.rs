@@ -14,7 +14,7 @@ mod tokenizer;
 mod tuning;
 mod weights;
 
-pub use config::{Architecture, DecoderConfig, RopeScaling};
+pub use config::{Architecture, DecoderConfig, RopeScaling, WeightCounts};
 pub use decoder::{Decoder, Form};
 pub use layer::Memory;
 pub use packing::Packing;

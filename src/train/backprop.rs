@@ -1,7 +1,8 @@
-//! Loss and gradients of a micro-batch, one layer at a time. While they are small, the graphs of all
-//! layers stay in memory from the forward to the backward pass. Otherwise layer-wise recomputation:
+//! Loss and gradients of a micro-batch, one layer at a time. Where memory has room for them, the graphs of
+//! all layers stay from the forward to the backward pass. Otherwise layer-wise recomputation:
 //! the forward pass keeps only each layer's input, and the backward pass runs one layer again at a
-//! time with its graph. Then memory is one layer's activations, however deep the model is.
+//! time with its graph. Then memory is one layer's activations, however deep the model is. Which it is,
+//! `planner` decides; both ways give the same bits.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -14,9 +15,6 @@ use crate::error::Result;
 use crate::kernels::{Gradients as Wanted, linear_cross_entropy};
 use crate::models::{Decoder, Packing, Tuning};
 use crate::tune::{Place, Trainable};
-
-/// Graphs are kept as long as they hold no more values than this: 128 MiB of f32.
-const KEPT_VALUES: usize = 1 << 25;
 
 /// The loss of a micro-batch, in nats.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -129,22 +127,12 @@ impl Gradients {
     }
 }
 
-/// Adds the gradients of the summed token losses of `batch` to `into`.
+/// Adds the gradients of the summed token losses of `batch` to `into`, with the graphs of all layers in memory
+/// or with every layer run again.
 ///
 /// # Errors
 /// When a token lies outside the vocabulary, or the device fails.
 pub fn loss_and_gradients(
-    decoder: &Decoder,
-    trainables: &[Trainable],
-    tuning: &dyn Tuning,
-    batch: &MicroBatch,
-    into: &mut Gradients,
-) -> Result<LossSum> {
-    let keeps = keeps_graphs(decoder, batch.tokens.len());
-    pull(decoder, trainables, tuning, batch, into, keeps)
-}
-
-fn pull(
     decoder: &Decoder,
     trainables: &[Trainable],
     tuning: &dyn Tuning,
@@ -217,19 +205,6 @@ fn pull(
     }
     let parts = StepParts { forward, head: head_seconds, backward: laps.lap(), optimizer: 0.0 };
     Ok(LossSum { parts, ..sum_up(result.loss_sum, &result.token_losses, &labels, &packing) })
-}
-
-/// Whether the graphs of all layers may stand in memory at once. Where they may not, a layer is run
-/// again in the backward pass; both ways give the same bits.
-fn keeps_graphs(decoder: &Decoder, tokens: usize) -> bool {
-    let config = decoder.config();
-    let projected = |projection| {
-        let (outputs, inputs) = config.sizes(projection);
-        // What goes in, what comes out, and the operation between this map and the next.
-        inputs + 2 * outputs
-    };
-    let values: usize = config.projections().iter().copied().map(projected).sum();
-    tokens * config.layers * values <= KEPT_VALUES
 }
 
 /// The loss alone, for evaluation.
@@ -409,7 +384,7 @@ mod tests {
         let mut loss_sum = 0.0;
         for batch in batches {
             loss_sum +=
-                loss_and_gradients(decoder, method.trainables(), method, batch, &mut gradients).unwrap().loss_sum;
+                loss_and_gradients(decoder, method.trainables(), method, batch, &mut gradients, true).unwrap().loss_sum;
         }
         let values = |sum: &Option<Tensor>| sum.as_ref().unwrap().flatten_all().unwrap().to_vec1().unwrap();
         (loss_sum, gradients.sums().iter().map(values).collect())
@@ -475,7 +450,8 @@ mod tests {
                     None => method,
                 };
                 let batch = batch(&[0, 2]);
-                let sum = pull(&decoder, method.trainables(), hooks, &batch, &mut gradients, keeps).unwrap();
+                let sum =
+                    loss_and_gradients(&decoder, method.trainables(), hooks, &batch, &mut gradients, keeps).unwrap();
                 let bits = |sum: &Option<Tensor>| -> Option<Vec<u32>> {
                     let values: Vec<f32> = sum.as_ref()?.flatten_all().unwrap().to_vec1().unwrap();
                     Some(values.into_iter().map(f32::to_bits).collect())

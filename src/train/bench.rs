@@ -13,7 +13,7 @@ use super::flops::Flops;
 use super::run::Run;
 use super::settings::Resolved;
 use super::side_by_side;
-use super::{Base, Observer, Phase, Plan, Settings, StepMetrics, StopFlag};
+use super::{Base, Decision, Memory, Observer, Phase, Plan, Settings, StepMetrics, StopFlag};
 use crate::clock::Clock;
 use crate::data::corpus::{SourceFacts, Writer};
 use crate::data::{Batches, Corpus, Cursor, Format, Objective};
@@ -47,6 +47,10 @@ pub struct Workload {
     pub records: usize,
     /// Steps before the measurement begins.
     pub warm_up: u64,
+    /// Slots that share every batch.
+    pub slots: usize,
+    /// The memory that the run may take.
+    pub memory: Memory,
     /// An empty folder for the data.
     pub work_dir: PathBuf,
 }
@@ -64,6 +68,8 @@ pub struct Measurement {
     pub trained: usize,
     /// Seconds from nothing to a model in memory.
     pub loading: f64,
+    /// How the run was cut to fit into memory.
+    pub decision: Decision,
 }
 
 /// Takes the steps; `observer` hears of each one, the warm-up's too.
@@ -87,14 +93,20 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
     let loading = clock.monotonic().duration_since(began).as_secs_f64();
     let flops = Flops::of(&work.config, &method, tuned.trainables());
     let trained = tuned.trainables().iter().map(|one| one.var.elem_count()).sum();
-    let resolved = Resolved {
+    let mut resolved = Resolved {
         steps,
         warmup_steps: 0,
         evaluation_interval: u64::MAX,
         max_sequence_length: work.tokens,
         seed: plan.seed,
-        parts: side_by_side::parts(&work.config, trained),
+        parts: side_by_side::parts(&work.config, trained).max(work.slots.next_power_of_two()),
+        token_budget: 1,
+        keeps_graphs: false,
+        lanes: 1,
     };
+    let asked = plan.settings.micro_batch_tokens;
+    let decision = plan.decide((&work.config, &method), (&corpus, &[]), &resolved, asked)?;
+    resolved.take(&decision);
     let mut same = Batches::new(&corpus, plan.batches(&resolved), Cursor::default());
     let batches = (0..steps).map(|_| {
         let batch = same.next_batch();
@@ -102,7 +114,13 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
         records.map(|record| [corpus.length(*record), corpus.learned(*record)]).collect()
     });
     let batches = batches.collect();
+    let copies = (1..work.slots).map(|_| Decoder::random(work.config.clone(), plan.seed, &Device::Cpu, method.form()));
+    let copies = copies.collect::<Result<Vec<_>>>()?;
     let mut run = Run::resume(&plan, &decoder, tuned, (&corpus, &[]), resolved, "bench", None)?;
+    if !copies.is_empty() {
+        let beside = |copy| Ok((copy, method.build(copy, Some(&corpus.record(0).tokens), plan.seed)?));
+        run = run.beside(copies.iter().map(beside).collect::<Result<_>>()?)?;
+    }
     let mut measured = Vec::new();
     observer.phase(Phase::Training);
     for step in 0..steps {
@@ -113,7 +131,7 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
             measured.push(metrics);
         }
     }
-    Ok(Measurement { steps: measured, batches, flops, trained, loading })
+    Ok(Measurement { steps: measured, batches, flops, trained, loading, decision })
 }
 
 /// The best rate of a plain product of two f32 matrices of 1024 × 1024 values on all cores within about a
@@ -151,6 +169,8 @@ fn plan(work: &Workload, settings: Settings, clock: Clock) -> Plan {
         seed: settings.seed.unwrap_or(1),
         settings,
         work_dir: work.work_dir.clone(),
+        slots: work.slots,
+        memory: work.memory,
         clock,
     }
 }
@@ -199,6 +219,8 @@ mod tests {
             tokens: 60,
             records: 7,
             warm_up: 1,
+            slots: 1,
+            memory: Memory::host(4 << 30),
             work_dir: dir.path().into(),
         };
         let measured = bench(&work, &mut ()).unwrap();

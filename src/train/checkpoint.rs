@@ -40,6 +40,8 @@ pub(crate) struct State {
     pub(crate) cursor: Cursor,
     /// Tokens that went through the model in training.
     pub(crate) tokens: u64,
+    /// The most tokens of a micro-batch: the run goes on as it was cut.
+    pub(crate) token_budget: usize,
     /// Steps skipped in a row because of values that are not finite.
     pub(crate) skipped: u64,
     /// Epoch of the last step.
@@ -214,6 +216,7 @@ mod tests {
             updates: step,
             cursor: Cursor { epoch: 1, position: 2 },
             tokens: 3,
+            token_budget: 64,
             skipped: 0,
             epoch: 1,
             training_loss: Exact(0.1 + 0.2),

@@ -149,6 +149,7 @@ impl<'a> Slots<'a> {
         first: (&Decoder, &dyn Method),
         batch: &Batch,
         key: u64,
+        keeps_graphs: bool,
         stop: &StopFlag,
     ) -> Result<Option<Passed>> {
         let slots: Vec<(&Decoder, &dyn Method)> =
@@ -161,7 +162,7 @@ impl<'a> Slots<'a> {
                 if stop.is_raised() {
                     return Ok(None);
                 }
-                sums.push((index, one_pass(decoder, method, (index, micro), key, &mut gradients)?));
+                sums.push((index, one_pass(decoder, method, (index, micro), key, &mut gradients, keeps_graphs)?));
             }
             Ok(Some((sums, gradients)))
         };
@@ -218,13 +219,14 @@ pub(super) fn one_pass(
     (index, micro): (usize, &MicroBatch),
     key: u64,
     gradients: &mut Gradients,
+    keeps_graphs: bool,
 ) -> Result<LossSum> {
     let pass = method.pass(rng::key(key, "micro-batch", index as u64));
     let hooks: &dyn Tuning = match &pass {
         Some(pass) => &**pass,
         None => method,
     };
-    backprop::loss_and_gradients(decoder, method.trainables(), hooks, micro, gradients)
+    backprop::loss_and_gradients(decoder, method.trainables(), hooks, micro, gradients, keeps_graphs)
 }
 
 /// The gradients of all weights that were reached, one after the other.

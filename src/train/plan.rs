@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::Settings;
+use super::{Memory, Settings};
 use crate::clock::Clock;
 use crate::data::Objective;
 
@@ -47,6 +47,10 @@ pub struct Plan {
     pub seed: u64,
     /// Folder of this run alone: `checkpoints/`, `output/`, prepared data.
     pub work_dir: PathBuf,
+    /// Slots that share every batch, each with the model and an optimizer of its own; 1 is a run as usual.
+    pub slots: usize,
+    /// The memory that the run may take.
+    pub memory: Memory,
     /// What durations are measured with.
     pub clock: Clock,
 }

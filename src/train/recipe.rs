@@ -4,13 +4,16 @@
 
 use candle_core::Device;
 
+use super::checkpoint::Checkpoint;
+use super::planner::{Decision, Largest, Question};
 use super::run::Run;
 use super::settings::Resolved;
 use super::sources::Sources;
 use super::{Base, Observer, Outcome, Phase, Plan, StopFlag, checkpoint, outputs, side_by_side, start};
-use crate::data::{BatchSettings, Batches, Cursor, Objective};
+use crate::data::{BatchSettings, Batches, Corpus, Cursor, Objective, largest_in_order};
 use crate::error::Result;
-use crate::models::{Decoder, Form, load_nf4};
+use crate::models::{Decoder, DecoderConfig, Form, load_nf4};
+use crate::tune::{PromptConfig, TuningMethod};
 
 /// Runs `plan`, going on from the newest whole checkpoint in its work folder.
 ///
@@ -30,25 +33,28 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
     observer.phase(Phase::Preparing);
     let Some(sources) = Sources::read(plan, observer, stop)? else { return Ok(Outcome::Interrupted) };
 
+    // How long, from where, and how it fits into memory: what does not is refused before the model is read.
+    let found = checkpoint::newest(&plan.checkpoints(), &sources.run, &mut |text| observer.warn(text))?;
+    let (resolved, decision) = plan.resolve(&sources, found.as_ref(), observer)?;
+
     // Base model and tuning method.
     observer.phase(Phase::Loading);
-    let decoder = match (&plan.base, sources.method.form()) {
-        (Base::Directory(dir), Form::Nf4) => load_nf4(dir, &device, plan.quantized.as_deref())?,
-        (Base::Directory(dir), form) => Decoder::load(dir, &device, form)?,
-        (Base::Random { seed, .. }, form) => Decoder::random(sources.config.clone(), *seed, &device, form)?,
-    };
+    let decoder = load(plan, &sources, &device)?;
     let method = start::method(plan, &sources, &decoder)?;
-
-    // How long, and from where.
-    let trained = method.trainables().iter().map(|one| one.var.elem_count()).sum();
-    let resolved = plan.resolve(&sources, trained);
-    let found = checkpoint::newest(&plan.checkpoints(), &sources.run, &mut |text| observer.warn(text))?;
     let data = (&sources.training, sources.validation.as_slice());
+    let copies = (1..plan.slots).map(|_| load(plan, &sources, &device)).collect::<Result<Vec<_>>>()?;
     let mut run = Run::resume(plan, &decoder, method, data, resolved, &sources.run, found.as_ref())?;
     drop(found);
+    if !copies.is_empty() {
+        let beside = |copy| Ok((copy, start::method(plan, &sources, copy)?));
+        run = run.beside(copies.iter().map(beside).collect::<Result<_>>()?)?;
+    }
 
     // Train.
     observer.phase(Phase::Training);
+    if decision.is_tight() {
+        run.try_largest(soft_tokens(&sources.method), observer, stop)?;
+    }
     observer.progress(run.state.step, resolved.steps);
     loop {
         if run.validation_is_due() {
@@ -82,23 +88,107 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
     Ok(Outcome::Completed(outputs::write(&run, &sources)?))
 }
 
+/// The base, in the form that the method trains on.
+fn load(plan: &Plan, sources: &Sources, device: &Device) -> Result<Decoder> {
+    match (&plan.base, sources.method.form()) {
+        (Base::Directory(dir), Form::Nf4) => load_nf4(dir, device, plan.quantized.as_deref()),
+        (Base::Directory(dir), form) => Decoder::load(dir, device, form),
+        (Base::Random { seed, .. }, form) => Decoder::random(sources.config.clone(), *seed, device, form),
+    }
+}
+
+/// Rows that a method puts before every record.
+fn soft_tokens(method: &TuningMethod) -> usize {
+    match method {
+        TuningMethod::Prompt(PromptConfig { tokens, .. }) => *tokens,
+        _ => 0,
+    }
+}
+
 impl Plan {
-    /// Fills in what depends on the data and the model.
-    fn resolve(&self, sources: &Sources, trained: usize) -> Resolved {
-        let settings = &self.settings;
+    /// Fills in what depends on the data, the model and the memory.
+    ///
+    /// # Errors
+    /// `Validation` with the numbers when the run cannot fit.
+    pub(super) fn resolve(
+        &self,
+        sources: &Sources,
+        checkpoint: Option<&Checkpoint>,
+        observer: &mut dyn Observer,
+    ) -> Result<(Resolved, Decision)> {
+        let (settings, base) = (&self.settings, &sources.config);
+        let trained = usize::try_from(sources.method.trained_values(base)).unwrap_or(usize::MAX);
         let mut resolved = Resolved {
             steps: 0,
             warmup_steps: 0,
             evaluation_interval: 0,
             max_sequence_length: sources.max_tokens,
             seed: self.seed(),
-            parts: side_by_side::parts(&sources.config, trained),
+            parts: side_by_side::parts(base, trained).max(self.slots.next_power_of_two()),
+            token_budget: 1,
+            keeps_graphs: false,
+            lanes: 1,
         };
         let batches = Batches::new(&sources.training, self.batches(&resolved), Cursor::default());
         resolved.steps = settings.step_count.unwrap_or_else(|| batches.steps(settings.epoch_count));
         resolved.warmup_steps = settings.warmup_steps.unwrap_or(resolved.steps * 3 / 100);
         resolved.evaluation_interval = settings.evaluation_interval.unwrap_or(resolved.steps.div_ceil(10).max(1));
-        resolved
+
+        let data = (&sources.training, sources.validation.as_slice());
+        let decide = |token_budget| self.decide((base, &sources.method), data, &resolved, token_budget);
+        // A run goes on as it was cut, if this machine can.
+        let kept = checkpoint.map(|checkpoint| checkpoint.state.token_budget);
+        let decision = match decide(kept.or(settings.micro_batch_tokens)) {
+            Err(cause) if kept.is_some() && settings.micro_batch_tokens.is_none() => {
+                let decision = decide(None).map_err(|_| cause)?;
+                observer.warn(&format!(
+                    "the run began on a machine with more memory: it goes on with {} tokens at a time instead of {}",
+                    decision.token_budget,
+                    kept.unwrap_or_default()
+                ));
+                decision
+            }
+            decided => decided?,
+        };
+        resolved.take(&decision);
+        Ok((resolved, decision))
+    }
+
+    /// How a run over this data is cut to fit, with the token budget that is asked for or the best one.
+    ///
+    /// # Errors
+    /// `Validation` with the numbers when it cannot fit.
+    pub(super) fn decide(
+        &self,
+        (base, method): (&DecoderConfig, &TuningMethod),
+        (training, validation): (&Corpus, &[Corpus]),
+        resolved: &Resolved,
+        token_budget: Option<usize>,
+    ) -> Result<Decision> {
+        let longest = validation.iter().chain([training]).map(|corpus| corpus.manifest().longest as usize).max();
+        let question = Question {
+            base,
+            method,
+            keeps_best: self.settings.early_stopping.is_some(),
+            quantizes: method.form() == Form::Nf4 && !base.nf4 && self.quantized.is_some(),
+            cores: (rayon::current_num_threads() / self.slots).max(1),
+            parts: resolved.parts,
+            token_budget,
+            longest: longest.unwrap_or(0),
+            memory: self.memory.shared_by(self.slots),
+        };
+        let lead = soft_tokens(method);
+        question.decide(|token_budget| {
+            let cut = Resolved { token_budget, ..*resolved };
+            let largest = Batches::new(training, self.batches(&cut), Cursor::default()).largest(resolved.steps, lead);
+            let validated = |corpus| largest_in_order(corpus, token_budget, lead);
+            Largest {
+                rows: largest.rows,
+                records: largest.records.len(),
+                micros: largest.micros,
+                validation_rows: validation.iter().map(validated).max().unwrap_or(0),
+            }
+        })
     }
 
     /// How batches are dealt: by records, or by rows of documents.
@@ -106,7 +196,7 @@ impl Plan {
         BatchSettings {
             seed: self.seed(),
             batch_size: self.settings.batch_size,
-            token_budget: self.settings.micro_batch_tokens,
+            token_budget: resolved.token_budget,
             parts: resolved.parts,
             row_tokens: match self.objective {
                 Objective::FineTuning => None,

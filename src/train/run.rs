@@ -64,7 +64,7 @@ impl<'a> Run<'a> {
         // The moments of the run whose adapter this one goes on from, if it is to go on with them too.
         let earlier_moments = plan.moments();
         let mut optimizer = AdamW::new(method.trainables(), adamw(settings));
-        let mut state = State::beginning(run);
+        let mut state = State::beginning(run, resolved.token_budget);
         let mut best = None;
         if let (None, Some(file)) = (checkpoint, earlier_moments) {
             let moments = Weights::open_file(file)?;
@@ -73,7 +73,7 @@ impl<'a> Run<'a> {
             optimizer.restore(method.trainables(), updates, |name, shape| moments.get(name, shape, device))?;
         }
         if let Some(checkpoint) = checkpoint {
-            state = checkpoint.state.clone();
+            state = State { token_budget: resolved.token_budget, ..checkpoint.state.clone() };
             let read = |file: &str| Weights::open_file(&checkpoint.dir.join(file));
             let weights = read(WEIGHTS)?;
             for one in method.trainables() {
@@ -98,7 +98,7 @@ impl<'a> Run<'a> {
         let training_metrics = metrics(Table::Training)?;
         let validation_metrics = if data.1.is_empty() { None } else { Some(metrics(Table::Validation)?) };
         let batches = Batches::new(data.0, plan.batches(&resolved), state.cursor);
-        let lanes = if resolved.parts > 1 { Some(Lanes::open()?) } else { None };
+        let lanes = if resolved.parts > 1 { Some(Lanes::open(resolved.lanes)?) } else { None };
         let saved = (plan.clock.monotonic(), state.step);
         Ok(Self {
             plan,
@@ -146,11 +146,18 @@ impl<'a> Run<'a> {
     pub(super) fn step(&mut self, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Option<StepMetrics>> {
         let began = self.plan.clock.monotonic();
         let step = self.state.step;
-        let batch = self.batches.next_batch();
 
         // Micro-batch by micro-batch; gradients are of sums, so that how a batch is cut changes nothing.
         let key = rng::key(self.plan.seed(), "dropout", step);
-        let Some(Passed { sums, gradients, of_peers }) = self.pass(&batch, key, stop)? else { return Ok(None) };
+        let (batch, Passed { sums, gradients, of_peers }) = loop {
+            let batch = self.batches.next_batch();
+            match self.pass(&batch, key, stop) {
+                Ok(Some(passed)) => break (batch, passed),
+                Ok(None) => return Ok(None),
+                Err(error) if error.is_out_of_memory() => self.cut_smaller(&batch, error, observer)?,
+                Err(error) => return Err(error),
+            }
+        };
 
         // Divide once by the number of learned tokens, clip, update.
         let mut parts = StepParts::default();
@@ -197,14 +204,65 @@ impl<'a> Run<'a> {
         }))
     }
 
+    /// Tries the largest micro-batch that is to come, and forgets the result: what does not fit shows now and not
+    /// after hours. It costs a pass, so it is done only at the beginning of a run whose plan is tight.
+    pub(super) fn try_largest(&mut self, lead: usize, observer: &mut dyn Observer, stop: &StopFlag) -> Result<()> {
+        if self.state.step > 0 {
+            return Ok(());
+        }
+        loop {
+            let largest = self.batches.largest(self.resolved.steps, lead);
+            let micro = vec![MicroBatch::gather(self.training, largest.records); self.resolved.lanes];
+            let batch = Batch { epoch: 0, micro, labelled: 1, ends_epoch: false };
+            match self.pass(&batch, 0, stop) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.is_out_of_memory() => self.cut_smaller(&batch, error, observer)?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The device had no memory for a micro-batch of `batch`: from here on they are half as large, down to one
+    /// record; then graphs are no longer kept. The cursor has not moved, so the same records come again.
+    fn cut_smaller(&mut self, batch: &Batch, cause: Error, observer: &mut dyn Observer) -> Result<()> {
+        let step = self.state.step;
+        let several = batch.micro.iter().filter(|micro| micro.records.len() > 1);
+        if let Some(tokens) = several.map(|micro| micro.tokens.len()).max() {
+            let budget = (tokens.min(self.state.token_budget) / 2).max(1);
+            observer.warn(&format!(
+                "step {step}: the device has no memory for {tokens} tokens at a time; from here on at most {budget}"
+            ));
+            self.cut_to(budget);
+            return Ok(());
+        }
+        if self.resolved.keeps_graphs {
+            observer.warn(&format!("step {step}: the device is short of memory; from here on layers are run again"));
+            self.resolved.keeps_graphs = false;
+            self.cut_to(self.state.token_budget);
+            return Ok(());
+        }
+        let longest = batch.micro.iter().map(|micro| micro.tokens.len()).max().unwrap_or(0);
+        Err(Error::validation(format!(
+            "The device has no memory left for a single record of {longest} tokens. Use shorter records, a smaller \
+             maxSequenceLength, tuningMethod qlora, a smaller loraRank, or a smaller base model."
+        ))
+        .because(anyhow::anyhow!("{}", cause.log())))
+    }
+
+    /// Deals what is to come in micro-batches of at most `token_budget` tokens.
+    pub(super) fn cut_to(&mut self, token_budget: usize) {
+        (self.state.token_budget, self.resolved.token_budget) = (token_budget, token_budget);
+        self.batches = Batches::new(self.training, self.plan.batches(&self.resolved), self.state.cursor);
+    }
+
     /// Forward and backward over every micro-batch; `None` when the run was asked to stop.
     fn pass(&self, batch: &Batch, key: u64, stop: &StopFlag) -> Result<Option<Passed>> {
         if let Some(slots) = &self.slots {
-            return slots.pass((self.decoder, &*self.method), batch, key, stop);
+            return slots.pass((self.decoder, &*self.method), batch, key, self.resolved.keeps_graphs, stop);
         }
         let trainables = self.method.trainables();
         let one = |index: usize, micro: &MicroBatch, gradients: &mut Gradients| {
-            one_pass(self.decoder, &*self.method, (index, micro), key, gradients)
+            one_pass(self.decoder, &*self.method, (index, micro), key, gradients, self.resolved.keeps_graphs)
         };
         let mut gradients = Gradients::new(trainables);
         let mut sums = Vec::with_capacity(batch.micro.len());
@@ -276,7 +334,7 @@ impl<'a> Run<'a> {
         let (mut losses, mut loss_sum, mut labelled) = (Vec::new(), 0.0, 0);
         for corpus in self.validation {
             let (mut own_sum, mut own_labelled) = (0.0, 0);
-            for micro in in_order(corpus, self.plan.settings.micro_batch_tokens) {
+            for micro in in_order(corpus, self.state.token_budget) {
                 if stop.is_raised() {
                     return Ok(None);
                 }
@@ -383,13 +441,14 @@ fn adamw(settings: &Settings) -> AdamWSettings {
 
 impl State {
     /// No step taken.
-    fn beginning(run: &str) -> Self {
+    fn beginning(run: &str, token_budget: usize) -> Self {
         Self {
             run: run.into(),
             step: 0,
             updates: 0,
             cursor: Cursor::default(),
             tokens: 0,
+            token_budget,
             skipped: 0,
             epoch: 0,
             training_loss: Exact(f64::NAN),

@@ -72,8 +72,8 @@ pub struct Settings {
     pub adam_epsilon: f64,
     /// Longest record in tokens.
     pub max_sequence_length: Option<usize>,
-    /// Tokens that go through the model at a time.
-    pub micro_batch_tokens: usize,
+    /// Tokens that go through the model at a time; as many as memory allows when absent.
+    pub micro_batch_tokens: Option<usize>,
     /// Steps between validations.
     pub evaluation_interval: Option<u64>,
     /// Steps between checkpoints; by time when absent.
@@ -190,7 +190,7 @@ impl Values<'_> {
             adam_beta2: self.number("adamBeta2")?.unwrap_or(0.999),
             adam_epsilon: self.number("adamEpsilon")?.unwrap_or(1e-8),
             max_sequence_length: self.size("maxSequenceLength")?,
-            micro_batch_tokens: self.size("microBatchTokens")?.unwrap_or(4096),
+            micro_batch_tokens: self.size("microBatchTokens")?,
             evaluation_interval: self.integer("evaluationInterval")?,
             checkpoint_interval: self.integer("checkpointInterval")?,
             weight_precision: match self.word("weightPrecision")?.as_deref() {

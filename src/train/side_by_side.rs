@@ -30,13 +30,13 @@ pub(super) fn parts(config: &DecoderConfig, trained: usize) -> usize {
 pub(super) struct Lanes(Vec<ThreadPool>);
 
 impl Lanes {
-    /// As many as the current pool has threads.
+    /// So many, and at least one.
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub(super) fn open() -> Result<Self> {
+    pub(super) fn open(count: usize) -> Result<Self> {
         let lane = |_| ThreadPoolBuilder::new().num_threads(1).build().map_err(Error::internal);
-        Ok(Self((0..rayon::current_num_threads()).map(lane).collect::<Result<_>>()?))
+        Ok(Self((0..count.max(1)).map(lane).collect::<Result<_>>()?))
     }
 
     /// `work` on the index of every item and the item; the results in the order of the items.
@@ -73,8 +73,7 @@ mod tests {
     fn results_come_in_the_order_of_the_items_whoever_made_them() {
         let items: Vec<usize> = (0..50).collect();
         for threads in [1, 2, 5] {
-            let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let lanes = pool.install(Lanes::open).unwrap();
+            let lanes = Lanes::open(threads).unwrap();
             let seen = lanes.map(&items, |index, item| (index, *item, rayon::current_num_threads()));
             assert_eq!(seen, items.iter().map(|item| (*item, *item, 1)).collect::<Vec<_>>());
         }

@@ -39,6 +39,20 @@ pub(super) struct Sources {
 impl Sources {
     /// Checks and tokenises the data; `None` when the run was asked to stop.
     pub(super) fn read(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Option<Self>> {
+        Self::with_digest(plan, base_digest, observer, stop)
+    }
+
+    /// The same for a look at a run that will not begin: the base's weights need not be there, and are not read.
+    pub(super) fn glance(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Option<Self>> {
+        Self::with_digest(plan, |_| Ok(String::new()), observer, stop)
+    }
+
+    fn with_digest(
+        plan: &Plan,
+        base_digest: impl FnOnce(&Base) -> Result<String>,
+        observer: &mut dyn Observer,
+        stop: &StopFlag,
+    ) -> Result<Option<Self>> {
         let (config, tokenizer) = match &plan.base {
             Base::Directory(dir) => (DecoderConfig::read(dir)?, dir.clone()),
             Base::Random { config, tokenizer, .. } => (DecoderConfig::parse(&read(config)?)?, tokenizer.clone()),

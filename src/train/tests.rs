@@ -1,6 +1,7 @@
 //! Whole runs on a tiny model: what comes out, and what is said when nothing can.
 
 mod methods;
+mod out_of_memory;
 mod resume;
 mod slots;
 mod steps;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
+use super::settings::Resolved;
 use super::*;
 use crate::clock::Clock;
 use crate::error::{Kind, Result};
@@ -42,7 +44,24 @@ fn plan(dir: &Path, given: &[(&str, &str)]) -> Plan {
         settings: settings(given),
         seed: 11,
         work_dir: dir.join("work"),
+        slots: 1,
+        memory: Memory::host(4 << 30),
         clock: Clock::system(),
+    }
+}
+
+/// Four steps of it without a planner.
+fn resolved(plan: &Plan) -> Resolved {
+    Resolved {
+        steps: 4,
+        warmup_steps: 0,
+        evaluation_interval: 9,
+        max_sequence_length: 64,
+        seed: 0,
+        parts: 1,
+        token_budget: plan.settings.micro_batch_tokens.unwrap_or(4096),
+        keeps_graphs: true,
+        lanes: 1,
     }
 }
 

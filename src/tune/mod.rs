@@ -11,6 +11,7 @@ mod parameters;
 mod prefix;
 mod prompt;
 mod read;
+mod size;
 mod virtual_tokens;
 
 use candle_core::{Tensor, Var};

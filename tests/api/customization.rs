@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::with_app;
+use crate::support::{with_app, with_settings};
 
 fn rft(hyper_parameters: Value) -> Value {
     let lambda = "arn:aws:lambda:us-east-1:000000000000:function:grader";
@@ -80,6 +80,19 @@ fn every_violation_in_a_configuration_is_named_with_its_path() {
         }
         let neither = refused(&|job| job["trainingDataConfig"] = json!({})).await;
         assert!(neither.contains("exactly one of: s3Uri, invocationLogsConfig"), "{neither}");
+        app
+    });
+}
+
+#[test]
+fn a_job_that_can_never_fit_into_memory_is_refused_with_the_numbers() {
+    with_settings(&["--memory=50KB"], async |app| {
+        app.upload("s3://tuning/train.jsonl", "{}\n").await;
+        let reply = app.call("POST", "/model-customization-jobs", Some(&app.job("too-large"))).await;
+        assert_eq!((reply.status, reply.error()), (400, "ValidationException"), "{}", reply.text());
+        for said in ["The job does not fit into memory", "The largest part is", "What helps", "TUNESMITH_MEMORY"] {
+            assert!(reply.message().contains(said), "{}", reply.message());
+        }
         app
     });
 }

@@ -71,7 +71,7 @@ fn lora_gradients_equal_those_of_peft() {
     }
     let run: LoraRun = expected("lora/expected.json");
     let mut gradients = Gradients::new(lora.trainables());
-    let sum = loss_and_gradients(&decoder, lora.trainables(), &lora, &batch(), &mut gradients).unwrap();
+    let sum = loss_and_gradients(&decoder, lora.trainables(), &lora, &batch(), &mut gradients, true).unwrap();
     let count = sum.labelled as f64;
     assert!((sum.loss_sum / count - run.losses[0]).abs() < 1e-5, "{} {}", sum.loss_sum / count, run.losses[0]);
     assert_eq!(loss(&decoder, &lora, &batch()).unwrap(), sum, "evaluation and training agree");
@@ -95,7 +95,7 @@ fn full_gradients_equal_those_of_torch_also_of_a_tied_embedding() {
         let full = Full::new(&decoder).unwrap();
         let run: FullRun = expected(&format!("{family}/gradients.json"));
         let mut gradients = Gradients::new(full.trainables());
-        let sum = loss_and_gradients(&decoder, full.trainables(), &full, &batch(), &mut gradients).unwrap();
+        let sum = loss_and_gradients(&decoder, full.trainables(), &full, &batch(), &mut gradients, true).unwrap();
         let count = sum.labelled as f64;
         assert!((sum.loss_sum / count - run.loss).abs() < 1e-5, "{family}");
         assert_eq!(run.gradients.len(), full.trainables().len(), "{family}");

@@ -29,7 +29,7 @@ use crate::objects::{Put, Uri};
 use crate::store::custom_models::{self, CustomModel};
 use crate::store::jobs::{self, Accepted, JobSpec};
 use crate::store::{self, CustomizationType, ModelStatus};
-use crate::train::{Settings, TuningMethod};
+use crate::train::{Memory, Settings, TuningMethod, refuse_the_impossible};
 
 /// What to train, on what, and where to.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -158,7 +158,14 @@ impl Request {
                      baseModelIdentifier",
                 ));
             }
-            None => settings.method.check(&DecoderConfig::read(&base.dir)?)?,
+            None => {
+                let shape = DecoderConfig::read(&base.dir)?;
+                settings.method.check(&shape)?;
+                if let Some(bytes) = app.job_memory {
+                    let keeps_best = settings.early_stopping.is_some();
+                    refuse_the_impossible(&shape, &settings.method, keeps_best, Memory::host(bytes))?;
+                }
+            }
         }
 
         let training = given(self.training_data_config.as_ref(), "trainingDataConfig")?;

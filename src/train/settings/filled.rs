@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::super::planner::Decision;
 use super::{EarlyStopping, Schedule, Settings};
 use crate::models::{Precision, Projection};
 use crate::tune::{LoraConfig, PrefixConfig, PromptConfig, TuningMethod, VirtualTokens};
@@ -16,6 +17,21 @@ pub(crate) struct Resolved {
     pub(crate) seed: u64,
     /// Into how many parts a batch is cut, so that cores can work on it side by side.
     pub(crate) parts: usize,
+    /// The most tokens of a micro-batch, as planned.
+    pub(crate) token_budget: usize,
+    /// Whether the graphs of all layers are kept from the forward to the backward pass.
+    pub(crate) keeps_graphs: bool,
+    /// How many micro-batches run side by side, where there are parts.
+    pub(crate) lanes: usize,
+}
+
+impl Resolved {
+    /// As the planner decided.
+    pub(crate) fn take(&mut self, decision: &Decision) {
+        self.token_budget = decision.token_budget;
+        self.keeps_graphs = decision.keeps_graphs;
+        self.lanes = decision.lanes;
+    }
 }
 
 impl Settings {
@@ -101,7 +117,7 @@ impl Settings {
         put("adamBeta2", &self.adam_beta2);
         put("adamEpsilon", &self.adam_epsilon);
         put("maxSequenceLength", &resolved.max_sequence_length);
-        put("microBatchTokens", &self.micro_batch_tokens);
+        put("microBatchTokens", &resolved.token_budget);
         put("evaluationInterval", &resolved.evaluation_interval);
         put("seed", &resolved.seed);
         map
@@ -114,8 +130,17 @@ mod tests {
 
     #[test]
     fn what_the_manifest_records_gives_the_same_run_again() {
-        let resolved =
-            Resolved { steps: 9, warmup_steps: 2, evaluation_interval: 3, max_sequence_length: 64, seed: 5, parts: 1 };
+        let resolved = Resolved {
+            steps: 9,
+            warmup_steps: 2,
+            evaluation_interval: 3,
+            max_sequence_length: 64,
+            seed: 5,
+            parts: 1,
+            token_budget: 512,
+            keeps_graphs: true,
+            lanes: 1,
+        };
         for given in [
             vec![("stepCount", "9"), ("earlyStoppingPatience", "3"), ("learningRateMultiplier", "2")],
             vec![

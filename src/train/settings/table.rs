@@ -179,7 +179,7 @@ pub(super) const TABLE: &[Setting] = &[
         "microBatchTokens",
         1,
         16_777_216,
-        "4096",
+        "4096, or what fits into memory",
         "tokens that go through the model at a time; changes memory and speed, not the result",
     ),
     integer("evaluationInterval", 1, 10_000_000, "a tenth of the run", "steps between validations"),

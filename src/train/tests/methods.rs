@@ -16,7 +16,6 @@ use crate::infer::{Cache, Options, Speaker};
 use crate::models::{DecoderConfig, Form, Frozen, Precision, Tokenizer, Tuning, Weights, save_tensors};
 use crate::train::backprop::{Gradients, MicroBatch, loss_and_gradients};
 use crate::train::run::Run;
-use crate::train::settings::Resolved;
 use crate::tune::{Method, Prefix, PrefixConfig, VirtualTokens, read_adapter};
 
 const CASES: [&str; 15] = [
@@ -204,7 +203,8 @@ fn gradients_of_every_method_equal_those_of_its_library() {
         let (_, method) = case.start();
         let mut gradients = Gradients::new(method.trainables());
         let batch = batch(&case.expected.batch);
-        let sum = loss_and_gradients(&case.decoder, method.trainables(), &*method, &batch, &mut gradients).unwrap();
+        let sum =
+            loss_and_gradients(&case.decoder, method.trainables(), &*method, &batch, &mut gradients, true).unwrap();
         let expected = case.weights("gradients.safetensors");
         for (one, gradient) in method.trainables().iter().zip(gradients.sums()) {
             let got = (gradient.as_ref().unwrap() / sum.labelled as f64).unwrap();
@@ -230,8 +230,7 @@ fn three_steps_of_every_method_give_the_losses_of_its_library_and_an_artifact_th
         ];
         let plan = Plan { start: Some(case.file("before")), ..plan(dir.path(), &settings) };
         std::fs::create_dir_all(plan.checkpoints()).unwrap();
-        let resolved =
-            Resolved { steps: 4, warmup_steps: 0, evaluation_interval: 9, max_sequence_length: 64, seed: 0, parts: 1 };
+        let resolved = resolved(&plan);
         let mut run = Run::resume(&plan, &case.decoder, tuning, (&corpus, &[]), resolved, "run", None).unwrap();
         let (mut logits, mut greedy, mut tensors) = (None, Vec::new(), Vec::new());
         for (step, expected) in case.expected.losses.iter().enumerate() {

@@ -11,7 +11,6 @@ use crate::models::Weights;
 use crate::tune::{Lora, LoraConfig, Method};
 
 use super::super::run::Run;
-use super::super::settings::Resolved;
 
 /// `lora/expected.json`: a batch, and what peft and torch's AdamW made of it.
 #[derive(Deserialize)]
@@ -40,8 +39,21 @@ pub(super) fn corpus(dir: &Path, records: &[(Vec<u32>, Vec<bool>)]) -> Corpus {
     writer.finish("key".into(), Objective::FineTuning, Format::Completion, vec![source]).unwrap()
 }
 
-/// The golden run: rank 4 on every map, from the adapter that peft began with.
+/// Tokens of the golden batch.
+pub(super) fn golden_tokens() -> usize {
+    golden().batch.iter().map(|(tokens, _)| tokens.len()).sum()
+}
+
 fn with_run(given: &[(&str, &str)], test: impl FnOnce(&mut Run<'_>)) {
+    with_method(given, |method| method, test);
+}
+
+/// The golden run: rank 4 on every map, from the adapter that peft began with.
+pub(super) fn with_method(
+    given: &[(&str, &str)],
+    wrap: impl FnOnce(Box<dyn Method>) -> Box<dyn Method>,
+    test: impl FnOnce(&mut Run<'_>),
+) {
     let dir = tempfile::tempdir().unwrap();
     let corpus = corpus(dir.path(), &golden().batch);
     let plan = plan(dir.path(), given);
@@ -53,9 +65,8 @@ fn with_run(given: &[(&str, &str)], test: impl FnOnce(&mut Run<'_>)) {
     for one in lora.trainables() {
         one.var.set(&before.get(&one.name, one.var.dims(), &Device::Cpu).unwrap()).unwrap();
     }
-    let resolved =
-        Resolved { steps: 4, warmup_steps: 0, evaluation_interval: 9, max_sequence_length: 64, seed: 0, parts: 1 };
-    let method: Box<dyn Method> = Box::new(lora);
+    let resolved = resolved(&plan);
+    let method = wrap(Box::new(lora));
     let mut run = Run::resume(&plan, &decoder, method, (&corpus, &[]), resolved, "run", None).unwrap();
     test(&mut run);
 }

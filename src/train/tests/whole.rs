@@ -158,3 +158,25 @@ fn a_base_is_quantised_once_and_then_read_with_the_same_bits() {
     assert_eq!(without, train("third", Some(cache)));
     assert!(Decoder::load(&kept[0], &Device::Cpu, Form::Nf4).is_ok());
 }
+
+#[test]
+fn a_run_that_does_not_fit_into_memory_is_refused_before_the_model_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = Plan { memory: Memory::host(1 << 20), ..plan(dir.path(), &[]) };
+    let mut listener = Listener::default();
+    let error = run(&plan, &mut listener, &StopFlag::default()).unwrap_err();
+    assert_eq!(error.kind(), Kind::Validation);
+    assert!(error.message().contains("training may take 1 MiB here"), "{error}");
+    assert_eq!(listener.phases, [Phase::Preparing]);
+}
+
+#[test]
+fn the_manifest_records_how_the_run_was_cut() {
+    let given = [("stepCount", "4"), ("microBatchTokens", "40")];
+    let dir = tempfile::tempdir().unwrap();
+    let asked = complete(&plan(dir.path(), &given));
+    assert!(text(&asked, "training_manifest.json").contains("\"microBatchTokens\": \"40\""));
+    let dir = tempfile::tempdir().unwrap();
+    let planned = complete(&plan(dir.path(), &[("stepCount", "2")]));
+    assert!(text(&planned, "training_manifest.json").contains("\"microBatchTokens\": \"4096\""));
+}

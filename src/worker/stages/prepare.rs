@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::objects::Uri;
 use crate::store::CustomizationType;
 use crate::store::custom_models::{self, CustomModel};
-use crate::train::{Base, OPTIMIZER_STATE, Objective, Plan, Settings};
+use crate::train::{Base, Memory, OPTIMIZER_STATE, Objective, Plan, Settings};
 
 /// The plan of this attempt; the same for every attempt of the job, apart from its folder.
 pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
@@ -73,6 +73,8 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
         settings,
         seed: u64::try_from(spec.seed).unwrap_or_default(),
         work_dir: attempt.work_dir.clone(),
+        slots: 1,
+        memory: Memory::host(worker.app.config.job_memory()?),
         clock: worker.app.clock.clone(),
     };
     checkpoints(worker, attempt).download_newest(&plan.checkpoints()).await?;

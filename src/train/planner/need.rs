@@ -1,0 +1,423 @@
+//! What a run takes, part by part, in bytes. The counts follow the code: a graph holds what the operations
+//! of `models::layer` remember for their backward passes, and the working memory is what candle's backward
+//! pass and the kernels hold at their widest. Tests compare the sum with the memory that runs really took.
+
+use std::fmt;
+
+use super::MemoryKind;
+use crate::models::{DecoderConfig, Form};
+use crate::tune::{Arrangement, LoraConfig, Place, PrefixConfig, TuningMethod};
+
+/// Bytes of a value: everything but NF4 computes in f32.
+const VALUE: u64 = 4;
+/// The program, its threads, the tokenizer and the data's pages, before there is a model.
+const PROCESS: u64 = 56 << 20;
+/// Logits that the head holds at a time, in values; see `kernels::linear_cross_entropy`.
+const LOGITS: u64 = 1 << 24;
+/// Rows of a chunk of logits are never fewer than this, nor more.
+const LOGIT_ROWS: (u64, u64) = (16, 512);
+/// A strip of an NF4 weight that is decoded at a time, in values; see `kernels::weight`.
+const STRIP: u64 = 1 << 20;
+
+/// What memory goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartKind {
+    /// The program itself.
+    Program,
+    /// The base's weights in f32.
+    Weights,
+    /// The base's maps in NF4.
+    QuantizedWeights,
+    /// What trains, beside the base.
+    Trained,
+    /// Gradients of what trains.
+    Gradients,
+    /// The optimizer's moments.
+    Moments,
+    /// The best weights, with early stopping.
+    Best,
+    /// The input of every layer.
+    LayerInputs,
+    /// What the backward pass needs of one layer.
+    LayerGraph,
+    /// What the backward pass needs of all layers.
+    Graphs,
+    /// What forward and backward pass work in.
+    Working,
+    /// Logits and what the head works in.
+    Head,
+    /// NF4 on its way to f32.
+    Strips,
+    /// Copies on their way into a file.
+    Copies,
+}
+
+impl PartKind {
+    /// Whether more tokens at a time, or longer ones, make it larger.
+    pub fn grows_with_tokens(self) -> bool {
+        matches!(self, Self::LayerInputs | Self::LayerGraph | Self::Graphs | Self::Working)
+    }
+}
+
+impl fmt::Display for PartKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Program => "the program itself",
+            Self::Weights => "base weights (f32)",
+            Self::QuantizedWeights => "base weights (NF4)",
+            Self::Trained => "trained weights",
+            Self::Gradients => "gradients",
+            Self::Moments => "optimizer moments",
+            Self::Best => "best weights so far",
+            Self::LayerInputs => "inputs of all layers",
+            Self::LayerGraph => "graph of one layer",
+            Self::Graphs => "graphs of all layers",
+            Self::Working => "working memory of a pass",
+            Self::Head => "output head and loss",
+            Self::Strips => "NF4 strips",
+            Self::Copies => "copies for a file",
+        })
+    }
+}
+
+/// A part and its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// What it is.
+    pub kind: PartKind,
+    /// How much, in bytes.
+    pub bytes: u64,
+}
+
+/// When a run takes most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Reading the base.
+    Loading,
+    /// A training step.
+    Step,
+    /// Passing over validation data.
+    Validation,
+    /// Writing a checkpoint.
+    Checkpoint,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Loading => "while the base is read",
+            Self::Step => "in a training step",
+            Self::Validation => "while validating",
+            Self::Checkpoint => "while a checkpoint is written",
+        })
+    }
+}
+
+/// What a run takes at its highest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need {
+    /// When that is.
+    pub stage: Stage,
+    /// What it consists of then; none is empty.
+    pub parts: Vec<Part>,
+    /// The sum.
+    pub bytes: u64,
+}
+
+impl Need {
+    fn of(stage: Stage, parts: impl IntoIterator<Item = Part>) -> Self {
+        let parts: Vec<Part> = parts.into_iter().filter(|part| part.bytes > 0).collect();
+        Self { stage, bytes: parts.iter().map(|part| part.bytes).sum(), parts }
+    }
+
+    /// The part that takes most.
+    pub fn largest_part(&self) -> Part {
+        let none = Part { kind: PartKind::Program, bytes: 0 };
+        self.parts.iter().copied().max_by_key(|part| part.bytes).unwrap_or(none)
+    }
+
+    /// Without what is measured and not counted.
+    pub(super) fn certain(self) -> Self {
+        let exact = |part: &Part| !matches!(part.kind, PartKind::Program | PartKind::Working | PartKind::Head);
+        Self::of(self.stage, self.parts.into_iter().filter(exact))
+    }
+}
+
+/// The largest micro-batch of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Largest {
+    /// Its tokens and the soft prompts before its records.
+    pub(crate) rows: usize,
+    /// Its records.
+    pub(crate) records: usize,
+    /// The most micro-batches of a step.
+    pub(crate) micros: usize,
+    /// Rows of the largest micro-batch of validation data.
+    pub(crate) validation_rows: usize,
+}
+
+/// What is to be done.
+pub(crate) struct Work<'a> {
+    pub(crate) base: &'a DecoderConfig,
+    pub(crate) method: &'a TuningMethod,
+    pub(crate) keeps_best: bool,
+    pub(crate) quantizes: bool,
+    pub(crate) parts: usize,
+    pub(crate) kind: MemoryKind,
+    pub(crate) largest: Largest,
+}
+
+/// How it is done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Choice {
+    pub(crate) keeps_graphs: bool,
+    pub(crate) lanes: usize,
+    pub(crate) pages_optimizer: bool,
+}
+
+/// Widths of the base, in values for each row.
+struct Widths {
+    hidden: u64,
+    queries: u64,
+    keys: u64,
+    inner: u64,
+    vocabulary: u64,
+}
+
+impl Work<'_> {
+    /// What it takes.
+    pub(crate) fn need(&self, choice: Choice) -> Need {
+        let mut stages = vec![self.loading(), self.checkpoint(choice)];
+        stages.extend(self.step(choice));
+        if self.largest.validation_rows > 0 {
+            stages.push(self.validation(choice));
+        }
+        let first = Need::of(Stage::Step, []);
+        stages.into_iter().fold(first, |most, one| if one.bytes > most.bytes { one } else { most })
+    }
+
+    fn widths(&self) -> Widths {
+        let base = self.base;
+        Widths {
+            hidden: base.hidden_size as u64,
+            queries: (base.heads * base.head_dim) as u64,
+            keys: (base.kv_heads * base.head_dim) as u64,
+            inner: base.intermediate_size as u64,
+            vocabulary: base.vocab_size as u64,
+        }
+    }
+
+    fn is_nf4(&self) -> bool {
+        self.base.nf4 || self.method.form() == Form::Nf4
+    }
+
+    /// Layers from the lowest trained one upwards.
+    fn trained_layers(&self) -> u64 {
+        let below = match self.method.lowest(self.base) {
+            Place::Embedding => 0,
+            Place::Layer(layer) => layer,
+            Place::Top => self.base.layers,
+        };
+        (self.base.layers - below) as u64
+    }
+
+    /// What stands in memory from the loading of the base on.
+    fn standing(&self) -> Vec<Part> {
+        let counts = self.base.weight_counts();
+        let program = if self.kind == MemoryKind::Host { PROCESS } else { 0 };
+        let mut parts = vec![Part { kind: PartKind::Program, bytes: program }];
+        let (dense, quantized) =
+            if self.is_nf4() { (counts.total() - counts.maps, nf4_bytes(counts.maps)) } else { (counts.total(), 0) };
+        parts.push(Part { kind: PartKind::Weights, bytes: VALUE * dense });
+        parts.push(Part { kind: PartKind::QuantizedWeights, bytes: quantized });
+        parts
+    }
+
+    /// Weights that train beside the base, moments, best weights.
+    fn learning(&self, choice: Choice) -> Vec<Part> {
+        let trained = VALUE * self.method.trained_values(self.base);
+        let beside = if *self.method == TuningMethod::Full { 0 } else { trained };
+        vec![
+            Part { kind: PartKind::Trained, bytes: beside },
+            Part { kind: PartKind::Moments, bytes: if choice.pages_optimizer { 0 } else { 2 * trained } },
+            Part { kind: PartKind::Best, bytes: if self.keeps_best { trained } else { 0 } },
+        ]
+    }
+
+    /// A tensor on its way from the file: its bytes, the same as a tensor, and where it is quantised its values.
+    fn loading(&self) -> Need {
+        let counts = self.base.weight_counts();
+        let table = counts.embedding;
+        let copies = if self.kind == MemoryKind::Device {
+            0
+        } else if self.is_nf4() {
+            // What is written to the cache is copied, all that is dense at once.
+            let written = if self.quantizes { counts.total() - counts.maps + table } else { 0 };
+            VALUE * written.max(2 * counts.largest_map).max(table)
+        } else {
+            VALUE * table.max(counts.largest_map)
+        };
+        Need::of(Stage::Loading, self.standing().into_iter().chain([Part { kind: PartKind::Copies, bytes: copies }]))
+    }
+
+    /// The moments as tensors, all of them again on the way into the file, and one tensor as bytes.
+    fn checkpoint(&self, choice: Choice) -> Need {
+        let trained = self.method.trained_values(self.base);
+        let counts = self.base.weight_counts();
+        let one = match self.method {
+            TuningMethod::Full => counts.embedding.max(counts.largest_map),
+            TuningMethod::Head => counts.embedding,
+            _ => 0,
+        };
+        let copies = if self.kind == MemoryKind::Host { VALUE * (4 * trained + one) } else { 0 };
+        let parts = self.standing().into_iter().chain(self.learning(choice));
+        Need::of(Stage::Checkpoint, parts.chain([Part { kind: PartKind::Copies, bytes: copies }]))
+    }
+
+    /// The head's chunk, of so many rows in all.
+    fn head(&self, rows: u64) -> u64 {
+        let Widths { hidden, vocabulary, .. } = self.widths();
+        let chunk = (LOGITS / vocabulary.max(1)).clamp(LOGIT_ROWS.0, LOGIT_ROWS.1).min(rows);
+        VALUE * (chunk * (vocabulary + 2 * hidden) + 7 * rows * hidden)
+    }
+
+    /// The moments of a step at which most is held: at the head, in a layer's backward pass, and at the embedding.
+    fn step(&self, choice: Choice) -> Vec<Need> {
+        let Widths { hidden, .. } = self.widths();
+        let counts = self.base.weight_counts();
+        let (rows, lanes) = (self.largest.rows as u64, choice.lanes as u64);
+        let trained = self.method.trained_values(self.base);
+        // Side by side every micro-batch has gradients of its own, until they are added up.
+        let sets = if self.parts > 1 { self.largest.micros as u64 + 1 } else { 1 };
+        let layers = self.trained_layers();
+        let (inputs, graphs) = if choice.keeps_graphs {
+            (0, Part { kind: PartKind::Graphs, bytes: lanes * layers * self.graph() })
+        } else {
+            let graph = Part { kind: PartKind::LayerGraph, bytes: lanes * self.graph() };
+            (lanes * VALUE * layers * rows * hidden, graph)
+        };
+        let full = *self.method == TuningMethod::Full;
+        let always: Vec<Part> = self
+            .standing()
+            .into_iter()
+            .chain(self.learning(choice))
+            .chain([
+                Part { kind: PartKind::Gradients, bytes: VALUE * trained * sets },
+                Part { kind: PartKind::LayerInputs, bytes: inputs },
+                Part { kind: PartKind::Strips, bytes: if self.is_nf4() { lanes * VALUE * STRIP } else { 0 } },
+            ])
+            .collect();
+        let moment = |parts: Vec<Part>| Need::of(Stage::Step, always.iter().copied().chain(parts));
+        let mut moments = Vec::new();
+
+        // At the head all graphs stand that are kept, and the head's gradient is added to an earlier one.
+        let head_gradient = if full || *self.method == TuningMethod::Head { 2 * VALUE * counts.embedding } else { 0 };
+        let kept = if choice.keeps_graphs { Some(graphs) } else { None };
+        let head = Part { kind: PartKind::Head, bytes: lanes * (self.head(rows) + head_gradient) };
+        moments.push(moment(kept.into_iter().chain([head]).collect()));
+
+        // In a layer, where a dense weight's gradient is made, copied and added too.
+        if layers > 0 {
+            let weights = if full { VALUE * (counts.maps / layers.max(1) + 2 * counts.largest_map) } else { 0 };
+            let working = Part { kind: PartKind::Working, bytes: lanes * (self.backward() + weights) };
+            moments.push(moment(vec![graphs, working]));
+        }
+        if layers < self.base.layers as u64 {
+            let forward = Part { kind: PartKind::Working, bytes: lanes * self.forward(rows) };
+            moments.push(moment(vec![forward]));
+        }
+        if full {
+            let table = Part { kind: PartKind::Working, bytes: 3 * lanes * VALUE * counts.embedding };
+            moments.push(moment(vec![table]));
+        }
+        moments
+    }
+
+    /// Forward only, a layer at a time; the graph of one layer is made all the same.
+    fn validation(&self, choice: Choice) -> Need {
+        let rows = self.largest.validation_rows as u64;
+        let (own, of) = (self.largest.rows.max(1) as u64, self.graph());
+        let working = Part { kind: PartKind::Working, bytes: (of * rows / own).max(self.head(rows)) };
+        let parts = self.standing().into_iter().chain(self.learning(choice));
+        Need::of(Stage::Validation, parts.chain([working]))
+    }
+
+    /// What one layer holds on its way forward where nothing in it trains.
+    fn forward(&self, rows: u64) -> u64 {
+        let Widths { hidden, queries, keys, inner, .. } = self.widths();
+        VALUE * rows * (3 * hidden + (3 * inner).max(3 * queries + 3 * keys))
+    }
+
+    /// What the operations of one layer keep for the backward pass.
+    fn graph(&self) -> u64 {
+        let Widths { hidden, queries, keys, inner, .. } = self.widths();
+        let base = self.base;
+        let (rows, records) = (self.largest.rows as u64, self.largest.records as u64);
+        // Input, both norms, both sums, what both halves add.
+        let mut row = 7 * hidden;
+        // Projected, turned, attended to.
+        row += queries + 2 * keys + queries + base.heads as u64;
+        row += 3 * inner;
+        if base.rotated.iter().any(|turns| *turns) {
+            row += queries + keys;
+        }
+        if base.qk_norm() {
+            row += queries + keys;
+        }
+        if base.post_norms {
+            row += 2 * hidden;
+        }
+        if base.projections().len() < 7 {
+            // Halves of a fused map are copied out of it.
+            row += queries + 2 * keys + 2 * inner;
+        }
+        let mut record = 0;
+        match self.method {
+            TuningMethod::Lora(config) | TuningMethod::Qlora(config) if config.magnitudes => row += self.dora(config),
+            TuningMethod::Adapter(config) => {
+                let width = config.width(base.hidden_size) as u64;
+                let seen = if config.arrangement == Arrangement::Pfeiffer { hidden } else { 0 };
+                let scaled = if config.scaling == 1.0 { 0 } else { hidden };
+                let one = 2 * width + 2 * hidden + seen + scaled;
+                row += if config.arrangement == Arrangement::Houlsby { 2 * one } else { one };
+            }
+            TuningMethod::Prefix(PrefixConfig { tokens, projection, .. }) => {
+                row += 2 * keys;
+                record = 2 * *tokens as u64 * keys;
+                if let Some(inner) = projection {
+                    let inner = if *inner == 0 { hidden } else { *inner as u64 };
+                    row += (*tokens as u64 * (2 * inner + 4 * keys)).div_ceil(rows.max(1));
+                }
+            }
+            TuningMethod::LlamaAdapter(_) => row += 3 * queries,
+            _ => {}
+        }
+        VALUE * (rows * row + records * record)
+    }
+
+    /// What the lengths of DoRA add to a layer's graph, for each row.
+    fn dora(&self, config: &LoraConfig) -> u64 {
+        let targets = self.base.projections().iter().filter(|projection| config.targets.contains(projection));
+        targets
+            .map(|projection| {
+                let (outputs, inputs) = self.base.sizes(*projection);
+                if config.dropout > 0.0 { (inputs + 5 * outputs) as u64 } else { outputs as u64 }
+            })
+            .sum()
+    }
+
+    /// What the backward pass of one layer works in beside its graph: at its widest in the MLP, where the
+    /// gradients of gate and up stand beside what they are made of, or in attention, where every query head
+    /// has gradients of the keys and values that it reads.
+    fn backward(&self) -> u64 {
+        let Widths { hidden, queries, keys, inner, .. } = self.widths();
+        let mlp = 5 * inner + 4 * hidden;
+        let attention = 6 * queries + 4 * keys + 2 * hidden;
+        VALUE * self.largest.rows as u64 * mlp.max(attention)
+    }
+}
+
+/// Bytes of so many values in NF4: four bits each, a byte for 64, four more for each 256 of those.
+fn nf4_bytes(values: u64) -> u64 {
+    values / 2 + values / 64 + values / 4096
+}

@@ -1,0 +1,141 @@
+//! What the planner promises of its decisions; that its sums are what runs really take is a test of the
+//! whole binary.
+
+use serde_json::json;
+
+use super::*;
+use crate::tune::TuningMethod;
+
+const GIB: u64 = 1 << 30;
+
+/// Llama 3 of 8 billion weights.
+fn llama_8b() -> DecoderConfig {
+    let file = json!({"model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8});
+    DecoderConfig::parse(&file.to_string()).unwrap()
+}
+
+fn tiny() -> DecoderConfig {
+    let file = json!({"model_type": "llama", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4});
+    DecoderConfig::parse(&file.to_string()).unwrap()
+}
+
+fn question<'a>(base: &'a DecoderConfig, method: &'a TuningMethod, memory: u64) -> Question<'a> {
+    Question {
+        base,
+        method,
+        keeps_best: false,
+        quantizes: false,
+        cores: 2,
+        parts: 1,
+        token_budget: None,
+        longest: 512,
+        memory: Memory::host(memory),
+    }
+}
+
+/// Every micro-batch as full as its budget.
+fn full(budget: usize) -> Largest {
+    Largest { rows: budget.max(512), records: 1, micros: 1, validation_rows: 0 }
+}
+
+fn lora() -> TuningMethod {
+    TuningMethod::Lora(LoraConfig::default())
+}
+
+fn qlora() -> TuningMethod {
+    TuningMethod::Qlora(LoraConfig::default())
+}
+
+#[test]
+fn less_memory_first_makes_smaller_passes_then_runs_layers_again_and_then_refuses() {
+    let (base, method) = (llama_8b(), qlora());
+    let decide = |gib: u64| question(&base, &method, gib * GIB).decide(full);
+    let mut before: Option<Decision> = None;
+    for gib in (4..400).rev() {
+        let Ok(now) = decide(gib) else { continue };
+        assert!(now.need.bytes <= gib * GIB);
+        if let Some(before) = before {
+            assert!(now.keeps_graphs <= before.keeps_graphs, "{gib}");
+            assert!(now.token_budget <= before.token_budget || !now.keeps_graphs && before.keeps_graphs, "{gib}");
+        }
+        before = Some(now);
+    }
+    let roomy = decide(399).unwrap();
+    assert_eq!((roomy.token_budget, roomy.keeps_graphs, roomy.pages_optimizer), (USUAL_TOKENS, true, false));
+    let last = before.unwrap();
+    assert_eq!((last.token_budget, last.keeps_graphs), (512, false), "a record that has more stands alone");
+    assert!(decide(4).is_err());
+}
+
+#[test]
+fn what_changes_the_bits_does_not_depend_on_the_number_of_cores() {
+    let (base, method) = (tiny(), lora());
+    for megabytes in 60..120 {
+        let with = |cores| {
+            let question = Question { cores, parts: 16, ..question(&base, &method, megabytes << 20) };
+            question.decide(|budget| Largest { micros: 16, ..full(budget) }).ok()
+        };
+        let (one, many) = (with(1), with(64));
+        assert_eq!(one.as_ref().map(|one| one.token_budget), many.as_ref().map(|many| many.token_budget));
+        assert!(many.is_none_or(|many| many.lanes <= 16 && many.need.bytes <= megabytes << 20));
+    }
+}
+
+#[test]
+fn what_the_caller_asks_for_is_kept_or_refused_with_the_numbers() {
+    let (base, method) = (llama_8b(), qlora());
+    let ask = |gib: u64, budget| Question { token_budget: Some(budget), ..question(&base, &method, gib * GIB) };
+    assert_eq!(ask(40, 700).decide(full).unwrap().token_budget, 700);
+    let refused = ask(40, 1 << 20).decide(full).unwrap_err();
+    assert_eq!(refused.kind(), crate::error::Kind::Validation);
+    for said in ["training may take 40.0 GiB", "The largest part is", "a smaller microBatchTokens than 1048576"] {
+        assert!(refused.message().contains(said), "{refused}");
+    }
+}
+
+#[test]
+fn moments_leave_a_device_only_when_it_would_not_fit_otherwise_and_never_a_host() {
+    let (base, method) = (llama_8b(), TuningMethod::Full);
+    let mut paged = 0;
+    for gib in 60..200 {
+        let device = Memory { kind: MemoryKind::Device, bytes: gib * GIB };
+        let on_device = Question { memory: device, ..question(&base, &method, 0) }.decide(full);
+        if let Ok(decision) = &on_device {
+            paged += u64::from(decision.pages_optimizer);
+            let moments = decision.need.parts.iter().any(|part| part.kind == PartKind::Moments);
+            assert_eq!(moments, !decision.pages_optimizer);
+        }
+        assert!(!question(&base, &method, gib * GIB).decide(full).is_ok_and(|host| host.pages_optimizer));
+    }
+    assert!(paged > 20, "{paged}");
+}
+
+#[test]
+fn what_can_never_fit_is_refused_with_what_would_help() {
+    let base = llama_8b();
+    let refused = refuse_the_impossible(&base, &lora(), false, Memory::host(16 * GIB)).unwrap_err();
+    for said in ["training may take 16.0 GiB here", "The largest part is base weights (f32) with 29.9 GiB", "qlora"] {
+        assert!(refused.message().contains(said), "{refused}");
+    }
+    assert!(refuse_the_impossible(&base, &qlora(), false, Memory::host(16 * GIB)).is_ok());
+    let full = refuse_the_impossible(&base, &TuningMethod::Full, false, Memory::host(100 * GIB)).unwrap_err();
+    assert!(full.message().contains("tuningMethod lora, which takes"), "{full}");
+}
+
+#[test]
+fn a_certain_need_is_never_more_than_an_estimated_one() {
+    for base in [tiny(), llama_8b()] {
+        for method in [lora(), qlora(), TuningMethod::Full, TuningMethod::Head] {
+            let needed = |bytes: u64| refuse_the_impossible(&base, &method, true, Memory::host(bytes)).is_err();
+            let decided = |bytes: u64| {
+                let question = Question { longest: 2, keeps_best: true, ..question(&base, &method, bytes) };
+                question.decide(|budget| Largest { rows: budget.max(2), ..full(2) }).is_ok()
+            };
+            for shift in 20..40 {
+                assert!(!(needed(1 << shift) && decided(1 << shift)), "{method:?} in {}", Size(1 << shift));
+            }
+        }
+    }
+}
