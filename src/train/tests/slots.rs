@@ -38,7 +38,7 @@ fn train(plan: &Plan, corpus: &Corpus, slots: usize) -> (Vec<f64>, Vec<Vec<f32>>
         methods.iter().map(|method| method.trainables().iter().map(|one| one.var.clone()).collect()).collect();
     let others: Vec<_> = decoders[1..].iter().zip(methods.drain(1..)).collect();
     let parts = slots.next_power_of_two();
-    let resolved = Resolved { parts, ..resolved(4) };
+    let resolved = Resolved { parts, ..resolved(plan) };
     let first = methods.pop().unwrap();
     let mut run = Run::resume(plan, &decoders[0], first, (corpus, &[]), resolved, "run", None).unwrap();
     if slots > 1 {
