@@ -26,14 +26,18 @@ fn everything() -> Vec<(&'static str, Vec<f32>)> {
     let embedded = embedding(&gate, &ids).unwrap();
     let sum = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap();
     let loss = (sum(&gated) + sum(&attended)).unwrap();
-    let loss = (loss + sum(&embedded)).unwrap();
+    let packed = Weight::packed(&operand(&[wide, width], 13)).unwrap();
+    let rounded = lora_linear(&normed, &packed, Some(&bias.detach()), &a, &b, 2.0, None).unwrap();
+    let loss = ((loss + sum(&embedded)).unwrap() + sum(&rounded)).unwrap();
     let grads = loss.backward().unwrap();
     let labels: Vec<Option<u32>> = (0..tokens as u32).map(|i| (i % 5 != 0).then_some(i % wide as u32)).collect();
-    let head = linear_cross_entropy(&x, &weight, &labels, None, Some(5.0), Gradients::HiddenAndWeight).unwrap();
+    let head =
+        linear_cross_entropy(&x, weight.as_tensor(), &labels, None, Some(5.0), Gradients::HiddenAndWeight).unwrap();
 
     let mut all = vec![
         ("gated", flat(&gated)),
         ("attended", flat(&attended)),
+        ("rounded", flat(&rounded)),
         ("losses", head.token_losses),
         ("head, hidden", flat(&head.grad_hidden)),
         ("head, weight", flat(&head.grad_weight.unwrap())),
