@@ -32,7 +32,8 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
 
     // Base model and tuning method.
     observer.phase(Phase::Loading);
-    let decoder = match (&plan.base, sources.method.form()) {
+    let form = plan.settings.form(&sources.method, &sources.config);
+    let decoder = match (&plan.base, form) {
         (Base::Directory(dir), Form::Nf4) => load_nf4(dir, &device, plan.quantized.as_deref())?,
         (Base::Directory(dir), form) => Decoder::load(dir, &device, form)?,
         (Base::Random { seed, .. }, form) => Decoder::random(sources.config.clone(), *seed, &device, form)?,
@@ -93,6 +94,7 @@ impl Plan {
             max_sequence_length: sources.max_tokens,
             seed: self.seed(),
             parts: side_by_side::parts(&sources.config, trained),
+            form: self.settings.form(&sources.method, &sources.config),
         };
         let batches = Batches::new(&sources.training, self.batches(&resolved), Cursor::default());
         resolved.steps = settings.step_count.unwrap_or_else(|| batches.steps(settings.epoch_count));

@@ -230,8 +230,15 @@ fn three_steps_of_every_method_give_the_losses_of_its_library_and_an_artifact_th
         ];
         let plan = Plan { start: Some(case.file("before")), ..plan(dir.path(), &settings) };
         std::fs::create_dir_all(plan.checkpoints()).unwrap();
-        let resolved =
-            Resolved { steps: 4, warmup_steps: 0, evaluation_interval: 9, max_sequence_length: 64, seed: 0, parts: 1 };
+        let resolved = Resolved {
+            steps: 4,
+            warmup_steps: 0,
+            evaluation_interval: 9,
+            max_sequence_length: 64,
+            seed: 0,
+            parts: 1,
+            form: Form::Frozen,
+        };
         let mut run = Run::resume(&plan, &case.decoder, tuning, (&corpus, &[]), resolved, "run", None).unwrap();
         let (mut logits, mut greedy, mut tensors) = (None, Vec::new(), Vec::new());
         for (step, expected) in case.expected.losses.iter().enumerate() {

@@ -53,8 +53,15 @@ fn with_run(given: &[(&str, &str)], test: impl FnOnce(&mut Run<'_>)) {
     for one in lora.trainables() {
         one.var.set(&before.get(&one.name, one.var.dims(), &Device::Cpu).unwrap()).unwrap();
     }
-    let resolved =
-        Resolved { steps: 4, warmup_steps: 0, evaluation_interval: 9, max_sequence_length: 64, seed: 0, parts: 1 };
+    let resolved = Resolved {
+        steps: 4,
+        warmup_steps: 0,
+        evaluation_interval: 9,
+        max_sequence_length: 64,
+        seed: 0,
+        parts: 1,
+        form: Form::Frozen,
+    };
     let method: Box<dyn Method> = Box::new(lora);
     let mut run = Run::resume(&plan, &decoder, method, (&corpus, &[]), resolved, "run", None).unwrap();
     test(&mut run);
