@@ -19,6 +19,7 @@ use candle_core::{Result, bail};
 
 use self::panels::{COLUMNS, Panels};
 use self::product::product;
+use self::tile::Tile;
 use super::matmul::{Output, Write};
 
 /// Whether this CPU multiplies packed bf16 values faster than f32: whether it has AVX512-BF16.
@@ -32,6 +33,8 @@ pub fn has_bf16_products() -> bool {
 pub struct Packed {
     /// Outputs and inputs.
     shape: (usize, usize),
+    /// The micro-kernel of this CPU, if it has one.
+    tile: Option<Tile>,
     /// For y = x·Wᵀ: a column of a panel is a row of the weight.
     forward: Panels,
     /// For dx = g·W, packed when the first gradient is asked for: inference does without.
@@ -48,7 +51,7 @@ impl Packed {
             bail!("bf16: {} values for a matrix of {outputs} rows and {inputs} columns", values.len());
         }
         let forward = Panels::pack(values, outputs, inputs);
-        Ok(Self { shape: (outputs, inputs), forward, backward: OnceLock::new() })
+        Ok(Self { shape: (outputs, inputs), tile: tile::native(), forward, backward: OnceLock::new() })
     }
 
     /// Outputs and inputs.
@@ -69,13 +72,13 @@ impl Packed {
     /// `x` `[rows, in]` times the transposed weight into `out`. `false` when this CPU has no instruction for it,
     /// and nothing was done.
     pub(super) fn forward(&self, x: &[f32], rows: usize, out: Output<'_>, into: Write) -> bool {
-        tile::native().map(|tile| product(tile, x, rows, &self.forward, out, into)).is_some()
+        self.tile.map(|tile| product(tile, x, rows, &self.forward, out, into)).is_some()
     }
 
     /// `grad` `[rows, out]` times the weight into `out`: the gradient of x. `false` as for
     /// [`Packed::forward`].
     pub(super) fn pull_back(&self, grad: &[f32], rows: usize, out: Output<'_>, into: Write) -> bool {
-        tile::native().map(|tile| product(tile, grad, rows, self.transposed(), out, into)).is_some()
+        self.tile.map(|tile| product(tile, grad, rows, self.transposed(), out, into)).is_some()
     }
 
     fn transposed(&self) -> &Panels {

@@ -5,8 +5,11 @@ use candle_core::{Device, Tensor, Var};
 use super::gradcheck::{flat, operand};
 use super::*;
 
+/// Results by name.
+type Everything = Vec<(&'static str, Vec<f32>)>;
+
 /// Values and gradients of every operation, on operands large enough to be shared among threads.
-fn everything() -> Vec<(&'static str, Vec<f32>)> {
+fn everything() -> Everything {
     let var = |shape: &[usize], seed| Var::from_tensor(&operand(shape, seed)).unwrap();
     let (tokens, width, wide, heads, size) = (130, 96, 200, 6, 16);
     let x = var(&[tokens, width], 1);
@@ -50,11 +53,14 @@ fn everything() -> Vec<(&'static str, Vec<f32>)> {
 
 #[test]
 fn every_operation_gives_the_same_bits_at_any_number_of_threads() {
-    let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(everything);
-    let one = on(1);
-    for threads in [2, 3, 8] {
-        for ((name, one), (_, many)) in one.iter().zip(on(threads)) {
-            assert!(one.iter().zip(&many).all(|(a, b)| a.to_bits() == b.to_bits()), "{name} at {threads} threads");
+    let plain = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(everything);
+    let with_bf16_products = |threads| emulated(threads, everything);
+    for on in [&plain as &dyn Fn(usize) -> Everything, &with_bf16_products] {
+        let one = on(1);
+        for threads in [2, 3, 8] {
+            for ((name, one), (_, many)) in one.iter().zip(on(threads)) {
+                assert!(one.iter().zip(&many).all(|(a, b)| a.to_bits() == b.to_bits()), "{name} at {threads} threads");
+            }
         }
     }
 }

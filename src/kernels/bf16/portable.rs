@@ -13,13 +13,14 @@ thread_local! {
     static CHOSEN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `body` on `threads` threads of their own that compute as if the CPU had the instruction.
+/// Runs `body` on `threads` threads of their own. What is packed there is multiplied, wherever that is, as if the
+/// CPU had the instruction.
 pub(crate) fn emulated<R: Send>(threads: usize, body: impl FnOnce() -> R + Send) -> R {
     let pool = ThreadPoolBuilder::new().num_threads(threads).start_handler(|_| CHOSEN.set(true)).build().unwrap();
     pool.install(body)
 }
 
-/// Whether this thread computes so.
+/// Whether this thread packs so.
 pub(super) fn is_chosen() -> bool {
     CHOSEN.get()
 }
