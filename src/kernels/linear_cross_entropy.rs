@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use super::matmul::{Matrix, Threads, Write, matmul};
 use super::operand::Values;
 use super::vector::{exp_and_sum, max, soft_cap, vectorized};
+use super::weight::Weight;
 
 const NAME: &str = "linear_cross_entropy";
 /// Logits held at a time: 64 MiB of f32. The head is read once for every chunk, and packed for the product.
@@ -47,13 +48,14 @@ pub struct CrossEntropy {
 /// When the sizes do not fit, the cap is not positive, a label is not below V, or a tensor is not f32 on the CPU.
 pub fn linear_cross_entropy(
     hidden: &Tensor,
-    weight: &Tensor,
+    weight: impl Into<Weight>,
     labels: &[Option<u32>],
     token_scale: Option<&[f32]>,
     softcap: Option<f64>,
     gradients: Gradients,
 ) -> Result<CrossEntropy> {
-    let ((rows, width), (vocabulary, head_width)) = (hidden.dims2()?, weight.dims2()?);
+    let weight = weight.into();
+    let ((rows, width), (vocabulary, head_width)) = (hidden.dims2()?, weight.dims()?);
     if width != head_width {
         bail!("{NAME}: hidden states of {width} values, a head that takes {head_width}");
     }
@@ -67,10 +69,13 @@ pub fn linear_cross_entropy(
     if softcap.is_some_and(|cap| cap.is_nan() || cap <= 0.0) {
         bail!("{NAME}: a soft cap must be positive, not {softcap:?}");
     }
-    let (device, shape) = (hidden.device(), weight.shape());
-    let (hidden, weight) = (hidden.contiguous()?, weight.contiguous()?);
+    if gradients == Gradients::HiddenAndWeight && !matches!(weight, Weight::Dense(_)) {
+        bail!("{NAME}: a head in bf16 or NF4 gets no gradient");
+    }
+    let device = hidden.device();
+    let hidden = hidden.contiguous()?;
     let head = Head {
-        weight: &Values::of(NAME, &weight)?,
+        weight: &weight,
         width,
         vocabulary,
         chunk: (LOGITS / vocabulary.max(1)).clamp(*ROWS.start(), *ROWS.end()),
@@ -85,12 +90,12 @@ pub fn linear_cross_entropy(
             label.map(|label| Labelled { row, label: label as usize, scale })
         })
         .collect();
-    let sums = head.run(&Values::of(NAME, &hidden)?, rows, &labelled);
+    let sums = head.run(&Values::of(NAME, &hidden)?, rows, &labelled)?;
     Ok(CrossEntropy {
         loss_sum: sums.loss_sum,
         token_losses: sums.token_losses,
         grad_hidden: Tensor::from_vec(sums.grad_hidden, (rows, width), device)?,
-        grad_weight: sums.grad_weight.map(|grad| Tensor::from_vec(grad, shape, device)).transpose()?,
+        grad_weight: sums.grad_weight.map(|grad| Tensor::from_vec(grad, (vocabulary, width), device)).transpose()?,
     })
 }
 
@@ -103,7 +108,7 @@ struct Labelled {
 }
 
 struct Head<'a> {
-    weight: &'a [f32],
+    weight: &'a Weight,
     width: usize,
     vocabulary: usize,
     chunk: usize,
@@ -119,14 +124,13 @@ struct Sums {
 }
 
 impl Head<'_> {
-    fn run(&self, hidden: &[f32], rows: usize, labelled: &[Labelled]) -> Sums {
+    fn run(&self, hidden: &[f32], rows: usize, labelled: &[Labelled]) -> Result<Sums> {
         let (width, vocabulary) = (self.width, self.vocabulary);
-        let weight = Matrix::new(self.weight, vocabulary, width);
         let mut sums = Sums {
             loss_sum: 0.0,
             token_losses: vec![0f32; rows],
             grad_hidden: vec![0f32; rows * width],
-            grad_weight: (self.gradients == Gradients::HiddenAndWeight).then(|| vec![0f32; self.weight.len()]),
+            grad_weight: (self.gradients == Gradients::HiddenAndWeight).then(|| vec![0f32; vocabulary * width]),
         };
         let (mut gathered, mut logits, mut grads) = (Vec::new(), Vec::new(), Vec::new());
         for chunk in labelled.chunks(self.chunk) {
@@ -134,9 +138,8 @@ impl Head<'_> {
             for at in chunk {
                 gathered.extend_from_slice(&hidden[at.row * width..(at.row + 1) * width]);
             }
-            let seen = Matrix::new(&gathered, chunk.len(), width);
             logits.resize(chunk.len() * vocabulary, 0.0);
-            matmul(&mut logits, Write::Replace, 1.0, seen, weight.t(), Threads::All);
+            self.weight.multiply(&gathered, chunk.len(), &mut logits, Write::Replace)?;
             let losses: Vec<f32> = logits
                 .par_chunks_exact_mut(vocabulary)
                 .zip(chunk)
@@ -149,17 +152,19 @@ impl Head<'_> {
             if self.gradients == Gradients::None {
                 continue;
             }
-            let slopes = Matrix::new(&logits, chunk.len(), vocabulary);
+            grads.clear();
             grads.resize(chunk.len() * width, 0.0);
-            matmul(&mut grads, Write::Replace, 1.0, slopes, weight, Threads::All);
+            self.weight.pull_back(&logits, chunk.len(), &mut grads)?;
             for (at, grad) in chunk.iter().zip(grads.chunks_exact(width.max(1))) {
                 sums.grad_hidden[at.row * width..(at.row + 1) * width].copy_from_slice(grad);
             }
             if let Some(grad_weight) = &mut sums.grad_weight {
+                let slopes = Matrix::new(&logits, chunk.len(), vocabulary);
+                let seen = Matrix::new(&gathered, chunk.len(), width);
                 matmul(grad_weight, Write::Add, 1.0, slopes.t(), seen, Threads::All);
             }
         }
-        sums
+        Ok(sums)
     }
 
     /// The loss of one row; its logits become scale · (softmax - one-hot) where a gradient is wanted,

@@ -156,6 +156,23 @@ mod tests {
     }
 
     #[test]
+    fn a_base_in_bf16_gives_the_answers_and_gradients_of_its_values() {
+        let [x, weight, bias, a, b] = operands();
+        let rounded = |tensor: &Tensor| Weight::packed(tensor).unwrap().values().unwrap();
+        let packed = Weight::packed(&weight).unwrap();
+        let run = |weight: &Weight| {
+            let vars = [rounded(&x), a.clone(), b.clone()].map(|one| Var::from_tensor(&one).unwrap());
+            let [x, a, b] = &vars;
+            let y = lora_linear(x, weight, Some(&bias), a, b, 1.5, None).unwrap();
+            let grads = (&y * rounded(&operand(&[6, 4], 9))).unwrap().sum_all().unwrap().backward().unwrap();
+            [y].into_iter().chain(vars.iter().map(|var| grads.get(var).unwrap().clone())).collect::<Vec<_>>()
+        };
+        for (got, want) in run(&packed).iter().zip(run(&packed.values().unwrap().into())) {
+            gradcheck::assert_close(got, &want, 1e-5);
+        }
+    }
+
+    #[test]
     fn a_zero_b_gives_the_base() {
         let [x, weight, bias, a, b] = operands();
         let tuned =

@@ -1,10 +1,11 @@
 //! Differentiable operations of our own, one file each, as candle custom operations. candle's fast
 //! kernels cut the gradient silently and its matmul computes the gradient of a frozen weight; these
-//! give every tracked operand its gradient and a frozen one nothing. All compute in f32 on the CPU,
-//! and give the same bits for the same operands at any number of threads: work is cut by shape
-//! alone, and every sum has one fixed order.
+//! give every tracked operand its gradient and a frozen one nothing. All compute on the CPU in f32, save
+//! for products with a frozen weight in bf16, and give the same bits for the same operands at any number of
+//! threads: work is cut by shape alone, and every sum has one fixed order.
 
 mod attention;
+mod bf16;
 mod dora;
 mod dropout;
 mod embedding;
@@ -27,6 +28,9 @@ mod vector;
 mod weight;
 
 pub use attention::attention;
+#[cfg(test)]
+pub(crate) use bf16::portable::emulated;
+pub use bf16::{Packed, has_bf16_products};
 pub use dora::{row_norms, row_squares};
 pub use dropout::Dropout;
 pub use embedding::embedding;

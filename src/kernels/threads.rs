@@ -5,8 +5,11 @@ use candle_core::{Device, Tensor, Var};
 use super::gradcheck::{flat, operand};
 use super::*;
 
+/// Results by name.
+type Everything = Vec<(&'static str, Vec<f32>)>;
+
 /// Values and gradients of every operation, on operands large enough to be shared among threads.
-fn everything() -> Vec<(&'static str, Vec<f32>)> {
+fn everything() -> Everything {
     let var = |shape: &[usize], seed| Var::from_tensor(&operand(shape, seed)).unwrap();
     let (tokens, width, wide, heads, size) = (130, 96, 200, 6, 16);
     let x = var(&[tokens, width], 1);
@@ -26,14 +29,18 @@ fn everything() -> Vec<(&'static str, Vec<f32>)> {
     let embedded = embedding(&gate, &ids).unwrap();
     let sum = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap();
     let loss = (sum(&gated) + sum(&attended)).unwrap();
-    let loss = (loss + sum(&embedded)).unwrap();
+    let packed = Weight::packed(&operand(&[wide, width], 13)).unwrap();
+    let rounded = lora_linear(&normed, &packed, Some(&bias.detach()), &a, &b, 2.0, None).unwrap();
+    let loss = ((loss + sum(&embedded)).unwrap() + sum(&rounded)).unwrap();
     let grads = loss.backward().unwrap();
     let labels: Vec<Option<u32>> = (0..tokens as u32).map(|i| (i % 5 != 0).then_some(i % wide as u32)).collect();
-    let head = linear_cross_entropy(&x, &weight, &labels, None, Some(5.0), Gradients::HiddenAndWeight).unwrap();
+    let head =
+        linear_cross_entropy(&x, weight.as_tensor(), &labels, None, Some(5.0), Gradients::HiddenAndWeight).unwrap();
 
     let mut all = vec![
         ("gated", flat(&gated)),
         ("attended", flat(&attended)),
+        ("rounded", flat(&rounded)),
         ("losses", head.token_losses),
         ("head, hidden", flat(&head.grad_hidden)),
         ("head, weight", flat(&head.grad_weight.unwrap())),
@@ -46,11 +53,14 @@ fn everything() -> Vec<(&'static str, Vec<f32>)> {
 
 #[test]
 fn every_operation_gives_the_same_bits_at_any_number_of_threads() {
-    let on = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(everything);
-    let one = on(1);
-    for threads in [2, 3, 8] {
-        for ((name, one), (_, many)) in one.iter().zip(on(threads)) {
-            assert!(one.iter().zip(&many).all(|(a, b)| a.to_bits() == b.to_bits()), "{name} at {threads} threads");
+    let plain = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(everything);
+    let with_bf16_products = |threads| emulated(threads, everything);
+    for on in [&plain as &dyn Fn(usize) -> Everything, &with_bf16_products] {
+        let one = on(1);
+        for threads in [2, 3, 8] {
+            for ((name, one), (_, many)) in one.iter().zip(on(threads)) {
+                assert!(one.iter().zip(&many).all(|(a, b)| a.to_bits() == b.to_bits()), "{name} at {threads} threads");
+            }
         }
     }
 }

@@ -1,11 +1,14 @@
-//! The weight of a linear map as it lies in memory: dense, and then it may train, or in NF4, and then it
-//! is frozen. NF4 is decoded a strip of rows at a time into memory that a core's caches hold, so a
-//! product with it needs no more room than one with a dense weight.
+//! The weight of a linear map as it lies in memory: dense, and then it may train, or in bf16 or NF4, and
+//! then it is frozen. bf16 is multiplied as it is where the CPU can. Otherwise, and in NF4, a weight is decoded
+//! a strip of rows at a time into memory that a core's caches hold, so a product with it needs no more room
+//! than one with a dense weight.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 
+use super::bf16::{Packed, ROWS_TOGETHER};
 use super::linear::{Sizes, linear};
 use super::matmul::{Matrix, Output, Threads, Write, matmul_into};
 use super::nf4::Nf4;
@@ -20,6 +23,8 @@ const STRIP: usize = 1 << 20;
 pub enum Weight {
     /// f32; trains when it is a variable.
     Dense(Tensor),
+    /// bf16, frozen.
+    Bf16(Arc<Packed>),
     /// 4 bits a value, frozen.
     Nf4(Arc<Nf4>),
 }
@@ -32,8 +37,42 @@ impl Weight {
     pub fn dims(&self) -> Result<(usize, usize)> {
         match self {
             Self::Dense(tensor) => tensor.dims2(),
+            Self::Bf16(packed) => Ok(packed.dims()),
             Self::Nf4(quantized) => Ok(quantized.dims()),
         }
+    }
+
+    /// A dense weight `[out, in]`, frozen in bf16.
+    ///
+    /// # Errors
+    /// When it is no matrix, or not f32 on the CPU.
+    pub fn packed(tensor: &Tensor) -> Result<Self> {
+        let (outputs, inputs) = tensor.dims2()?;
+        let tensor = tensor.contiguous()?;
+        let packed = Packed::new(&Values::of(NAME, &tensor)?, outputs, inputs)?;
+        Ok(Self::Bf16(Arc::new(packed)))
+    }
+
+    /// The tensor of a dense weight.
+    pub fn tensor(&self) -> Option<&Tensor> {
+        match self {
+            Self::Dense(tensor) => Some(tensor),
+            Self::Bf16(_) | Self::Nf4(_) => None,
+        }
+    }
+
+    /// Its values `[out, in]` in f32: the tensor itself where it is dense.
+    ///
+    /// # Errors
+    /// When the values of a dense weight are no matrix.
+    pub fn values(&self) -> Result<Tensor> {
+        if let Self::Dense(tensor) = self {
+            return Ok(tensor.clone());
+        }
+        let (outputs, inputs) = self.dims()?;
+        let mut values = Vec::with_capacity(outputs * inputs);
+        self.strips(|_, strip| values.extend_from_slice(strip))?;
+        Tensor::from_vec(values, (outputs, inputs), &Device::Cpu)
     }
 
     /// Whether it trains.
@@ -48,7 +87,7 @@ impl Weight {
     pub fn apply(&self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         match self {
             Self::Dense(tensor) => linear(x, tensor, bias),
-            Self::Nf4(_) => {
+            Self::Bf16(_) | Self::Nf4(_) => {
                 let (outputs, inputs) = self.dims()?;
                 Sizes::of(NAME, x.shape(), &Shape::from((outputs, inputs)), bias.map(Tensor::shape))?;
                 let bias = bias.map(Tensor::contiguous).transpose()?;
@@ -71,6 +110,38 @@ impl Weight {
         Ok(squares)
     }
 
+    /// `x` `[rows, in]` times the transposed weight replaces `out` `[rows, out]`, or is added to it.
+    pub(super) fn multiply(&self, x: &[f32], rows: usize, out: &mut [f32], into: Write) -> Result<()> {
+        let (outputs, inputs) = self.dims()?;
+        if let Self::Bf16(packed) = self
+            && packed.forward(x, rows, Output { values: out, columns: outputs, row_stride: outputs }, into)
+        {
+            return Ok(());
+        }
+        let x = Matrix::new(x, rows, inputs);
+        self.strips(|first, strip| {
+            let count = strip.len() / inputs.max(1);
+            let columns = Output { values: &mut out[first..], columns: count, row_stride: outputs };
+            matmul_into(columns, into, 1.0, x, Matrix::new(strip, count, inputs).t(), Threads::All);
+        })
+    }
+
+    /// `grad` `[rows, out]` times the weight is added to `into` `[rows, in]`.
+    pub(super) fn pull_back(&self, grad: &[f32], rows: usize, into: &mut [f32]) -> Result<()> {
+        let (outputs, inputs) = self.dims()?;
+        if let Self::Bf16(packed) = self
+            && packed.pull_back(grad, rows, Output { values: into, columns: inputs, row_stride: inputs }, Write::Add)
+        {
+            return Ok(());
+        }
+        self.strips(|first, strip| {
+            let count = strip.len() / inputs.max(1);
+            let grad = Matrix::strided(&grad[first..], rows, count, outputs);
+            let all = Output { values: into, columns: inputs, row_stride: inputs };
+            matmul_into(all, Write::Add, 1.0, grad, Matrix::new(strip, count, inputs), Threads::All);
+        })
+    }
+
     /// Calls `body` with the first row and the values of strip after strip; a dense weight is one strip.
     fn strips(&self, mut body: impl FnMut(usize, &[f32])) -> Result<()> {
         match self {
@@ -78,25 +149,38 @@ impl Weight {
                 let tensor = tensor.contiguous()?;
                 body(0, &Values::of(NAME, &tensor)?);
             }
-            Self::Nf4(quantized) => {
-                let (rows, columns) = quantized.dims();
-                let height = (STRIP / columns.max(1)).clamp(1, rows.max(1));
-                let mut strip = vec![0f32; height * columns];
-                for start in (0..rows).step_by(height) {
-                    let count = height.min(rows - start);
-                    let strip = &mut strip[..count * columns];
-                    quantized.decode_rows(start..start + count, strip);
-                    body(start, strip);
-                }
-            }
+            Self::Bf16(packed) => decoded(packed.dims(), |rows, strip| packed.decode_rows(rows, strip), body),
+            Self::Nf4(quantized) => decoded(quantized.dims(), |rows, strip| quantized.decode_rows(rows, strip), body),
         }
         Ok(())
+    }
+}
+
+/// Calls `decode` and then `body` for strip after strip; each begins at a multiple of [`ROWS_TOGETHER`].
+fn decoded(
+    (rows, columns): (usize, usize),
+    decode: impl Fn(Range<usize>, &mut [f32]),
+    mut body: impl FnMut(usize, &[f32]),
+) {
+    let height = (STRIP / columns.max(1)).next_multiple_of(ROWS_TOGETHER).max(ROWS_TOGETHER);
+    let mut strip = vec![0f32; height.min(rows) * columns];
+    for start in (0..rows).step_by(height) {
+        let count = height.min(rows - start);
+        let strip = &mut strip[..count * columns];
+        decode(start..start + count, strip);
+        body(start, strip);
     }
 }
 
 impl From<Tensor> for Weight {
     fn from(tensor: Tensor) -> Self {
         Self::Dense(tensor)
+    }
+}
+
+impl From<&Tensor> for Weight {
+    fn from(tensor: &Tensor) -> Self {
+        Self::Dense(tensor.clone())
     }
 }
 
@@ -109,29 +193,18 @@ pub(super) struct Frozen {
 impl Frozen {
     /// xWᵀ + b.
     pub(super) fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
-        let (outputs, inputs) = self.weight.dims()?;
+        let (outputs, _) = self.weight.dims()?;
         let (mut out, into) = match &self.bias {
             Some(bias) => (Values::of(NAME, bias)?.repeat(rows), Write::Add),
             None => (vec![0f32; rows * outputs], Write::Replace),
         };
-        let x = Matrix::new(x, rows, inputs);
-        self.weight.strips(|first, strip| {
-            let count = strip.len() / inputs.max(1);
-            let columns = Output { values: &mut out[first..], columns: count, row_stride: outputs };
-            matmul_into(columns, into, 1.0, x, Matrix::new(strip, count, inputs).t(), Threads::All);
-        })?;
+        self.weight.multiply(x, rows, &mut out, into)?;
         Ok(out)
     }
 
     /// Adds the gradient of x, given that of the output, to `into` `[rows, in]`.
     pub(super) fn pull_back(&self, grad: &[f32], rows: usize, into: &mut [f32]) -> Result<()> {
-        let (outputs, inputs) = self.weight.dims()?;
-        self.weight.strips(|first, strip| {
-            let count = strip.len() / inputs.max(1);
-            let grad = Matrix::strided(&grad[first..], rows, count, outputs);
-            let all = Output { values: into, columns: inputs, row_stride: inputs };
-            matmul_into(all, Write::Add, 1.0, grad, Matrix::new(strip, count, inputs), Threads::All);
-        })
+        self.weight.pull_back(grad, rows, into)
     }
 }
 
@@ -160,45 +233,93 @@ mod tests {
     use super::*;
     use crate::kernels::gradcheck::{self, flat, operand};
 
-    /// A weight in NF4, and the same values as a dense one.
-    fn both(rows: usize, columns: usize) -> [Weight; 2] {
-        let quantized = Nf4::quantize(&flat(&operand(&[rows, columns], 2)), rows, columns).unwrap();
-        let dense = Tensor::from_vec(quantized.dequantize(), (rows, columns), &candle_core::Device::Cpu).unwrap();
-        [Weight::Nf4(Arc::new(quantized)), Weight::Dense(dense)]
+    /// Makes a frozen weight of values, rows and columns.
+    type Kind = fn(Vec<f32>, usize, usize) -> Weight;
+
+    const KINDS: [Kind; 2] = [nf4, bf16];
+
+    /// A frozen weight, and the same values as a dense one.
+    fn both(frozen: Kind, rows: usize, columns: usize) -> [Weight; 2] {
+        let frozen = frozen(flat(&operand(&[rows, columns], 2)), rows, columns);
+        let dense = Weight::Dense(frozen.values().unwrap());
+        [frozen, dense]
+    }
+
+    fn nf4(values: Vec<f32>, rows: usize, columns: usize) -> Weight {
+        Weight::Nf4(Arc::new(Nf4::quantize(&values, rows, columns).unwrap()))
+    }
+
+    fn bf16(values: Vec<f32>, rows: usize, columns: usize) -> Weight {
+        Weight::Bf16(Arc::new(Packed::new(&values, rows, columns).unwrap()))
+    }
+
+    /// An operand whose values bf16 holds as they are, so that no product rounds it.
+    fn representable(shape: [usize; 2], seed: u32) -> Tensor {
+        bf16(flat(&operand(&shape, seed)), shape[0], shape[1]).values().unwrap()
     }
 
     #[test]
-    fn a_weight_in_nf4_computes_what_its_values_compute() {
+    fn with_the_instruction_a_weight_in_bf16_computes_what_its_values_compute() {
+        crate::kernels::emulated(2, || {
+            a_frozen_weight_computes_what_its_values_compute();
+            the_input_of_a_frozen_weight_gets_its_gradient();
+        });
+    }
+
+    #[test]
+    fn a_frozen_weight_computes_what_its_values_compute() {
         // The larger one takes several strips.
-        for (rows, columns) in [(12, 20), (1200, 2000)] {
-            let [quantized, dense] = both(rows, columns);
-            let (x, bias) = (operand(&[7, columns], 1), operand(&[rows], 3));
+        let sizes = [(12, 20), (1200, 2000)];
+        for (kind, (rows, columns)) in KINDS.into_iter().flat_map(|kind| sizes.map(|size| (kind, size))) {
+            let [frozen, dense] = both(kind, rows, columns);
+            let (x, bias) = (representable([7, columns], 1), operand(&[rows], 3));
             for bias in [None, Some(&bias)] {
                 let expected = dense.apply(&x, bias).unwrap();
-                gradcheck::assert_close(&quantized.apply(&x, bias).unwrap(), &expected, 1e-5);
+                gradcheck::assert_close(&frozen.apply(&x, bias).unwrap(), &expected, 1e-4);
             }
-            let squares = (quantized.row_squares().unwrap(), dense.row_squares().unwrap());
+            let squares = (frozen.row_squares().unwrap(), dense.row_squares().unwrap());
             assert!(squares.0.iter().zip(&squares.1).all(|(a, b)| (a - b).abs() < 1e-9 * b));
         }
     }
 
     #[test]
-    fn the_input_of_a_weight_in_nf4_gets_its_gradient() {
-        let [quantized, _] = both(12, 20);
+    fn the_input_of_a_frozen_weight_gets_its_gradient() {
+        let [quantized, _] = both(nf4, 12, 20);
         gradcheck::check(&[operand(&[5, 20], 1)], |t| quantized.apply(&t[0], Some(&operand(&[12], 3))));
-        let [quantized, dense] = both(1200, 2000);
-        let pull = |weight: &Weight| {
-            let x = candle_core::Var::from_tensor(&operand(&[3, 2000], 1)).unwrap();
-            let y = (weight.apply(&x, None).unwrap() * operand(&[3, 1200], 5)).unwrap();
-            y.sum_all().unwrap().backward().unwrap().remove(&x).unwrap()
+        for kind in KINDS {
+            let [frozen, dense] = both(kind, 1200, 2000);
+            let pull = |weight: &Weight| {
+                let x = candle_core::Var::from_tensor(&operand(&[3, 2000], 1)).unwrap();
+                let y = (weight.apply(&x, None).unwrap() * representable([3, 1200], 5)).unwrap();
+                y.sum_all().unwrap().backward().unwrap().remove(&x).unwrap()
+            };
+            gradcheck::assert_close(&pull(&frozen), &pull(&dense), 1e-4);
+        }
+    }
+
+    #[test]
+    fn a_weight_in_bf16_takes_half_the_memory_until_the_cpu_needs_it_transposed_for_gradients() {
+        let size = 2 * 64 * 96;
+        let bytes_after = |pull: &dyn Fn(&Packed)| {
+            let packed = Packed::new(&flat(&operand(&[64, 96], 2)), 64, 96).unwrap();
+            pull(&packed);
+            packed.bytes()
         };
-        gradcheck::assert_close(&pull(&quantized), &pull(&dense), 1e-4);
+        assert_eq!(bytes_after(&|_| {}), size);
+        let pull = |packed: &Packed| {
+            let mut dx = vec![0f32; 96];
+            let out = Output { values: &mut dx, columns: 96, row_stride: 96 };
+            packed.pull_back(&[1.0; 64], 1, out, Write::Add);
+        };
+        let factor = if crate::kernels::has_bf16_products() { 2 } else { 1 };
+        assert_eq!(bytes_after(&pull), factor * size);
+        assert_eq!(crate::kernels::emulated(1, || bytes_after(&pull)), 2 * size);
     }
 
     #[test]
     fn an_input_of_another_width_is_refused() {
-        let [quantized, dense] = both(12, 20);
-        for weight in [quantized, dense] {
+        let [[quantized, dense], [rounded, _]] = [both(nf4, 12, 20), both(bf16, 12, 20)];
+        for weight in [quantized, dense, rounded] {
             assert!(weight.apply(&operand(&[5, 21], 1), None).is_err());
         }
     }

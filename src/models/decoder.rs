@@ -18,7 +18,7 @@ use super::rotary::Rotaries;
 use super::tuning::{Site, Tuning};
 use super::weights::{Precision, Weights, save_tensors};
 use crate::error::{Error, Result};
-use crate::kernels::{self, Nf4, Weight};
+use crate::kernels::{self, Nf4, Weight, has_bf16_products};
 use crate::rng::Rng;
 
 /// How a base model's weights lie in memory.
@@ -28,6 +28,9 @@ pub enum Form {
     Frozen,
     /// f32, every one a variable, for full tuning.
     Trainable,
+    /// The layers' maps and the head in bf16, packed for the CPU's bf16 products; the rest in f32, the table of
+    /// a tied embedding included, which is the head too where the CPU has no such products. None trains.
+    Bf16,
     /// The layers' maps in NF4, the rest in f32; none trains.
     Nf4,
 }
@@ -40,8 +43,8 @@ pub struct Decoder {
     embedding: Tensor,
     layers: Vec<Layer>,
     norm: Tensor,
-    /// The embedding itself when the model ties them.
-    head: Tensor,
+    /// The embedding itself when the model ties them, unless it is packed.
+    head: Weight,
     /// Every weight by its Hugging Face name, in the order of the layers; a tied head is not listed.
     named: Vec<(String, Tensor)>,
     /// The maps in NF4, which are not among `named`.
@@ -125,11 +128,13 @@ impl Decoder {
                 Weight::Dense(tensor) if form == Form::Nf4 && map => {
                     Weight::Nf4(quantize(&name, &tensor.flatten_all()?.to_vec1::<f32>()?, shape)?)
                 }
+                Weight::Dense(tensor) if form == Form::Bf16 && map => Weight::packed(&tensor)?,
                 Weight::Dense(tensor) if form == Form::Trainable => Var::from_tensor(&tensor)?.into_inner().into(),
                 other => other,
             };
             match &weight {
                 Weight::Dense(tensor) => named.push((name, tensor.clone())),
+                Weight::Bf16(_) => {}
                 Weight::Nf4(weight) => quantized.push((name, weight.clone())),
             }
             Ok(weight)
@@ -141,10 +146,13 @@ impl Decoder {
             layers.push(layer(&config, index, rotaries.of_layer(index), &mut take)?);
         }
         let norm = dense(&mut take, "model.norm.weight", &[config.hidden_size])?;
-        let head = if config.tied {
-            embedding.clone()
-        } else {
-            dense(&mut take, "lm_head.weight", &[config.vocab_size, config.hidden_size])?
+        let size = [config.vocab_size, config.hidden_size];
+        let head = match (config.tied, form) {
+            // Beside the table it would only cost memory on a CPU that cannot multiply it as it is.
+            (true, Form::Bf16) if has_bf16_products() => Weight::packed(&embedding)?,
+            (true, _) => Weight::from(&embedding),
+            (false, Form::Bf16) => take("lm_head.weight".into(), &size, true)?,
+            (false, _) => dense(&mut take, "lm_head.weight", &size)?.into(),
         };
         Ok(Self { config, device: device.clone(), rotaries, embedding, layers, norm, head, named, quantized })
     }
@@ -253,8 +261,16 @@ impl Decoder {
     }
 
     /// The output head, `[vocab, hidden]`: the method's own, or the base's.
-    pub fn head<'a>(&'a self, tuning: &'a dyn Tuning) -> &'a Tensor {
-        tuning.head().unwrap_or(&self.head)
+    pub fn head(&self, tuning: &dyn Tuning) -> Weight {
+        tuning.head().map_or_else(|| self.head.clone(), Weight::from)
+    }
+
+    /// The values of the base's own head, `[vocab, hidden]`, in f32.
+    ///
+    /// # Errors
+    /// When the device cannot hold them.
+    pub fn head_values(&self) -> Result<Tensor> {
+        Ok(if self.config.tied { self.embedding.clone() } else { self.head.values()? })
     }
 
     /// The logits of normalised states: `[N, hidden]` to `[N, vocab]`.
@@ -262,7 +278,7 @@ impl Decoder {
     /// # Errors
     /// When shapes do not fit.
     pub fn logits_of(&self, states: &Tensor, tuning: &dyn Tuning) -> Result<Tensor> {
-        let logits = kernels::linear(states, self.head(tuning), None)?;
+        let logits = self.head(tuning).apply(states, None)?;
         Ok(match self.config.final_softcap {
             Some(cap) => ((logits / cap)?.tanh()? * cap)?,
             None => logits,
@@ -304,7 +320,9 @@ fn dense(
 ) -> Result<Tensor> {
     match take(name.to_string(), shape, false)? {
         Weight::Dense(tensor) => Ok(tensor),
-        Weight::Nf4(_) => Err(Error::validation(format!("the tensor {name} is quantised; only layers' maps may be"))),
+        Weight::Bf16(_) | Weight::Nf4(_) => {
+            Err(Error::validation(format!("the tensor {name} is quantised; only layers' maps may be")))
+        }
     }
 }
 

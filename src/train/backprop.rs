@@ -173,7 +173,7 @@ pub fn loss_and_gradients(
     let top = Input::new(x, lowest < Place::Top)?;
     let hidden = decoder.finish(&top)?;
     let weight = decoder.head(tuning);
-    let head = trainables.iter().position(|one| one.var.id() == weight.id());
+    let head = trainables.iter().position(|one| weight.tensor().is_some_and(|tensor| tensor.id() == one.var.id()));
     let wanted = if head.is_some() { Wanted::HiddenAndWeight } else { Wanted::Hidden };
     let softcap = decoder.config().final_softcap;
     let result = linear_cross_entropy(&hidden, weight, &labels, None, softcap, wanted)?;

@@ -88,7 +88,8 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
     let began = clock.monotonic();
     let method = plan.settings.method.on(&work.config)?;
     method.check(&work.config)?;
-    let decoder = Decoder::random(work.config.clone(), plan.seed, &Device::Cpu, method.form())?;
+    let decoder =
+        Decoder::random(work.config.clone(), plan.seed, &Device::Cpu, plan.settings.form(&method, &work.config))?;
     let tuned = method.build(&decoder, Some(&corpus.record(0).tokens), plan.seed)?;
     let loading = clock.monotonic().duration_since(began).as_secs_f64();
     let flops = Flops::of(&work.config, &method, tuned.trainables());
@@ -103,6 +104,7 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
         token_budget: 1,
         keeps_graphs: false,
         lanes: 1,
+        form: plan.settings.form(&method, &work.config),
     };
     let asked = plan.settings.micro_batch_tokens;
     let decision = plan.decide((&work.config, &method), (&corpus, &[]), &resolved, asked)?;
@@ -114,7 +116,9 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
         records.map(|record| [corpus.length(*record), corpus.learned(*record)]).collect()
     });
     let batches = batches.collect();
-    let copies = (1..work.slots).map(|_| Decoder::random(work.config.clone(), plan.seed, &Device::Cpu, method.form()));
+    let copies = (1..work.slots).map(|_| {
+        Decoder::random(work.config.clone(), plan.seed, &Device::Cpu, plan.settings.form(&method, &work.config))
+    });
     let copies = copies.collect::<Result<Vec<_>>>()?;
     let mut run = Run::resume(&plan, &decoder, tuned, (&corpus, &[]), resolved, "bench", None)?;
     if !copies.is_empty() {

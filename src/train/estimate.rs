@@ -220,7 +220,9 @@ fn measure(plan: &Plan, sources: &Sources, decision: &Decision, length: usize) -
         TuningMethod::LlamaAdapter(config) => TuningMethod::LlamaAdapter(LlamaAdapterConfig { layers: None, ..config }),
         other => other,
     };
-    let decoder = Decoder::random(base, 1, &Device::Cpu, method.form())?;
+    // Whether bf16 pays is a matter of the whole model's layers, which this one is one of.
+    let form = plan.settings.form(&method, &sources.config);
+    let decoder = Decoder::random(base, 1, &Device::Cpu, form)?;
     let built = method.build(&decoder, Some(&[1][..]), plan.seed())?;
     let operations = Operations { base: decoder.config(), method: &method, keeps_graphs: decision.keeps_graphs };
 

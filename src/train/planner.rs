@@ -14,6 +14,7 @@ use std::fmt;
 
 pub(crate) use self::need::{Choice, Largest, Work};
 pub use self::need::{Need, Part, PartKind, Stage};
+use super::Settings;
 use crate::error::{Error, Result};
 use crate::models::{DecoderConfig, Form};
 use crate::tune::{LoraConfig, TuningMethod};
@@ -88,6 +89,8 @@ impl Decision {
 pub(crate) struct Question<'a> {
     pub(crate) base: &'a DecoderConfig,
     pub(crate) method: &'a TuningMethod,
+    /// How the base lies in memory.
+    pub(crate) form: Form,
     /// Early stopping keeps the best weights.
     pub(crate) keeps_best: bool,
     /// The base is quantised by this run and written to a cache.
@@ -165,6 +168,7 @@ impl Question<'_> {
         Work {
             base: self.base,
             method: self.method,
+            form: self.form,
             keeps_best: self.keeps_best,
             quantizes: self.quantizes,
             parts: self.parts,
@@ -179,12 +183,12 @@ impl Question<'_> {
         let Part { kind, bytes } = need.largest_part();
         let mut ways = Vec::new();
         let with = |method: TuningMethod| {
-            let other = Question { method: &method, quantizes: false, ..*self };
+            let other = Question { method: &method, form: method.form(), quantizes: false, ..*self };
             let least = Largest { rows: rows.unwrap_or(2), records: 1, micros: 1, validation_rows: 0 };
             other.need(least, Choice { keeps_graphs: false, lanes: 1, pages_optimizer: false }).bytes
         };
         let qlora = with(TuningMethod::Qlora(LoraConfig::default()));
-        if self.method.form() != Form::Nf4 && qlora < need.bytes {
+        if self.form != Form::Nf4 && qlora < need.bytes {
             ways.push(format!("tuningMethod qlora, which takes {}", Size(qlora)));
         }
         let lora = with(TuningMethod::Lora(LoraConfig::default()));
@@ -224,16 +228,13 @@ impl Question<'_> {
 ///
 /// # Errors
 /// `Validation` with the numbers.
-pub fn refuse_the_impossible(
-    base: &DecoderConfig,
-    method: &TuningMethod,
-    keeps_best: bool,
-    memory: Memory,
-) -> Result<()> {
+pub fn refuse_the_impossible(base: &DecoderConfig, settings: &Settings, memory: Memory) -> Result<()> {
+    let method = &settings.method;
     let question = Question {
         base,
         method: &method.on(base)?,
-        keeps_best,
+        form: settings.form(method, base),
+        keeps_best: settings.early_stopping.is_some(),
         quantizes: false,
         cores: 1,
         parts: 1,

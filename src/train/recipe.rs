@@ -90,7 +90,7 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
 
 /// The base, in the form that the method trains on.
 fn load(plan: &Plan, sources: &Sources, device: &Device) -> Result<Decoder> {
-    match (&plan.base, sources.method.form()) {
+    match (&plan.base, plan.settings.form(&sources.method, &sources.config)) {
         (Base::Directory(dir), Form::Nf4) => load_nf4(dir, device, plan.quantized.as_deref()),
         (Base::Directory(dir), form) => Decoder::load(dir, device, form),
         (Base::Random { seed, .. }, form) => Decoder::random(sources.config.clone(), *seed, device, form),
@@ -128,6 +128,7 @@ impl Plan {
             token_budget: 1,
             keeps_graphs: false,
             lanes: 1,
+            form: self.settings.form(&sources.method, base),
         };
         let batches = Batches::new(&sources.training, self.batches(&resolved), Cursor::default());
         resolved.steps = settings.step_count.unwrap_or_else(|| batches.steps(settings.epoch_count));
@@ -169,8 +170,9 @@ impl Plan {
         let question = Question {
             base,
             method,
+            form: resolved.form,
             keeps_best: self.settings.early_stopping.is_some(),
-            quantizes: method.form() == Form::Nf4 && !base.nf4 && self.quantized.is_some(),
+            quantizes: resolved.form == Form::Nf4 && !base.nf4 && self.quantized.is_some(),
             cores: (rayon::current_num_threads() / self.slots).max(1),
             parts: resolved.parts,
             token_budget,

@@ -9,13 +9,18 @@ use std::collections::BTreeMap;
 
 pub(crate) use self::filled::Resolved;
 pub use self::table::Setting;
-use self::table::{TABLE, Takes, either};
+use self::table::{FROZEN, FULL, TABLE, Takes, either};
 use crate::error::{Error, Result};
-use crate::models::{Precision, Projection};
+use crate::kernels::has_bf16_products;
+use crate::models::{DecoderConfig, Form, Precision, Projection};
 use crate::tune::{
     Activation, AdapterConfig, Arrangement, LlamaAdapterConfig, LoraConfig, PrefixConfig, PromptConfig, TuningMethod,
     VirtualTokens,
 };
+
+/// From this many weights in the maps of a layer on, products take most of a step, and bf16 is worth its
+/// rounding. The starter has 245,760; a model of 135 million parameters 3,538,944.
+const LARGE_LAYER: usize = 1 << 20;
 
 /// The course of the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +83,8 @@ pub struct Settings {
     pub evaluation_interval: Option<u64>,
     /// Steps between checkpoints; by time when absent.
     pub checkpoint_interval: Option<u64>,
+    /// How a frozen base lies in memory and is multiplied with; by CPU and size when absent.
+    pub compute_precision: Option<Precision>,
     /// How a fully tuned model's weights are stored.
     pub weight_precision: Precision,
     /// Seed of everything drawn.
@@ -132,9 +139,30 @@ impl Settings {
         merged.extend(given.iter().filter(|(_, value)| !is_auto(value)).map(|(k, v)| (k.clone(), v.clone())));
         let method_given = given.keys().any(|name| {
             is_set(given, name)
-                && (name == "tuningMethod" || of_method(name).is_some_and(|methods| methods != ["full"]))
+                && (name == "tuningMethod"
+                    || of_method(name).is_some_and(|methods| methods != FULL && methods != FROZEN))
         });
         Ok(Settings { method_given, ..Values(&merged).settings()? })
+    }
+
+    /// How the base of a run with `method` lies in memory.
+    pub(crate) fn form(&self, method: &TuningMethod, base: &DecoderConfig) -> Form {
+        match method.form() {
+            Form::Frozen => {
+                let size = |projection| {
+                    let (outputs, inputs) = base.sizes(projection);
+                    outputs * inputs
+                };
+                let weights: usize = base.projections().iter().copied().map(size).sum();
+                let large = weights >= LARGE_LAYER && has_bf16_products();
+                match self.compute_precision {
+                    Some(Precision::Bf16) => Form::Bf16,
+                    None if large => Form::Bf16,
+                    _ => Form::Frozen,
+                }
+            }
+            form => form,
+        }
     }
 
     /// Every hyperparameter there is, for documentation.
@@ -193,10 +221,8 @@ impl Values<'_> {
             micro_batch_tokens: self.size("microBatchTokens")?,
             evaluation_interval: self.integer("evaluationInterval")?,
             checkpoint_interval: self.integer("checkpointInterval")?,
-            weight_precision: match self.word("weightPrecision")?.as_deref() {
-                Some("bfloat16") => Precision::Bf16,
-                _ => Precision::F32,
-            },
+            compute_precision: self.precision("computePrecision")?,
+            weight_precision: self.precision("weightPrecision")?.unwrap_or(Precision::F32),
             seed: self.integer("seed")?,
             save_optimizer_state: self.truth("saveOptimizerState")?,
             continue_optimizer_state: self.truth("continueOptimizerState")?,
@@ -305,6 +331,10 @@ impl Values<'_> {
 
     fn truth(&self, name: &str) -> Result<bool> {
         Ok(self.word(name)?.as_deref() == Some("true"))
+    }
+
+    fn precision(&self, name: &str) -> Result<Option<Precision>> {
+        Ok(self.word(name)?.map(|word| if word == "bfloat16" { Precision::Bf16 } else { Precision::F32 }))
     }
 
     fn projections(&self) -> Result<Vec<Projection>> {

@@ -62,6 +62,7 @@ fn resolved(plan: &Plan) -> Resolved {
         token_budget: plan.settings.micro_batch_tokens.unwrap_or(4096),
         keeps_graphs: true,
         lanes: 1,
+        form: Form::Frozen,
     }
 }
 

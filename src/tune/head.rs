@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use super::parameters::Parameters;
 use super::{Method, Place, Trainable};
 use crate::error::Result;
-use crate::models::{Decoder, DecoderConfig, Frozen, Tuning};
+use crate::models::{Decoder, DecoderConfig, Tuning};
 
 /// The tensor's name in the artifact: `peft` loads a replaced weight as the tuning of a norm.
 pub(super) const HEAD: &str = "base_model.model.lm_head.ln_tuning_layers.weight";
@@ -26,7 +26,7 @@ impl Head {
     /// When the device cannot hold it.
     pub fn new(decoder: &Decoder) -> Result<Self> {
         let parameters = Parameters::new(0, decoder.device());
-        let weight = parameters.adopt(HEAD, &decoder.head(&Frozen).detach().copy()?, Place::Top)?;
+        let weight = parameters.adopt(HEAD, &decoder.head_values()?.detach().copy()?, Place::Top)?;
         Ok(Self { weight, trainables: parameters.into_trainables() })
     }
 

@@ -151,6 +151,16 @@ def linear_cross_entropy(name, softcap=None):
               FOLDER / f"{name}.safetensors")
 
 
+def linear_bf16():
+    """torch's own product of bf16 operands: it rounds the weight, and each sum once, to 8 bits."""
+    x, weight, dy = normal(29, 150), normal(70, 150), normal(29, 70)
+    x, dy = x.bfloat16().requires_grad_(), dy.bfloat16()
+    y = F.linear(x, weight.bfloat16())
+    y.backward(dy)
+    tensors = {"x": x.detach(), "weight": weight, "dy": dy, "y": y.detach(), "dx": x.grad}
+    save_file({key: value.float().contiguous() for key, value in tensors.items()}, FOLDER / "linear_bf16.safetensors")
+
+
 CASES = {
     "linear": linear,
     "lora_linear": lora_linear,
@@ -167,6 +177,7 @@ CASES = {
     "geglu": geglu,
     "attention_softcap": lambda: attention("attention_softcap", [3, 40], [3, 40], 12, softcap=1.5),
     "linear_cross_entropy_softcap": lambda: linear_cross_entropy("linear_cross_entropy_softcap", softcap=3.0),
+    "linear_bf16": linear_bf16,
 }
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
-use tunesmith::kernels::{self, Activation, Gradients, Spans};
+use tunesmith::kernels::{self, Activation, Gradients, Spans, Weight};
 
 /// The tensors of one fixture by name.
 struct Golden(HashMap<String, Tensor>);
@@ -53,6 +53,23 @@ fn assert_close(name: &str, got: &Tensor, want: &Tensor) {
 #[test]
 fn linear_equals_torch() {
     Golden::load("linear").check(&["x", "weight", "bias"], |t| kernels::linear(&t[0], &t[1], Some(&t[2])));
+}
+
+#[test]
+fn a_weight_in_bf16_multiplies_as_torchs_does() {
+    let golden = Golden::load("linear_bf16");
+    let weight = Weight::packed(golden.get("weight")).unwrap();
+    let x = Var::from_tensor(golden.get("x")).unwrap();
+    let y = weight.apply(&x, None).unwrap();
+    let grads = (&y * golden.get("dy")).unwrap().sum_all().unwrap().backward().unwrap();
+    for (name, got) in [("y", &y), ("dx", grads.get(&x).unwrap())] {
+        let got = got.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (index, (got, want)) in got.iter().zip(golden.values(name)).enumerate() {
+            // torch rounds the sum to bf16, by at most half a unit; sums of about 12 in f32 differ by 1e-5.
+            let bound = want.abs() / 256.0 + 1e-5;
+            assert!((got - want).abs() <= bound, "{name} at {index}: {got}, torch says {want}");
+        }
+    }
 }
 
 #[test]

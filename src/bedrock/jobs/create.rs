@@ -162,8 +162,7 @@ impl Request {
                 let shape = DecoderConfig::read(&base.dir)?;
                 settings.method.check(&shape)?;
                 if let Some(bytes) = app.job_memory {
-                    let keeps_best = settings.early_stopping.is_some();
-                    refuse_the_impossible(&shape, &settings.method, keeps_best, Memory::host(bytes))?;
+                    refuse_the_impossible(&shape, &settings, Memory::host(bytes))?;
                 }
             }
         }

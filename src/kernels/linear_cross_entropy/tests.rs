@@ -62,6 +62,26 @@ fn gradients_equal_finite_differences_with_and_without_scales_and_a_cap() {
 }
 
 #[test]
+fn a_head_in_bf16_gives_the_loss_and_the_gradient_of_its_values() {
+    let (hidden, weight) = operands();
+    // Values that bf16 holds as they are.
+    let hidden = Weight::packed(&hidden).unwrap().values().unwrap();
+    let packed = Weight::packed(&weight).unwrap();
+    let values = packed.values().unwrap();
+    for cap in [None, Some(1.5)] {
+        let run = |head: &Weight| {
+            linear_cross_entropy(&hidden, head.clone(), &LABELS, Some(&SCALES), cap, Gradients::Hidden).unwrap()
+        };
+        let (got, want) = (run(&packed), run(&Weight::from(&values)));
+        assert!((got.loss_sum - want.loss_sum).abs() < 1e-5);
+        // The slopes of the logits, at most 2 in size and so many as labels, are rounded by 2^-9 of themselves.
+        assert_close(&got.grad_hidden, &want.grad_hidden, 1e-2);
+    }
+    let all = linear_cross_entropy(&hidden, packed, &LABELS, None, None, Gradients::HiddenAndWeight);
+    assert!(all.unwrap_err().to_string().contains("gets no gradient"));
+}
+
+#[test]
 fn rows_past_one_chunk_are_all_counted() {
     let rows = 3 * ROWS.end() + 5;
     let (hidden, weight) = (operand(&[rows, 4], 1), operand(&[7, 4], 2));

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use super::MemoryKind;
+use crate::kernels::has_bf16_products;
 use crate::models::{DecoderConfig, Form};
 use crate::tune::{Arrangement, LoraConfig, Place, PrefixConfig, TuningMethod};
 
@@ -24,7 +25,7 @@ const STRIP: u64 = 1 << 20;
 pub enum PartKind {
     /// The program itself.
     Program,
-    /// The base's weights in f32.
+    /// The base's weights in f32 or bf16.
     Weights,
     /// The base's maps in NF4.
     QuantizedWeights,
@@ -63,7 +64,7 @@ impl fmt::Display for PartKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Program => "the program itself",
-            Self::Weights => "base weights (f32)",
+            Self::Weights => "base weights",
             Self::QuantizedWeights => "base weights (NF4)",
             Self::Trained => "trained weights",
             Self::Gradients => "gradients",
@@ -160,6 +161,8 @@ pub(crate) struct Largest {
 pub(crate) struct Work<'a> {
     pub(crate) base: &'a DecoderConfig,
     pub(crate) method: &'a TuningMethod,
+    /// How the base lies in memory.
+    pub(crate) form: Form,
     pub(crate) keeps_best: bool,
     pub(crate) quantizes: bool,
     pub(crate) parts: usize,
@@ -208,7 +211,7 @@ impl Work<'_> {
     }
 
     fn is_nf4(&self) -> bool {
-        self.base.nf4 || self.method.form() == Form::Nf4
+        self.base.nf4 || self.form == Form::Nf4
     }
 
     /// Layers from the lowest trained one upwards.
@@ -226,9 +229,18 @@ impl Work<'_> {
         let counts = self.base.weight_counts();
         let program = if self.kind == MemoryKind::Host { PROCESS } else { 0 };
         let mut parts = vec![Part { kind: PartKind::Program, bytes: program }];
-        let (dense, quantized) =
-            if self.is_nf4() { (counts.total() - counts.maps, nf4_bytes(counts.maps)) } else { (counts.total(), 0) };
-        parts.push(Part { kind: PartKind::Weights, bytes: VALUE * dense });
+        let rest = counts.total() - counts.maps;
+        let (dense, quantized) = if self.is_nf4() {
+            (VALUE * rest, nf4_bytes(counts.maps))
+        } else if self.form == Form::Bf16 {
+            // Packed in both directions where the CPU multiplies bf16, a tied head beside the table too.
+            let head = if self.base.tied { counts.embedding } else { 0 };
+            let packed = if has_bf16_products() { 4 * (counts.maps + head) } else { 2 * counts.maps };
+            (VALUE * rest + packed, 0)
+        } else {
+            (VALUE * counts.total(), 0)
+        };
+        parts.push(Part { kind: PartKind::Weights, bytes: dense });
         parts.push(Part { kind: PartKind::QuantizedWeights, bytes: quantized });
         parts
     }
@@ -297,6 +309,8 @@ impl Work<'_> {
             (lanes * VALUE * layers * rows * hidden, graph)
         };
         let full = *self.method == TuningMethod::Full;
+        // What is not f32 is decoded a strip at a time, where the CPU does not multiply it as it is.
+        let strips = self.is_nf4() || (self.form == Form::Bf16 && !has_bf16_products());
         let always: Vec<Part> = self
             .standing()
             .into_iter()
@@ -304,7 +318,7 @@ impl Work<'_> {
             .chain([
                 Part { kind: PartKind::Gradients, bytes: VALUE * trained * sets },
                 Part { kind: PartKind::LayerInputs, bytes: inputs },
-                Part { kind: PartKind::Strips, bytes: if self.is_nf4() { lanes * VALUE * STRIP } else { 0 } },
+                Part { kind: PartKind::Strips, bytes: if strips { lanes * VALUE * STRIP } else { 0 } },
             ])
             .collect();
         let moment = |parts: Vec<Part>| Need::of(Stage::Step, always.iter().copied().chain(parts));

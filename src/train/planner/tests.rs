@@ -25,6 +25,7 @@ fn question<'a>(base: &'a DecoderConfig, method: &'a TuningMethod, memory: u64) 
     Question {
         base,
         method,
+        form: method.form(),
         keeps_best: false,
         quantizes: false,
         cores: 2,
@@ -33,6 +34,13 @@ fn question<'a>(base: &'a DecoderConfig, method: &'a TuningMethod, memory: u64) 
         longest: 512,
         memory: Memory::host(memory),
     }
+}
+
+/// Settings with this method; early stopping keeps the best weights.
+fn settings(method: TuningMethod, keeps_best: bool) -> Settings {
+    let none = std::collections::BTreeMap::new();
+    let early_stopping = keeps_best.then_some(crate::train::EarlyStopping { threshold: 0.0, patience: 1 });
+    Settings { method, early_stopping, ..Settings::parse(&none, &none).unwrap() }
 }
 
 /// Every micro-batch as full as its budget.
@@ -115,12 +123,12 @@ fn moments_leave_a_device_only_when_it_would_not_fit_otherwise_and_never_a_host(
 #[test]
 fn what_can_never_fit_is_refused_with_what_would_help() {
     let base = llama_8b();
-    let refused = refuse_the_impossible(&base, &lora(), false, Memory::host(16 * GIB)).unwrap_err();
-    for said in ["training may take 16.0 GiB here", "The largest part is base weights (f32) with 29.9 GiB", "qlora"] {
+    let refused = refuse_the_impossible(&base, &settings(lora(), false), Memory::host(16 * GIB)).unwrap_err();
+    for said in ["training may take 16.0 GiB here", "The largest part is base weights with", "qlora"] {
         assert!(refused.message().contains(said), "{refused}");
     }
-    assert!(refuse_the_impossible(&base, &qlora(), false, Memory::host(16 * GIB)).is_ok());
-    let full = refuse_the_impossible(&base, &TuningMethod::Full, false, Memory::host(100 * GIB)).unwrap_err();
+    assert!(refuse_the_impossible(&base, &settings(qlora(), false), Memory::host(16 * GIB)).is_ok());
+    let full = refuse_the_impossible(&base, &settings(TuningMethod::Full, false), Memory::host(100 * GIB)).unwrap_err();
     assert!(full.message().contains("tuningMethod lora, which takes"), "{full}");
 }
 
@@ -128,7 +136,9 @@ fn what_can_never_fit_is_refused_with_what_would_help() {
 fn a_certain_need_is_never_more_than_an_estimated_one() {
     for base in [tiny(), llama_8b()] {
         for method in [lora(), qlora(), TuningMethod::Full, TuningMethod::Head] {
-            let needed = |bytes: u64| refuse_the_impossible(&base, &method, true, Memory::host(bytes)).is_err();
+            let needed = |bytes: u64| {
+                refuse_the_impossible(&base, &settings(method.clone(), true), Memory::host(bytes)).is_err()
+            };
             let decided = |bytes: u64| {
                 let question = Question { longest: 2, keeps_best: true, ..question(&base, &method, bytes) };
                 question.decide(|budget| Largest { rows: budget.max(2), ..full(2) }).is_ok()

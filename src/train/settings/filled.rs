@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::super::planner::Decision;
 use super::{EarlyStopping, Schedule, Settings};
-use crate::models::{Precision, Projection};
+use crate::models::{Form, Precision, Projection};
 use crate::tune::{LoraConfig, PrefixConfig, PromptConfig, TuningMethod, VirtualTokens};
 
 /// What the defaults that depend on data or model came to.
@@ -23,6 +23,8 @@ pub(crate) struct Resolved {
     pub(crate) keeps_graphs: bool,
     /// How many micro-batches run side by side, where there are parts.
     pub(crate) lanes: usize,
+    /// How the base lies in memory.
+    pub(crate) form: Form,
 }
 
 impl Resolved {
@@ -105,6 +107,11 @@ impl Settings {
                 put("weightPrecision", &if self.weight_precision == Precision::F32 { "float32" } else { "bfloat16" });
             }
         }
+        match resolved.form {
+            Form::Frozen => put("computePrecision", &"float32"),
+            Form::Bf16 => put("computePrecision", &"bfloat16"),
+            Form::Trainable | Form::Nf4 => {}
+        }
         if self.save_optimizer_state {
             put("saveOptimizerState", &true);
         }
@@ -126,11 +133,14 @@ impl Settings {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::models::DecoderConfig;
 
     #[test]
     fn what_the_manifest_records_gives_the_same_run_again() {
-        let resolved = Resolved {
+        let resolved = |form| Resolved {
             steps: 9,
             warmup_steps: 2,
             evaluation_interval: 3,
@@ -140,7 +150,9 @@ mod tests {
             token_budget: 512,
             keeps_graphs: true,
             lanes: 1,
+            form,
         };
+        let base = DecoderConfig::read(Path::new("assets/starter")).unwrap();
         for given in [
             vec![("stepCount", "9"), ("earlyStoppingPatience", "3"), ("learningRateMultiplier", "2")],
             vec![
@@ -155,13 +167,16 @@ mod tests {
             vec![("tuningMethod", "prefix"), ("prefixProjection", "true"), ("prefixHiddenSize", "9")],
             vec![("tuningMethod", "prompt"), ("virtualTokensInit", "vocabulary")],
             vec![("tuningMethod", "llama_adapter"), ("adapterLength", "3"), ("adapterLayers", "2")],
-            vec![("tuningMethod", "head")],
+            vec![("tuningMethod", "head"), ("computePrecision", "bfloat16")],
             vec![("loraDropout", "0.1"), ("loraTargetModules", "q_proj,v_proj"), ("evalPercentage", "12.5")],
         ] {
             let given = given.into_iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-            let filled = Settings::parse(&given, &BTreeMap::new()).unwrap().filled(&resolved);
+            let settings = Settings::parse(&given, &BTreeMap::new()).unwrap();
+            let resolved = resolved(settings.form(&settings.method, &base));
+            let filled = settings.filled(&resolved);
             let again = Settings::parse(&filled, &BTreeMap::new()).unwrap();
             assert_eq!(again.filled(&resolved), filled);
+            assert_eq!(again.form(&again.method, &base), resolved.form);
             assert_eq!((again.warmup_steps, again.seed), (Some(2), Some(5)));
         }
     }

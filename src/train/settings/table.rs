@@ -44,7 +44,9 @@ const ADAPTER: &[&str] = &["adapter"];
 const VIRTUAL: &[&str] = &["prefix", "prompt"];
 const PREFIX: &[&str] = &["prefix"];
 const LLAMA_ADAPTER: &[&str] = &["llama_adapter"];
-const FULL: &[&str] = &["full"];
+pub(super) const FULL: &[&str] = &["full"];
+/// The methods whose base is frozen and not in 4 bits.
+pub(super) const FROZEN: &[&str] = &["lora", "adapter", "prefix", "prompt", "llama_adapter", "head"];
 
 /// The projections of a decoder layer that LoRA can be put on, by their names in `transformers`. The fused
 /// ones stand last: only Phi-3 has them.
@@ -184,6 +186,14 @@ pub(super) const TABLE: &[Setting] = &[
     ),
     integer("evaluationInterval", 1, 10_000_000, "a tenth of the run", "steps between validations"),
     integer("checkpointInterval", 1, 10_000_000, "30 seconds", "steps between checkpoints"),
+    one_of(
+        "computePrecision",
+        &["float32", "bfloat16"],
+        "bfloat16 where the CPU has AVX512-BF16 and a layer of the base has a million weights or more, else float32",
+        "how the frozen base lies in memory and is multiplied with; without AVX512-BF16, bfloat16 halves its memory and \
+         the products are made in float32",
+    )
+    .of(FROZEN),
     one_of("weightPrecision", &["float32", "bfloat16"], "float32", "how a fully tuned model's weights are stored")
         .of(FULL),
     setting(

@@ -137,7 +137,7 @@ impl Case {
             }
             let last = x.narrow(0, x.dim(0).unwrap() - 1, 1).unwrap();
             let last = self.decoder.finish(&last).unwrap();
-            let logits = crate::kernels::linear(&last, self.decoder.head(tuning), None).unwrap();
+            let logits = self.decoder.head(tuning).apply(&last, None).unwrap();
             let token = logits.flatten_all().unwrap().argmax(0).unwrap().to_scalar::<u32>().unwrap();
             said.push(token);
             next = vec![token];
