@@ -4,7 +4,10 @@
 //! and give the same bits for the same operands at any number of threads: work is cut by shape
 //! alone, and every sum has one fixed order.
 
+mod adamw;
 mod attention;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod dora;
 mod dropout;
 mod embedding;
@@ -26,7 +29,10 @@ mod threads;
 mod vector;
 mod weight;
 
+pub use adamw::AdamWStep;
 pub use attention::attention;
+#[cfg(feature = "cuda")]
+pub use cuda::{DeviceMoments, sum_of_squares};
 pub use dora::{row_norms, row_squares};
 pub use dropout::Dropout;
 pub use embedding::embedding;

@@ -68,7 +68,7 @@ impl<'a> Run<'a> {
                 epsilon: settings.adam_epsilon,
                 weight_decay: settings.weight_decay,
             },
-        );
+        )?;
         let mut state = State::beginning(run);
         let mut best = None;
         if let (None, Some(file)) = (checkpoint, earlier_moments) {
@@ -103,7 +103,7 @@ impl<'a> Run<'a> {
         let training_metrics = metrics(Table::Training)?;
         let validation_metrics = if data.1.is_empty() { None } else { Some(metrics(Table::Validation)?) };
         let batches = Batches::new(data.0, plan.batches(&resolved), state.cursor);
-        let lanes = if resolved.parts > 1 { Some(Lanes::open()?) } else { None };
+        let lanes = if resolved.parts > 1 { Some(Lanes::open(decoder.device())?) } else { None };
         let saved = (plan.clock.monotonic(), state.step);
         Ok(Self {
             plan,

@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use candle_core::Device;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
@@ -30,13 +31,14 @@ pub(super) fn parts(config: &DecoderConfig, trained: usize) -> usize {
 pub(super) struct Lanes(Vec<ThreadPool>);
 
 impl Lanes {
-    /// As many as the current pool has threads.
+    /// As many as the current pool has threads; one where a GPU does the work, for its stream has one order.
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub(super) fn open() -> Result<Self> {
+    pub(super) fn open(device: &Device) -> Result<Self> {
+        let count = if device.is_cpu() { rayon::current_num_threads() } else { 1 };
         let lane = |_| ThreadPoolBuilder::new().num_threads(1).build().map_err(Error::internal);
-        Ok(Self((0..rayon::current_num_threads()).map(lane).collect::<Result<_>>()?))
+        Ok(Self((0..count).map(lane).collect::<Result<_>>()?))
     }
 
     /// `work` on the index of every item and the item; the results in the order of the items.
@@ -74,7 +76,7 @@ mod tests {
         let items: Vec<usize> = (0..50).collect();
         for threads in [1, 2, 5] {
             let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let lanes = pool.install(Lanes::open).unwrap();
+            let lanes = pool.install(|| Lanes::open(&Device::Cpu)).unwrap();
             let seen = lanes.map(&items, |index, item| (index, *item, rayon::current_num_threads()));
             assert_eq!(seen, items.iter().map(|item| (*item, *item, 1)).collect::<Vec<_>>());
         }
