@@ -13,7 +13,9 @@ use serde_json::Value;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::models;
-use crate::train::{self, Base, Objective, Observer, Outcome, Phase, Plan, Settings, StepMetrics, StopFlag};
+use crate::train::{
+    self, Base, Objective, Observer, Outcome, Phase, Plan, Settings, StepMetrics, StopFlag, TrainingDevice,
+};
 use crate::train::{Summary, ValidationMetrics};
 
 /// About how many lines a run prints where there is no terminal.
@@ -25,6 +27,10 @@ const LINES: u64 = 100;
 pub(super) struct Args {
     /// The job file; paths in it are relative to its folder
     pub(super) job: PathBuf,
+
+    /// What to train on: `cpu`, `cuda:0`, or `auto` for the first GPU and else the CPU
+    #[arg(long, default_value = "auto")]
+    pub(super) device: String,
 }
 
 const JOB_HELP: &str = r#"The job file is JSON:
@@ -86,7 +92,7 @@ fn fine_tuning() -> Objective {
 /// # Errors
 /// When the job file, the data or the base model cannot be used, or the run diverged.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let plan = plan(&args.job)?;
+    let plan = Plan { device: device(&args.device)?, ..plan(&args.job)? };
     let stop = StopFlag::default();
     stop_on_ctrl_c(stop.clone())?;
     let mut screen = Screen::new(std::io::stderr().is_terminal());
@@ -101,6 +107,15 @@ pub(super) fn run(args: &Args) -> Result<()> {
         )),
     }
     Ok(())
+}
+
+/// The one device that is asked for.
+fn device(name: &str) -> Result<TrainingDevice> {
+    match TrainingDevice::parse(name)?.as_slice() {
+        [first, ..] if name == "auto" => Ok(*first),
+        [one] => Ok(*one),
+        _ => Err(Error::validation(format!("--device: a run trains on one device, not on {name}"))),
+    }
 }
 
 /// Reads the job file.
@@ -143,6 +158,7 @@ fn plan(path: &Path) -> Result<Plan> {
         settings: Settings::parse(&given, &defaults)?,
         // The same in every attempt, so that the command run again goes on.
         seed: 0,
+        device: TrainingDevice::Cpu,
         work_dir,
         clock: Clock::system(),
     })

@@ -5,6 +5,7 @@
 
 pub mod backprop;
 mod checkpoint;
+mod device;
 mod hold_out;
 mod metrics;
 mod observer;
@@ -21,6 +22,7 @@ mod start;
 
 pub use crate::data::Objective;
 pub use crate::tune::TuningMethod;
+pub use device::TrainingDevice;
 pub use observer::{Observer, Outcome, Phase, StepMetrics, StopFlag, Summary, ValidationMetrics};
 pub use plan::{Base, Plan};
 pub use recipe::run;

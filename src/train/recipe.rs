@@ -2,8 +2,6 @@
 //! step), results do not depend on the number of threads, and all state is in the checkpoint: on one
 //! machine, a run that was interrupted anywhere ends with the same bits as one that was not.
 
-use candle_core::Device;
-
 use super::run::Run;
 use super::settings::Resolved;
 use super::sources::Sources;
@@ -18,7 +16,7 @@ use crate::models::{Decoder, Form, load_nf4};
 /// When the data or the base model cannot be used (the message says why), when the run diverged, or
 /// when the observer could not keep a checkpoint.
 pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Outcome> {
-    let device = Device::Cpu;
+    let device = plan.device.open()?;
     // What an earlier attempt wrote is in its checkpoint; half an output must not survive.
     if plan.output().exists() {
         std::fs::remove_dir_all(plan.output())?;

@@ -40,6 +40,7 @@ fn plan(dir: &Path, given: &[(&str, &str)]) -> Plan {
         objective: Objective::FineTuning,
         settings: settings(given),
         seed: 11,
+        device: TrainingDevice::Cpu,
         work_dir: dir.join("work"),
         clock: Clock::system(),
     }
