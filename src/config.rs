@@ -89,7 +89,8 @@ pub struct Config {
     #[arg(long, env = "TUNESMITH_S3_LISTEN", default_value = "127.0.0.1:9000")]
     pub s3_listen: SocketAddr,
 
-    /// Trainer slots: `auto`, `cpu`, or `cuda:0,cuda:1`; one job at a time on each
+    /// Trainer slots: `auto` (every GPU, or the CPU where there is none), `cpu`, or `cuda:0,cuda:1`; one job at a
+    /// time on each
     #[arg(long, env = "TUNESMITH_DEVICES", default_value = "auto")]
     pub devices: String,
 

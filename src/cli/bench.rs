@@ -63,6 +63,10 @@ pub(super) struct Train {
     #[arg(long, default_value_t = 1)]
     warm_up: u64,
 
+    /// What to train on: `cpu`, `cuda:0`, or `auto` for the first GPU and else the CPU
+    #[arg(long, default_value = "auto")]
+    device: String,
+
     /// Copies of the model that share every batch
     #[arg(long, default_value = "1")]
     slots: std::num::NonZeroUsize,
@@ -170,6 +174,7 @@ impl Train {
             tokens,
             records: self.records,
             warm_up: self.warm_up,
+            device: super::train::device(&self.device)?,
             slots: self.slots.get(),
             memory: Memory::host(self.memory.bytes()?),
             work_dir,

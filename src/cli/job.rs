@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::models;
-use crate::train::{Base, Memory, Objective, Plan, Setting, Settings};
+use crate::train::{Base, Memory, Objective, Plan, Setting, Settings, TrainingDevice};
 
 /// What a command's help says of the file.
 pub(super) fn help() -> String {
@@ -113,6 +113,7 @@ pub(super) fn plan(path: &Path, memory: Memory) -> Result<Plan> {
         // The same in every attempt, so that the command run again goes on.
         seed: 0,
         work_dir,
+        device: TrainingDevice::Cpu,
         slots: job.slots.map_or(1, std::num::NonZeroUsize::get),
         memory,
         clock: Clock::system(),

@@ -49,16 +49,25 @@ pub fn attention(
     }
     let softcap = softcap.map(|cap| cap as f32);
     let shape = Heads { heads, key_heads, size };
-    let op = Attention { spans: spans.clone(), shape, scale: scale as f32, window, softcap, log_sums: OnceLock::new() };
+    let op = Attention {
+        spans: spans.clone(),
+        shape,
+        scale: scale as f32,
+        window,
+        softcap,
+        log_sums: OnceLock::new(),
+        #[cfg(feature = "cuda")]
+        on_device: OnceLock::new(),
+    };
     q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op)
 }
 
 /// How a row of q, and one of k or v, is divided.
 #[derive(Debug, Clone, Copy)]
-struct Heads {
-    heads: usize,
-    key_heads: usize,
-    size: usize,
+pub(super) struct Heads {
+    pub(super) heads: usize,
+    pub(super) key_heads: usize,
+    pub(super) size: usize,
 }
 
 impl Heads {
@@ -68,14 +77,17 @@ impl Heads {
     }
 }
 
-struct Attention {
-    spans: Spans,
-    shape: Heads,
-    scale: f32,
-    window: Option<usize>,
-    softcap: Option<f32>,
+pub(super) struct Attention {
+    pub(super) spans: Spans,
+    pub(super) shape: Heads,
+    pub(super) scale: f32,
+    pub(super) window: Option<usize>,
+    pub(super) softcap: Option<f32>,
     /// `[N, Hq]`: set by the forward pass, read by the backward pass.
-    log_sums: OnceLock<Vec<f32>>,
+    pub(super) log_sums: OnceLock<Vec<f32>>,
+    /// As `log_sums`, on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) on_device: OnceLock<super::cuda::Memory>,
 }
 
 impl CustomOp3 for Attention {
@@ -98,6 +110,19 @@ impl CustomOp3 for Attention {
         Ok((CpuStorage::F32(out), ql.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &candle_core::CudaStorage,
+        ql: &Layout,
+        k: &candle_core::CudaStorage,
+        kl: &Layout,
+        v: &candle_core::CudaStorage,
+        vl: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.on_device(NAME, [(q, ql), (k, kl), (v, vl)])
+    }
+
     fn bwd(
         &self,
         q: &Tensor,
@@ -107,6 +132,10 @@ impl CustomOp3 for Attention {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if q.device().is_cuda() {
+            return self.back_on_device(NAME, [q, k, v, out, &grad]);
+        }
         let Some(log_sums) = self.log_sums.get() else { bail!("{NAME}: the backward pass came before the forward") };
         let (qs, ks, vs) = (Values::of(NAME, q)?, Values::of(NAME, k)?, Values::of(NAME, v)?);
         let (outs, grads) = (Values::of(NAME, out)?, Values::of(NAME, &grad)?);

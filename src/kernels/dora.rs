@@ -26,6 +26,10 @@ pub fn row_norms(weight: &Weight, squares: &[f64], a: &Tensor, b: &Tensor, scale
     let (a, b) = (a.detach().contiguous()?, b.detach().contiguous()?);
     let (rank, outputs) = (a.dim(0)?, b.dim(0)?);
     let (products, gram) = (weight.apply(&a, None)?.detach(), linear(&a, &a, None)?);
+    #[cfg(feature = "cuda")]
+    if b.device().is_cuda() {
+        return super::cuda::row_norms(NAME, [&products, &gram, &b], squares, scale);
+    }
     let (products, gram, b) = (Values::of(NAME, &products)?, Values::of(NAME, &gram)?, Values::of(NAME, &b)?);
     let norms = (0..outputs).map(|row| {
         let own = &b[row * rank..(row + 1) * rank];

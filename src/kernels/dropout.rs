@@ -22,6 +22,16 @@ pub struct Dropout {
     pub key: u64,
 }
 
+/// What a mask is drawn with.
+pub(super) struct Mask {
+    /// What an element that stays is multiplied by.
+    pub(super) kept: f32,
+    /// Of 2³² equally likely values, those below drop the element.
+    pub(super) threshold: u64,
+    /// The key, spread over all bits.
+    pub(super) stream: u64,
+}
+
 impl Dropout {
     /// `x` with this mask applied; the gradient goes through the same mask.
     ///
@@ -39,12 +49,17 @@ impl Dropout {
         Ok(())
     }
 
+    pub(super) fn mask(&self) -> Mask {
+        Mask {
+            kept: 1.0 / (1.0 - self.probability),
+            threshold: (f64::from(self.probability) * 2f64.powi(32)) as u64,
+            stream: mix(self.key),
+        }
+    }
+
     /// `x` with the mask applied, in fresh memory.
     pub(super) fn masked(&self, x: &[f32]) -> Vec<f32> {
-        let kept = 1.0 / (1.0 - self.probability);
-        // Of 2³² equally likely values, those below the threshold drop the element.
-        let threshold = (f64::from(self.probability) * 2f64.powi(32)) as u64;
-        let stream = mix(self.key);
+        let Mask { kept, threshold, stream } = self.mask();
         let mut out = vec![0f32; x.len()];
         out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).enumerate().for_each(|(chunk, (out, x))| {
             for (offset, (out, x)) in out.iter_mut().zip(x).enumerate() {
@@ -65,6 +80,11 @@ impl CustomOp1 for Dropout {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let out = self.masked(values(NAME, x, layout)?);
         Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.on_device(NAME, (x, layout))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

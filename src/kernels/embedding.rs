@@ -23,8 +23,8 @@ pub fn embedding(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     table.contiguous()?.apply_op1(Embedding { ids })
 }
 
-struct Embedding {
-    ids: Vec<u32>,
+pub(super) struct Embedding {
+    pub(super) ids: Vec<u32>,
 }
 
 impl CustomOp1 for Embedding {
@@ -43,12 +43,21 @@ impl CustomOp1 for Embedding {
         Ok((CpuStorage::F32(out), (self.ids.len(), width).into()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, table: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.on_device(NAME, (table, layout))
+    }
+
     fn bwd(&self, table: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         if !table.track_op() {
             return Ok(None);
         }
         let width = table.dims2()?.1;
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if table.device().is_cuda() {
+            return Ok(Some(self.back_on_device(NAME, table, &grad)?));
+        }
         let grads = Values::of(NAME, &grad)?;
         let mut sum = vec![0f32; table.elem_count()];
         for (id, grad) in self.ids.iter().zip(grads.chunks_exact(width.max(1))) {

@@ -41,8 +41,8 @@ pub fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tenso
     }
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
     match activation {
-        Activation::Silu => gate.apply_op2(&up, Gated(silu)),
-        Activation::GeluTanh => gate.apply_op2(&up, Gated(gelu_tanh)),
+        Activation::Silu => gate.apply_op2(&up, Gated { activation, opened: silu }),
+        Activation::GeluTanh => gate.apply_op2(&up, Gated { activation, opened: gelu_tanh }),
     }
 }
 
@@ -65,7 +65,11 @@ fn gelu_tanh(x: f32) -> (f32, f32) {
 }
 
 /// The operation with one activation, which each function is compiled for.
-struct Gated<F>(F);
+struct Gated<F> {
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU's loop is compiled for `opened`"))]
+    activation: Activation,
+    opened: F,
+}
 
 /// `out[i] = term(a[i], b[i], c[i])`.
 fn map(a: &[f32], b: &[f32], c: &[f32], term: impl Fn(f32, f32, f32) -> f32 + Sync) -> Vec<f32> {
@@ -96,13 +100,28 @@ impl<F: Fn(f32) -> (f32, f32) + Send + Sync> CustomOp2 for Gated<F> {
             up,
             up,
             #[inline(always)]
-            |gate, up, _| gate * (self.0)(gate).0 * up,
+            |gate, up, _| gate * (self.opened)(gate).0 * up,
         );
         Ok((CpuStorage::F32(out), gl.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        gate: &candle_core::CudaStorage,
+        gl: &Layout,
+        up: &candle_core::CudaStorage,
+        ul: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.activation.on_device(NAME, (gate, gl), (up, ul))
+    }
+
     fn bwd(&self, gate: &Tensor, up: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if gate.device().is_cuda() {
+            return self.activation.back_on_device(NAME, gate, up, &grad);
+        }
         let (gates, ups, grads) = (Values::of(NAME, gate)?, Values::of(NAME, up)?, Values::of(NAME, &grad)?);
         let grad_gate = gate.track_op().then(|| {
             let slope = map(
@@ -111,7 +130,7 @@ impl<F: Fn(f32) -> (f32, f32) + Send + Sync> CustomOp2 for Gated<F> {
                 &grads,
                 #[inline(always)]
                 |gate, up, grad| {
-                    let (open, steepness) = (self.0)(gate);
+                    let (open, steepness) = (self.opened)(gate);
                     grad * up * open * (1.0 + gate * (1.0 - open) * steepness)
                 },
             );
@@ -123,7 +142,7 @@ impl<F: Fn(f32) -> (f32, f32) + Send + Sync> CustomOp2 for Gated<F> {
                 &grads,
                 &grads,
                 #[inline(always)]
-                |gate, grad, _| grad * gate * (self.0)(gate).0,
+                |gate, grad, _| grad * gate * (self.opened)(gate).0,
             );
             Tensor::from_vec(slope, up.shape(), up.device())
         });

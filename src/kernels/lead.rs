@@ -23,8 +23,8 @@ pub fn lead(rows: &Tensor, x: &Tensor, lengths: &[usize]) -> Result<Tensor> {
     rows.contiguous()?.apply_op2(&x.contiguous()?, Lead { lengths: lengths.into() })
 }
 
-struct Lead {
-    lengths: Arc<[usize]>,
+pub(super) struct Lead {
+    pub(super) lengths: Arc<[usize]>,
 }
 
 impl CustomOp2 for Lead {
@@ -47,8 +47,23 @@ impl CustomOp2 for Lead {
         Ok((CpuStorage::F32(out), dims.into()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        rows: &candle_core::CudaStorage,
+        rl: &Layout,
+        x: &candle_core::CudaStorage,
+        xl: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.on_device(NAME, (rows, rl), (x, xl))
+    }
+
     fn bwd(&self, rows: &Tensor, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return self.back_on_device(NAME, rows, x, &grad);
+        }
         let grads = Values::of(NAME, &grad)?;
         let width: usize = x.dims()[1..].iter().product();
         let leading = rows.elem_count();

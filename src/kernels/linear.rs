@@ -60,6 +60,10 @@ pub(super) fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, sizes: Si
 /// The gradients of `x`, `weight` and, where asked for, the bias. `None` for what does not train.
 fn backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
     let grad = grad.contiguous()?;
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return super::cuda::linear_back(NAME, x, weight, &grad);
+    }
     let (xs, weights, grads) = (Values::of(NAME, x)?, Values::of(NAME, weight)?, Values::of(NAME, &grad)?);
     let Sizes { rows, inputs, outputs } = Sizes::of(NAME, x.shape(), weight.shape(), None)?;
     let upstream = Matrix::new(&grads, rows, outputs);
@@ -87,6 +91,17 @@ impl CustomOp2 for Linear {
         Ok((CpuStorage::F32(out), (sizes.rows, sizes.outputs).into()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        xl: &Layout,
+        w: &candle_core::CudaStorage,
+        wl: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        super::cuda::linear(NAME, (x, xl), (w, wl), None)
+    }
+
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         backward(x, w, grad)
     }
@@ -111,6 +126,19 @@ impl CustomOp3 for Linear {
         Ok((CpuStorage::F32(out), (sizes.rows, sizes.outputs).into()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        xl: &Layout,
+        w: &candle_core::CudaStorage,
+        wl: &Layout,
+        b: &candle_core::CudaStorage,
+        bl: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        super::cuda::linear(NAME, (x, xl), (w, wl), Some((b, bl)))
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -120,6 +148,11 @@ impl CustomOp3 for Linear {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (grad_x, grad_w) = backward(x, w, grad)?;
+        #[cfg(feature = "cuda")]
+        if b.device().is_cuda() && b.track_op() {
+            let grad_b = super::cuda::linear_bias_back(NAME, x, w, &grad.contiguous()?)?;
+            return Ok((grad_x, grad_w, Some(grad_b)));
+        }
         let grad_b = b.track_op().then(|| grad.sum(0)).transpose()?;
         Ok((grad_x, grad_w, grad_b))
     }

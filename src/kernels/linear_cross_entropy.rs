@@ -74,14 +74,6 @@ pub fn linear_cross_entropy(
     }
     let device = hidden.device();
     let hidden = hidden.contiguous()?;
-    let head = Head {
-        weight: &weight,
-        width,
-        vocabulary,
-        chunk: (LOGITS / vocabulary.max(1)).clamp(*ROWS.start(), *ROWS.end()),
-        softcap: softcap.map(|cap| cap as f32),
-        gradients,
-    };
     let labelled: Vec<Labelled> = labels
         .iter()
         .enumerate()
@@ -90,6 +82,20 @@ pub fn linear_cross_entropy(
             label.map(|label| Labelled { row, label: label as usize, scale })
         })
         .collect();
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        let Weight::Dense(weight) = &weight else { bail!("{NAME}: on a GPU the head is dense") };
+        let softcap = softcap.map(|cap| cap as f32);
+        return super::cuda::cross_entropy(NAME, &hidden, &weight.contiguous()?, &labelled, softcap, gradients);
+    }
+    let head = Head {
+        weight: &weight,
+        width,
+        vocabulary,
+        chunk: (LOGITS / vocabulary.max(1)).clamp(*ROWS.start(), *ROWS.end()),
+        softcap: softcap.map(|cap| cap as f32),
+        gradients,
+    };
     let sums = head.run(&Values::of(NAME, &hidden)?, rows, &labelled)?;
     Ok(CrossEntropy {
         loss_sum: sums.loss_sum,
@@ -101,10 +107,10 @@ pub fn linear_cross_entropy(
 
 /// A row with something to learn.
 #[derive(Clone, Copy)]
-struct Labelled {
-    row: usize,
-    label: usize,
-    scale: f32,
+pub(super) struct Labelled {
+    pub(super) row: usize,
+    pub(super) label: usize,
+    pub(super) scale: f32,
 }
 
 struct Head<'a> {

@@ -46,13 +46,13 @@ pub fn lora_linear(
     x.apply_op3(&a, &b, LoraLinear { base: Some(base), outputs, rank, scale, dropout })
 }
 
-struct LoraLinear {
+pub(super) struct LoraLinear {
     /// `None` where the base trains too and is computed beside.
-    base: Option<Frozen>,
-    outputs: usize,
-    rank: usize,
-    scale: f64,
-    dropout: Option<Dropout>,
+    pub(super) base: Option<Frozen>,
+    pub(super) outputs: usize,
+    pub(super) rank: usize,
+    pub(super) scale: f64,
+    pub(super) dropout: Option<Dropout>,
 }
 
 impl CustomOp3 for LoraLinear {
@@ -85,6 +85,19 @@ impl CustomOp3 for LoraLinear {
         Ok((CpuStorage::F32(out), (rows, outputs).into()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        xl: &Layout,
+        a: &candle_core::CudaStorage,
+        al: &Layout,
+        b: &candle_core::CudaStorage,
+        bl: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.on_device(NAME, [(x, xl), (a, al), (b, bl)])
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -94,6 +107,10 @@ impl CustomOp3 for LoraLinear {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return self.back_on_device(NAME, [x, a, b, &grad]);
+        }
         let (xs, a_values, b_values) = (Values::of(NAME, x)?, Values::of(NAME, a)?, Values::of(NAME, b)?);
         let grads = Values::of(NAME, &grad)?;
         let ((rows, inputs), scale) = (x.dims2()?, self.scale as f32);

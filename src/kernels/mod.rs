@@ -4,8 +4,11 @@
 //! for products with a frozen weight in bf16, and give the same bits for the same operands at any number of
 //! threads: work is cut by shape alone, and every sum has one fixed order.
 
+mod adamw;
 mod attention;
 mod bf16;
+#[cfg(any(test, feature = "cuda"))]
+mod cuda;
 mod dora;
 mod dropout;
 mod embedding;
@@ -27,10 +30,13 @@ mod threads;
 mod vector;
 mod weight;
 
+pub use adamw::AdamWStep;
 pub use attention::attention;
 #[cfg(test)]
 pub(crate) use bf16::portable::emulated;
 pub use bf16::{Packed, has_bf16_products};
+#[cfg(feature = "cuda")]
+pub use cuda::{DeviceMoments, sum_of_squares};
 pub use dora::{row_norms, row_squares};
 pub use dropout::Dropout;
 pub use embedding::embedding;

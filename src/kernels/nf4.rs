@@ -75,6 +75,9 @@ pub struct Nf4 {
     nested: Vec<f32>,
     /// The mean of the magnitudes.
     offset: f32,
+    /// Its copy on a GPU, made at the first use there.
+    #[cfg(feature = "cuda")]
+    on_device: super::cuda::OnDevice,
 }
 
 /// What a matrix in NF4 consists of, as a file holds it; see [`Nf4`].
@@ -128,7 +131,15 @@ impl Nf4 {
                 }
             }
         }
-        Ok(Self { shape: (rows, columns), codes, magnitudes, nested, offset })
+        Ok(Self {
+            shape: (rows, columns),
+            codes,
+            magnitudes,
+            nested,
+            offset,
+            #[cfg(feature = "cuda")]
+            on_device: Default::default(),
+        })
     }
 
     /// Takes up what a file holds.
@@ -151,6 +162,8 @@ impl Nf4 {
             magnitudes: parts.magnitudes.to_vec(),
             nested: parts.nested.to_vec(),
             offset: parts.offset,
+            #[cfg(feature = "cuda")]
+            on_device: Default::default(),
         })
     }
 
@@ -162,6 +175,12 @@ impl Nf4 {
     /// Rows and columns.
     pub fn dims(&self) -> (usize, usize) {
         self.shape
+    }
+
+    /// Its copy on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) fn on_device(&self) -> &super::cuda::OnDevice {
+        &self.on_device
     }
 
     /// Bytes in memory.

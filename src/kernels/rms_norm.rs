@@ -25,9 +25,9 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, offset: f64) -> Result<Te
     x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32, offset: offset as f32 })
 }
 
-struct RmsNorm {
-    eps: f32,
-    offset: f32,
+pub(super) struct RmsNorm {
+    pub(super) eps: f32,
+    pub(super) offset: f32,
 }
 
 impl RmsNorm {
@@ -120,8 +120,23 @@ impl CustomOp2 for RmsNorm {
         Ok((CpuStorage::F32(out), xl.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        xl: &Layout,
+        w: &candle_core::CudaStorage,
+        wl: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.on_device(NAME, (x, xl), (w, wl))
+    }
+
     fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return self.back_on_device(NAME, x, w, &grad);
+        }
         let (xs, ws, gs) = (Values::of(NAME, x)?, Values::of(NAME, w)?, Values::of(NAME, &grad)?);
         let grad_x = x.track_op().then(|| Tensor::from_vec(self.input_gradient(&xs, &ws, &gs), x.shape(), x.device()));
         let grad_w =

@@ -30,10 +30,10 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rope { heads, size, half })
 }
 
-struct Rope {
-    heads: usize,
-    size: usize,
-    half: usize,
+pub(super) struct Rope {
+    pub(super) heads: usize,
+    pub(super) size: usize,
+    pub(super) half: usize,
 }
 
 impl Rope {
@@ -86,6 +86,19 @@ impl CustomOp3 for Rope {
         Ok((CpuStorage::F32(out), xl.shape().clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &candle_core::CudaStorage,
+        xl: &Layout,
+        cos: &candle_core::CudaStorage,
+        cl: &Layout,
+        sin: &candle_core::CudaStorage,
+        sl: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.on_device(NAME, [(x, xl), (cos, cl), (sin, sl)])
+    }
+
     fn bwd(
         &self,
         x: &Tensor,
@@ -98,6 +111,10 @@ impl CustomOp3 for Rope {
             return Ok((None, None, None));
         }
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return Ok((Some(self.back_on_device(NAME, cos, sin, &grad)?), None, None));
+        }
         let (cos, sin, grads) = (Values::of(NAME, cos)?, Values::of(NAME, sin)?, Values::of(NAME, &grad)?);
         let turned = self.turn(&grads, &cos, &sin, -1.0);
         Ok((Some(Tensor::from_vec(turned, x.shape(), x.device())?), None, None))

@@ -16,6 +16,12 @@ pub(super) struct Span {
 }
 
 impl Span {
+    /// Whether every query sees every key.
+    #[cfg(any(test, feature = "cuda"))]
+    pub(super) fn is_timeless(&self) -> bool {
+        self.timeless
+    }
+
     /// The keys that query `row` (counted within the span) sees, counted within the span.
     pub(super) fn visible(&self, row: usize, window: Option<usize>) -> Range<usize> {
         if self.timeless {

@@ -101,6 +101,12 @@ impl Weight {
     /// # Errors
     /// When a dense weight is not f32 on the CPU.
     pub(super) fn row_squares(&self) -> Result<Vec<f64>> {
+        #[cfg(feature = "cuda")]
+        if let Self::Dense(tensor) = self
+            && tensor.device().is_cuda()
+        {
+            return super::cuda::row_squares(NAME, &tensor.contiguous()?);
+        }
         let (outputs, inputs) = self.dims()?;
         let mut squares = Vec::with_capacity(outputs);
         self.strips(|_, rows| {
@@ -219,9 +225,18 @@ impl CustomOp1 for Frozen {
         Ok((CpuStorage::F32(out), (rows, self.weight.dims()?.0).into()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &candle_core::CudaStorage, layout: &Layout) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.on_device(NAME, (x, layout))
+    }
+
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let (rows, inputs) = x.dims2()?;
         let grad = grad.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if x.device().is_cuda() {
+            return self.back_on_device(NAME, x, &grad).map(Some);
+        }
         let mut sums = vec![0f32; rows * inputs];
         self.pull_back(&Values::of(NAME, &grad)?, rows, &mut sums)?;
         Tensor::from_vec(sums, x.shape(), x.device()).map(Some)

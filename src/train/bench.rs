@@ -13,7 +13,7 @@ use super::flops::Flops;
 use super::run::Run;
 use super::settings::Resolved;
 use super::side_by_side;
-use super::{Base, Decision, Memory, Observer, Phase, Plan, Settings, StepMetrics, StopFlag};
+use super::{Base, Decision, Memory, Observer, Phase, Plan, Settings, StepMetrics, StopFlag, TrainingDevice};
 use crate::clock::Clock;
 use crate::data::corpus::{SourceFacts, Writer};
 use crate::data::{Batches, Corpus, Cursor, Format, Objective};
@@ -47,6 +47,8 @@ pub struct Workload {
     pub records: usize,
     /// Steps before the measurement begins.
     pub warm_up: u64,
+    /// What the run computes on.
+    pub device: TrainingDevice,
     /// Slots that share every batch.
     pub slots: usize,
     /// The memory that the run may take.
@@ -85,11 +87,11 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
     std::fs::create_dir_all(plan.checkpoints())?;
     let corpus = corpus(work)?;
 
+    let device = plan.device.open()?;
     let began = clock.monotonic();
     let method = plan.settings.method.on(&work.config)?;
     method.check(&work.config)?;
-    let decoder =
-        Decoder::random(work.config.clone(), plan.seed, &Device::Cpu, plan.settings.form(&method, &work.config))?;
+    let decoder = Decoder::random(work.config.clone(), plan.seed, &device, plan.form(&method, &work.config))?;
     let tuned = method.build(&decoder, Some(&corpus.record(0).tokens), plan.seed)?;
     let loading = clock.monotonic().duration_since(began).as_secs_f64();
     let flops = Flops::of(&work.config, &method, tuned.trainables());
@@ -104,7 +106,7 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
         token_budget: 1,
         keeps_graphs: false,
         lanes: 1,
-        form: plan.settings.form(&method, &work.config),
+        form: plan.form(&method, &work.config),
     };
     let asked = plan.settings.micro_batch_tokens;
     let decision = plan.decide((&work.config, &method), (&corpus, &[]), &resolved, asked)?;
@@ -116,9 +118,8 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
         records.map(|record| [corpus.length(*record), corpus.learned(*record)]).collect()
     });
     let batches = batches.collect();
-    let copies = (1..work.slots).map(|_| {
-        Decoder::random(work.config.clone(), plan.seed, &Device::Cpu, plan.settings.form(&method, &work.config))
-    });
+    let copies = (1..work.slots)
+        .map(|_| Decoder::random(work.config.clone(), plan.seed, &device, plan.form(&method, &work.config)));
     let copies = copies.collect::<Result<Vec<_>>>()?;
     let mut run = Run::resume(&plan, &decoder, tuned, (&corpus, &[]), resolved, "bench", None)?;
     if !copies.is_empty() {
@@ -173,6 +174,7 @@ fn plan(work: &Workload, settings: Settings, clock: Clock) -> Plan {
         seed: settings.seed.unwrap_or(1),
         settings,
         work_dir: work.work_dir.clone(),
+        device: work.device,
         slots: work.slots,
         memory: work.memory,
         clock,
@@ -223,6 +225,7 @@ mod tests {
             tokens: 60,
             records: 7,
             warm_up: 1,
+            device: TrainingDevice::Cpu,
             slots: 1,
             memory: Memory::host(4 << 30),
             work_dir: dir.path().into(),

@@ -127,7 +127,7 @@ impl<'a> Slots<'a> {
             for (own, first) in method.trainables().iter().zip(first) {
                 own.var.set(&first.var.as_detached_tensor().to_device(own.var.device())?)?;
             }
-            let mut optimizer = AdamW::new(method.trainables(), settings);
+            let mut optimizer = AdamW::new(method.trainables(), settings)?;
             optimizer.restore(method.trainables(), state.updates(), |name, _| {
                 let found = moments.iter().find(|(moment, _)| moment == name);
                 found

@@ -221,7 +221,7 @@ fn measure(plan: &Plan, sources: &Sources, decision: &Decision, length: usize) -
         other => other,
     };
     // Whether bf16 pays is a matter of the whole model's layers, which this one is one of.
-    let form = plan.settings.form(&method, &sources.config);
+    let form = plan.form(&method, &sources.config);
     let decoder = Decoder::random(base, 1, &Device::Cpu, form)?;
     let built = method.build(&decoder, Some(&[1][..]), plan.seed())?;
     let operations = Operations { base: decoder.config(), method: &method, keeps_graphs: decision.keeps_graphs };

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Memory, Settings};
+use super::{Memory, Settings, TrainingDevice};
 use crate::clock::Clock;
 use crate::data::Objective;
 
@@ -45,6 +45,8 @@ pub struct Plan {
     pub settings: Settings,
     /// Used when the hyperparameters name no seed; must be the same on every attempt of a job.
     pub seed: u64,
+    /// What the run computes on.
+    pub device: TrainingDevice,
     /// Folder of this run alone: `checkpoints/`, `output/`, prepared data.
     pub work_dir: PathBuf,
     /// Slots that share every batch, each with the model and an optimizer of its own; 1 is a run as usual.

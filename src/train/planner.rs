@@ -104,6 +104,8 @@ pub(crate) struct Question<'a> {
     /// Tokens of the longest record: a smaller budget changes nothing.
     pub(crate) longest: usize,
     pub(crate) memory: Memory,
+    /// Whether the optimizer can keep its moments outside the device.
+    pub(crate) can_page: bool,
 }
 
 impl Question<'_> {
@@ -122,8 +124,8 @@ impl Question<'_> {
         // To look through a large corpus takes a moment: a budget is looked at only when it is its turn.
         let looked_at: Vec<OnceCell<Largest>> = budgets.iter().map(|_| OnceCell::new()).collect();
         let largest = |at: usize| *looked_at[at].get_or_init(|| largest(budgets[at]));
-        let is_device = self.memory.kind == MemoryKind::Device;
-        for pages_optimizer in [false, true].into_iter().take(if is_device { 2 } else { 1 }) {
+        let pages = self.pages();
+        for pages_optimizer in [false, true].into_iter().take(if pages { 2 } else { 1 }) {
             let fits = |at: usize, keeps_graphs: bool| {
                 let choice = Choice { keeps_graphs, lanes: 1, pages_optimizer };
                 self.need(largest(at), choice).bytes <= self.memory.bytes
@@ -135,8 +137,13 @@ impl Question<'_> {
             }
         }
         let least = largest(budgets.len() - 1);
-        let need = self.need(least, Choice { keeps_graphs: false, lanes: 1, pages_optimizer: is_device });
+        let need = self.need(least, Choice { keeps_graphs: false, lanes: 1, pages_optimizer: pages });
         Err(self.refusal(&need, Some(least.rows)))
+    }
+
+    /// Whether the moments may live outside the device.
+    fn pages(&self) -> bool {
+        self.can_page && self.memory.kind == MemoryKind::Device
     }
 
     /// As many lanes as fit; graphs are kept where that costs no lane.
@@ -241,6 +248,7 @@ pub fn refuse_the_impossible(base: &DecoderConfig, settings: &Settings, memory: 
         token_budget: None,
         longest: 2,
         memory,
+        can_page: true,
     };
     let least = Largest { rows: 2, records: 1, micros: 1, validation_rows: 0 };
     let pages_optimizer = memory.kind == MemoryKind::Device;

@@ -9,7 +9,7 @@ use super::planner::{Decision, Largest, Question};
 use super::run::Run;
 use super::settings::Resolved;
 use super::sources::Sources;
-use super::{Base, Observer, Outcome, Phase, Plan, StopFlag, checkpoint, outputs, side_by_side, start};
+use super::{Base, Observer, Outcome, Phase, Plan, StopFlag, TrainingDevice, checkpoint, outputs, side_by_side, start};
 use crate::data::{BatchSettings, Batches, Corpus, Cursor, Objective, largest_in_order};
 use crate::error::Result;
 use crate::models::{Decoder, DecoderConfig, Form, load_nf4};
@@ -21,7 +21,7 @@ use crate::tune::{PromptConfig, TuningMethod};
 /// When the data or the base model cannot be used (the message says why), when the run diverged, or
 /// when the observer could not keep a checkpoint.
 pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Outcome> {
-    let device = Device::Cpu;
+    let device = plan.device.open()?;
     // What an earlier attempt wrote is in its checkpoint; half an output must not survive.
     if plan.output().exists() {
         std::fs::remove_dir_all(plan.output())?;
@@ -90,7 +90,7 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
 
 /// The base, in the form that the method trains on.
 fn load(plan: &Plan, sources: &Sources, device: &Device) -> Result<Decoder> {
-    match (&plan.base, plan.settings.form(&sources.method, &sources.config)) {
+    match (&plan.base, plan.form(&sources.method, &sources.config)) {
         (Base::Directory(dir), Form::Nf4) => load_nf4(dir, device, plan.quantized.as_deref()),
         (Base::Directory(dir), form) => Decoder::load(dir, device, form),
         (Base::Random { seed, .. }, form) => Decoder::random(sources.config.clone(), *seed, device, form),
@@ -106,6 +106,14 @@ fn soft_tokens(method: &TuningMethod) -> usize {
 }
 
 impl Plan {
+    /// How the base lies in memory. Packed bf16 is the CPU's.
+    pub(super) fn form(&self, method: &TuningMethod, base: &DecoderConfig) -> Form {
+        match self.device {
+            TrainingDevice::Cpu => self.settings.form(method, base),
+            TrainingDevice::Cuda(_) => method.form(),
+        }
+    }
+
     /// Fills in what depends on the data, the model and the memory.
     ///
     /// # Errors
@@ -128,7 +136,7 @@ impl Plan {
             token_budget: 1,
             keeps_graphs: false,
             lanes: 1,
-            form: self.settings.form(&sources.method, base),
+            form: self.form(&sources.method, base),
         };
         let batches = Batches::new(&sources.training, self.batches(&resolved), Cursor::default());
         resolved.steps = settings.step_count.unwrap_or_else(|| batches.steps(settings.epoch_count));
@@ -167,17 +175,20 @@ impl Plan {
         token_budget: Option<usize>,
     ) -> Result<Decision> {
         let longest = validation.iter().chain([training]).map(|corpus| corpus.manifest().longest as usize).max();
+        let on_cpu = self.device == TrainingDevice::Cpu;
         let question = Question {
             base,
             method,
             form: resolved.form,
             keeps_best: self.settings.early_stopping.is_some(),
             quantizes: resolved.form == Form::Nf4 && !base.nf4 && self.quantized.is_some(),
-            cores: (rayon::current_num_threads() / self.slots).max(1),
+            // A GPU's stream has one order: nothing runs side by side on it.
+            cores: if on_cpu { (rayon::current_num_threads() / self.slots).max(1) } else { 1 },
             parts: resolved.parts,
             token_budget,
             longest: longest.unwrap_or(0),
-            memory: self.memory.shared_by(self.slots),
+            memory: self.device.memory(self.memory)?.shared_by(self.slots),
+            can_page: false,
         };
         let lead = soft_tokens(method);
         question.decide(|token_budget| {

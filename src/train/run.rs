@@ -63,7 +63,7 @@ impl<'a> Run<'a> {
         let settings = &plan.settings;
         // The moments of the run whose adapter this one goes on from, if it is to go on with them too.
         let earlier_moments = plan.moments();
-        let mut optimizer = AdamW::new(method.trainables(), adamw(settings));
+        let mut optimizer = AdamW::new(method.trainables(), adamw(settings))?;
         let mut state = State::beginning(run, resolved.token_budget);
         let mut best = None;
         if let (None, Some(file)) = (checkpoint, earlier_moments) {

@@ -3,12 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
+
 use super::Plan;
 use super::sources::Sources;
 use crate::data::corpus::sha256_of;
 use crate::error::{Error, Result};
 use crate::models::{Decoder, DecoderConfig};
-use crate::tune::{Adapter, LoraConfig, Method, TuningMethod, WEIGHT_FILES, read_adapter};
+use crate::tune::{LoraConfig, Method, TuningMethod, WEIGHT_FILES, read_adapter};
 
 /// The file among a run's outputs that holds the optimizer's moments.
 pub const OPTIMIZER_STATE: &str = "optimizer_state.safetensors";
@@ -33,7 +35,7 @@ pub(super) fn method_of(plan: &Plan, base: &DecoderConfig) -> Result<TuningMetho
         }
         return plan.settings.method.on(base);
     };
-    let found = read(dir, base, false)?;
+    let found = read_adapter(dir, base, &Device::Cpu, false)?;
     if let Some(why) = found.fixed {
         return Err(Error::validation(format!("The custom model cannot be tuned further: {why}")));
     }
@@ -74,16 +76,12 @@ fn same(wanted: &TuningMethod, found: &TuningMethod) -> bool {
 pub(super) fn method(plan: &Plan, sources: &Sources, decoder: &Decoder) -> Result<Box<dyn Method>> {
     match &plan.start {
         Some(dir) => {
-            let mut adapter = read(dir, decoder.config(), true)?;
+            let mut adapter = read_adapter(dir, decoder.config(), decoder.device(), true)?;
             adapter.tuning.set_dropout(&sources.method);
             Ok(adapter.tuning)
         }
         None => sources.method.build(decoder, sources.text.as_deref(), plan.seed()),
     }
-}
-
-fn read(dir: &Path, base: &DecoderConfig, trains: bool) -> Result<Adapter> {
-    read_adapter(dir, base, &candle_core::Device::Cpu, trains)
 }
 
 /// A digest of what the run begins with; empty for a new adapter.

@@ -43,6 +43,7 @@ fn plan(dir: &Path, given: &[(&str, &str)]) -> Plan {
         objective: Objective::FineTuning,
         settings: settings(given),
         seed: 11,
+        device: TrainingDevice::Cpu,
         work_dir: dir.join("work"),
         slots: 1,
         memory: Memory::host(4 << 30),

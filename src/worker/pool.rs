@@ -16,9 +16,10 @@ use super::presence::{self, Presence};
 use super::run;
 use super::scratch;
 use crate::app::App;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::jobs::{Queue, sweep};
 use crate::store;
+use crate::train::TrainingDevice;
 
 /// How often a free slot asks for a job.
 const POLL: Duration = Duration::from_millis(500);
@@ -42,7 +43,7 @@ impl Pool {
     /// # Errors
     /// `Validation` for a device this build does not have; `Unavailable` when the database is away.
     pub async fn start(app: Arc<App>) -> Result<Self> {
-        let devices = devices(&app.config.devices)?;
+        let devices = TrainingDevice::parse(&app.config.devices)?;
         let queue = Queue::new(app.db.clone(), app.clock.clone(), app.config.lease());
         for dead in presence::dead(&app.config.data_dir)? {
             let freed =
@@ -56,9 +57,9 @@ impl Pool {
         let (draining, watch) = watch::channel(false);
         let mut threads = Vec::new();
         for device in devices {
-            info!(worker = worker.presence.worker, device, "slot open");
+            info!(worker = worker.presence.worker, %device, "slot open");
             let (worker, watch) = (worker.clone(), watch.clone());
-            threads.push(thread(format!("slot {device}"), async move || slot(&worker, watch).await)?);
+            threads.push(thread(format!("slot {device}"), async move || slot(&worker, device, watch).await)?);
         }
         let (importer, watching) = (worker.clone(), watch.clone());
         threads.push(thread("imports".into(), async move || imports::bring_in(&importer, watching).await)?);
@@ -89,20 +90,7 @@ fn thread(name: String, work: impl AsyncFnOnce() + Send + 'static) -> Result<one
     Ok(receiver)
 }
 
-/// The devices of a setting such as `auto` or `cpu`.
-fn devices(setting: &str) -> Result<Vec<String>> {
-    let names: Vec<String> = setting.split(',').map(|name| name.trim().to_string()).collect();
-    for name in &names {
-        if !matches!(name.as_str(), "auto" | "cpu") {
-            return Err(Error::validation(format!(
-                "TUNESMITH_DEVICES: {name:?} is not a device of this build; it has `cpu` (or leave it at `auto`)"
-            )));
-        }
-    }
-    Ok(names.into_iter().map(|name| if name == "auto" { "cpu".into() } else { name }).collect())
-}
-
-async fn slot(worker: &Worker, mut draining: watch::Receiver<bool>) {
+async fn slot(worker: &Worker, device: TrainingDevice, mut draining: watch::Receiver<bool>) {
     while !*draining.borrow() {
         match worker.queue.claim(&worker.presence.worker).await {
             Ok(Some(claim)) => {
@@ -114,7 +102,7 @@ async fn slot(worker: &Worker, mut draining: watch::Receiver<bool>) {
                     std::future::pending::<()>().await;
                 };
                 tokio::select! {
-                    () = run::run(worker, claim, halt.clone()) => {}
+                    () = run::run(worker, device, claim, halt.clone()) => {}
                     () = drain => {}
                 }
                 continue;
@@ -150,17 +138,5 @@ async fn housekeeping(worker: &Worker, mut draining: watch::Receiver<bool>) {
             () = tokio::time::sleep(SWEEP) => {}
             _ = draining.wait_for(|draining| *draining) => {}
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_slot_per_device_and_only_devices_there_are() {
-        assert_eq!(devices("auto").unwrap(), ["cpu"]);
-        assert_eq!(devices("cpu, cpu").unwrap().len(), 2);
-        assert!(devices("cuda:0").unwrap_err().message().contains("TUNESMITH_DEVICES"));
     }
 }

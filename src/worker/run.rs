@@ -14,6 +14,7 @@ use super::retry::patiently;
 use super::stages;
 use crate::error::{Error, Kind, Result};
 use crate::jobs::{Claim, Held};
+use crate::train::TrainingDevice;
 
 /// How an attempt came to its end.
 pub(crate) enum End {
@@ -27,6 +28,7 @@ pub(crate) enum End {
 
 /// An attempt under way, as its stages see it.
 pub(crate) struct Attempt {
+    pub(crate) device: TrainingDevice,
     pub(crate) claim: Claim,
     pub(crate) halt: Halt,
     pub(crate) layout: Layout,
@@ -35,12 +37,12 @@ pub(crate) struct Attempt {
 }
 
 /// Works on a claimed job until it ends or has to be given back.
-pub(crate) async fn run(worker: &Worker, claim: Claim, halt: Halt) {
+pub(crate) async fn run(worker: &Worker, device: TrainingDevice, claim: Claim, halt: Halt) {
     let work_dir = worker.presence.work_dir.join(format!("{}-{}", claim.job.spec.id, claim.attempt()));
     info!(job.id = claim.job.spec.id, job.name = claim.job.spec.name, job.attempt = claim.attempt(), "job begun");
     let outcome = {
         let watch = lease::keep(&claim, worker.queue.lease(), &worker.app.clock, &halt);
-        let work = attempt(worker, claim.clone(), halt.clone(), work_dir.clone());
+        let work = attempt(worker, device, claim.clone(), halt.clone(), work_dir.clone());
         tokio::pin!(watch, work);
         tokio::select! {
             outcome = &mut work => outcome,
@@ -56,9 +58,9 @@ pub(crate) async fn run(worker: &Worker, claim: Claim, halt: Halt) {
     }
 }
 
-async fn attempt(worker: &Worker, claim: Claim, halt: Halt, work_dir: PathBuf) -> Result<End> {
+async fn attempt(worker: &Worker, device: TrainingDevice, claim: Claim, halt: Halt, work_dir: PathBuf) -> Result<End> {
     let layout = Layout::of(&claim.job.spec)?;
-    let attempt = Attempt { claim, halt, layout, work_dir };
+    let attempt = Attempt { device, claim, halt, layout, work_dir };
     let output = attempt.work_dir.join("output");
     std::fs::create_dir_all(&output)?;
 

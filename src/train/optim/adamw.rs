@@ -1,17 +1,14 @@
-//! AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) in the order of operations of
-//! `torch.optim.AdamW`, written in place: one pass over weight, gradient and both moments. Its state
-//! is named tensors, because a checkpoint must hold all of it.
+//! AdamW over all trainables; the arithmetic of one update is `kernels::AdamWStep`. Its state lies where the
+//! weights lie, and is named tensors, because a checkpoint must hold all of it.
 
+use std::borrow::Cow;
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Storage, Tensor, bail};
-use rayon::prelude::*;
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Storage, Tensor, bail};
 
 use crate::error::{Error, Result};
+use crate::kernels::AdamWStep;
 use crate::tune::Trainable;
-
-/// Elements per parallel task.
-const CHUNK: usize = 1 << 14;
 
 /// What does not change during a run.
 #[derive(Debug, Clone, Copy)]
@@ -24,9 +21,44 @@ pub(crate) struct AdamWSettings {
 }
 
 /// Mean and mean square of one trainable's gradients.
-struct Moments {
-    mean: Vec<f32>,
-    square: Vec<f32>,
+enum Moments {
+    Host {
+        mean: Vec<f32>,
+        square: Vec<f32>,
+    },
+    #[cfg(feature = "cuda")]
+    Device(crate::kernels::DeviceMoments),
+}
+
+impl Moments {
+    /// These moments, where `weight` lies.
+    fn new(weight: &Tensor, mean: Vec<f32>, square: Vec<f32>) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if weight.device().is_cuda() {
+            return Ok(Self::Device(crate::kernels::DeviceMoments::new(weight, &mean, &square)?));
+        }
+        if !weight.device().is_cpu() {
+            return Err(Error::internal(anyhow::anyhow!("adamw: no update on {:?}", weight.device().location())));
+        }
+        Ok(Self::Host { mean, square })
+    }
+
+    fn zeros(weight: &Tensor) -> Result<Self> {
+        let zeros = vec![0.0; weight.elem_count()];
+        Self::new(weight, zeros.clone(), zeros)
+    }
+
+    /// Mean and mean square on the host.
+    fn values(&self) -> Result<[Cow<'_, [f32]>; 2]> {
+        match self {
+            Self::Host { mean, square } => Ok([mean.into(), square.into()]),
+            #[cfg(feature = "cuda")]
+            Self::Device(moments) => {
+                let (mean, square) = moments.values()?;
+                Ok([mean.into(), square.into()])
+            }
+        }
+    }
 }
 
 /// The optimizer's state for a list of trainables.
@@ -39,12 +71,12 @@ pub(crate) struct AdamW {
 
 impl AdamW {
     /// No update yet.
-    pub(crate) fn new(trainables: &[Trainable], settings: AdamWSettings) -> Self {
-        let zeros = |one: &Trainable| {
-            let count = one.var.elem_count();
-            Moments { mean: vec![0.0; count], square: vec![0.0; count] }
-        };
-        Self { settings, updates: 0, moments: trainables.iter().map(zeros).collect() }
+    ///
+    /// # Errors
+    /// When the device has no room for the state.
+    pub(crate) fn new(trainables: &[Trainable], settings: AdamWSettings) -> Result<Self> {
+        let moments = trainables.iter().map(|one| Moments::zeros(&one.var)).collect::<Result<_>>()?;
+        Ok(Self { settings, updates: 0, moments })
     }
 
     /// One update of every trainable that got a gradient; each gradient counts `scale` times.
@@ -66,8 +98,7 @@ impl AdamW {
         for ((one, gradient), moments) in trainables.iter().zip(gradients).zip(&mut self.moments) {
             let Some(gradient) = gradient else { continue };
             let decay = if one.var.dims().len() >= 2 { weight_decay } else { 0.0 };
-            let update = Update {
-                moments: Mutex::new(moments),
+            let step = AdamWStep {
                 scale: scale as f32,
                 keep: (1.0 - learning_rate * decay) as f32,
                 mean_rate: (1.0 - beta1) as f32,
@@ -77,6 +108,7 @@ impl AdamW {
                 step: (learning_rate / first_bias) as f32,
                 epsilon: epsilon as f32,
             };
+            let update = Update { step, moments: Mutex::new(moments) };
             one.var.inplace_op2(&gradient.contiguous()?, &update)?;
         }
         Ok(())
@@ -94,9 +126,10 @@ impl AdamW {
     pub(crate) fn tensors(&self, trainables: &[Trainable]) -> Result<Vec<(String, Tensor)>> {
         let mut tensors = Vec::with_capacity(2 * trainables.len());
         for (one, moments) in trainables.iter().zip(&self.moments) {
-            let device = one.var.device();
-            tensors.push((mean_of(one), Tensor::from_slice(&moments.mean, one.var.shape(), device)?));
-            tensors.push((square_of(one), Tensor::from_slice(&moments.square, one.var.shape(), device)?));
+            let [mean, square] = moments.values()?;
+            let tensor = |values: &[f32]| Tensor::from_slice(values, one.var.shape(), &Device::Cpu);
+            tensors.push((mean_of(one), tensor(&mean)?));
+            tensors.push((square_of(one), tensor(&square)?));
         }
         Ok(tensors)
     }
@@ -112,8 +145,9 @@ impl AdamW {
         read: impl Fn(&str, &[usize]) -> Result<Tensor>,
     ) -> Result<()> {
         for (one, moments) in trainables.iter().zip(&mut self.moments) {
-            moments.mean = read(&mean_of(one), one.var.dims())?.flatten_all()?.to_vec1()?;
-            moments.square = read(&square_of(one), one.var.dims())?.flatten_all()?.to_vec1()?;
+            let values =
+                |name: String| -> Result<Vec<f32>> { Ok(read(&name, one.var.dims())?.flatten_all()?.to_vec1()?) };
+            *moments = Moments::new(&one.var, values(mean_of(one))?, values(square_of(one))?)?;
         }
         self.updates = updates;
         Ok(())
@@ -130,15 +164,8 @@ fn square_of(one: &Trainable) -> String {
 
 /// The update of one weight, as an operation that writes into it.
 struct Update<'a> {
+    step: AdamWStep,
     moments: Mutex<&'a mut Moments>,
-    scale: f32,
-    keep: f32,
-    mean_rate: f32,
-    square_decay: f32,
-    square_rate: f32,
-    root_bias: f32,
-    step: f32,
-    epsilon: f32,
 }
 
 impl InplaceOp2 for Update<'_> {
@@ -162,28 +189,29 @@ impl InplaceOp2 for Update<'_> {
             bail!("adamw: weight and gradient must be f32");
         };
         let Ok(mut moments) = self.moments.lock() else { bail!("adamw: the state is lost") };
-        let Moments { mean, square } = &mut **moments;
+        let (mean, square) = match &mut **moments {
+            Moments::Host { mean, square } => (mean, square),
+            #[cfg(feature = "cuda")]
+            Moments::Device(_) => bail!("adamw: the weight is on the CPU, its moments are not"),
+        };
         if to - from != end - start || mean.len() != end - start {
             bail!("adamw: a weight of {} values, a gradient of {}", to - from, end - start);
         }
-        weight[from..to]
-            .par_chunks_mut(CHUNK)
-            .zip(gradient[start..end].par_chunks(CHUNK))
-            .zip(mean.par_chunks_mut(CHUNK).zip(square.par_chunks_mut(CHUNK)))
-            .for_each(|((weight, gradient), (mean, square))| self.run(weight, gradient, mean, square));
+        self.step.update(&mut weight[from..to], &gradient[start..end], mean, square);
         Ok(())
     }
-}
 
-impl Update<'_> {
-    fn run(&self, weight: &mut [f32], gradient: &[f32], mean: &mut [f32], square: &mut [f32]) {
-        for (((w, g), m), v) in weight.iter_mut().zip(gradient).zip(mean).zip(square) {
-            let g = g * self.scale;
-            *m += (g - *m) * self.mean_rate;
-            *v = *v * self.square_decay + g * g * self.square_rate;
-            let denominator = v.sqrt() / self.root_bias + self.epsilon;
-            *w = *w * self.keep - self.step * (*m / denominator);
-        }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        weight: &mut candle_core::CudaStorage,
+        weight_layout: &Layout,
+        gradient: &candle_core::CudaStorage,
+        gradient_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let Ok(moments) = self.moments.lock() else { bail!("adamw: the state is lost") };
+        let Moments::Device(moments) = &**moments else { bail!("adamw: the weight is on a GPU, its moments are not") };
+        moments.update(&self.step, (weight, weight_layout), (gradient, gradient_layout))
     }
 }
 
@@ -198,7 +226,7 @@ pub(super) fn values<T>(tensor: &Tensor, look: impl FnOnce(&[f32]) -> T) -> Resu
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::Var;
 
     use super::*;
     use crate::tune::Place;
@@ -223,7 +251,7 @@ mod tests {
     #[test]
     fn three_updates_equal_those_of_torch() {
         let weight = trainable(&[0.5, -0.25, 1.0, 0.0], &[2, 2]);
-        let mut optimizer = AdamW::new(std::slice::from_ref(&weight), SETTINGS);
+        let mut optimizer = AdamW::new(std::slice::from_ref(&weight), SETTINGS).unwrap();
         let expected = GOLDEN;
         for (step, expected) in expected.iter().enumerate() {
             optimizer.update(std::slice::from_ref(&weight), &[gradient(step)], 1.0, 0.05).unwrap();
@@ -238,9 +266,11 @@ mod tests {
         let (one, other) = (trainable(&[1.0; 4], &[2, 2]), trainable(&[1.0; 4], &[2, 2]));
         let half = gradient(0).map(|g| (g * 0.5).unwrap());
         AdamW::new(std::slice::from_ref(&one), SETTINGS)
+            .unwrap()
             .update(std::slice::from_ref(&one), &[gradient(0)], 0.5, 0.1)
             .unwrap();
         AdamW::new(std::slice::from_ref(&other), SETTINGS)
+            .unwrap()
             .update(std::slice::from_ref(&other), &[half], 1.0, 0.1)
             .unwrap();
         assert_eq!(weights(&one), weights(&other));
@@ -252,7 +282,7 @@ mod tests {
         let untouched = trainable(&[3.0; 4], &[2, 2]);
         let both = [vector, untouched];
         let zero = Tensor::from_slice(&[0f32, 0.0], 2, &Device::Cpu).unwrap();
-        AdamW::new(&both, SETTINGS).update(&both, &[Some(zero), None], 1.0, 0.1).unwrap();
+        AdamW::new(&both, SETTINGS).unwrap().update(&both, &[Some(zero), None], 1.0, 0.1).unwrap();
         assert_eq!((weights(&both[0]), weights(&both[1])), (vec![1.0, 2.0], vec![3.0; 4]));
     }
 
@@ -260,12 +290,12 @@ mod tests {
     fn an_optimizer_that_was_saved_and_restored_goes_on_with_the_same_bits() {
         let run = |interrupt: bool| {
             let weight = trainable(&[0.5, -0.25, 1.0, 0.0], &[2, 2]);
-            let mut optimizer = AdamW::new(std::slice::from_ref(&weight), SETTINGS);
+            let mut optimizer = AdamW::new(std::slice::from_ref(&weight), SETTINGS).unwrap();
             for step in 0..3 {
                 if interrupt {
                     let tensors = optimizer.tensors(std::slice::from_ref(&weight)).unwrap();
                     let updates = optimizer.updates();
-                    optimizer = AdamW::new(std::slice::from_ref(&weight), SETTINGS);
+                    optimizer = AdamW::new(std::slice::from_ref(&weight), SETTINGS).unwrap();
                     let read =
                         |name: &str, _: &[usize]| Ok(tensors.iter().find(|(own, _)| own == name).unwrap().1.clone());
                     optimizer.restore(std::slice::from_ref(&weight), updates, read).unwrap();

@@ -17,6 +17,11 @@ pub(crate) fn norm(gradients: &[Option<Tensor>]) -> Result<f64> {
     let mut sum = 0.0;
     for gradient in gradients.iter().flatten() {
         let gradient = gradient.contiguous()?;
+        #[cfg(feature = "cuda")]
+        if gradient.device().is_cuda() {
+            sum += crate::kernels::sum_of_squares(&gradient)?;
+            continue;
+        }
         let partial: Vec<f64> = values(&gradient, |values| {
             values.par_chunks(CHUNK).map(|chunk| chunk.iter().map(|x| f64::from(*x) * f64::from(*x)).sum()).collect()
         })?;

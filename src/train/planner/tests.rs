@@ -33,6 +33,7 @@ fn question<'a>(base: &'a DecoderConfig, method: &'a TuningMethod, memory: u64) 
         token_budget: None,
         longest: 512,
         memory: Memory::host(memory),
+        can_page: true,
     }
 }
 
