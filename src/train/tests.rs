@@ -1,6 +1,7 @@
 //! Whole runs on a tiny model: what comes out, and what is said when nothing can.
 
 mod methods;
+mod precision;
 mod resume;
 mod steps;
 mod whole;
