@@ -466,10 +466,11 @@ mod tests {
                     let values: Vec<f32> = sum.as_ref()?.flatten_all().unwrap().to_vec1().unwrap();
                     Some(values.into_iter().map(f32::to_bits).collect())
                 };
-                (sum, gradients.sums().iter().map(bits).collect::<Vec<_>>())
+                // Only what was computed: the time it took is another each time.
+                (sum.loss_sum.to_bits(), sum.records, gradients.sums().iter().map(bits).collect::<Vec<_>>())
             };
             let (kept, again) = (of(true), of(false));
-            assert!(kept.1.iter().all(Option::is_some));
+            assert!(kept.2.iter().all(Option::is_some));
             assert_eq!(kept, again);
         }
     }

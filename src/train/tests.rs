@@ -2,6 +2,7 @@
 
 mod methods;
 mod out_of_memory;
+mod precision;
 mod resume;
 mod slots;
 mod steps;

@@ -60,22 +60,24 @@ fn qlora() -> TuningMethod {
 #[test]
 fn less_memory_first_makes_smaller_passes_then_runs_layers_again_and_then_refuses() {
     let (base, method) = (llama_8b(), qlora());
-    let decide = |gib: u64| question(&base, &method, gib * GIB).decide(full);
+    // In steps small enough that every size of pass has its turn.
+    let step = GIB / 32;
+    let decide = |steps: u64| question(&base, &method, steps * step).decide(full);
     let mut before: Option<Decision> = None;
-    for gib in (4..400).rev() {
-        let Ok(now) = decide(gib) else { continue };
-        assert!(now.need.bytes <= gib * GIB);
+    for steps in (4 * 32..400 * 32).rev() {
+        let Ok(now) = decide(steps) else { continue };
+        assert!(now.need.bytes <= steps * step);
         if let Some(before) = before {
-            assert!(now.keeps_graphs <= before.keeps_graphs, "{gib}");
-            assert!(now.token_budget <= before.token_budget || !now.keeps_graphs && before.keeps_graphs, "{gib}");
+            assert!(now.keeps_graphs <= before.keeps_graphs, "{steps}");
+            assert!(now.token_budget <= before.token_budget || !now.keeps_graphs && before.keeps_graphs, "{steps}");
         }
         before = Some(now);
     }
-    let roomy = decide(399).unwrap();
+    let roomy = decide(399 * 32).unwrap();
     assert_eq!((roomy.token_budget, roomy.keeps_graphs, roomy.pages_optimizer), (USUAL_TOKENS, true, false));
     let last = before.unwrap();
     assert_eq!((last.token_budget, last.keeps_graphs), (512, false), "a record that has more stands alone");
-    assert!(decide(4).is_err());
+    assert!(decide(4 * 32).is_err());
 }
 
 #[test]

@@ -100,6 +100,7 @@ impl Frozen {
         let bias = self.bias.as_ref().map(|bias| Held::of(op, bias));
         let weight = match &self.weight {
             Weight::Dense(tensor) => ReadyWeight::Dense(Held::of(op, tensor)),
+            Weight::Bf16(_) => bail!("{op}: weights packed for the CPU do not run on a GPU: load them in f32"),
             Weight::Nf4(matrix) => {
                 let place = &matrix.on_device().0;
                 if place.get().is_none() {
