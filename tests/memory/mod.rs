@@ -110,7 +110,7 @@ fn an_estimate_says_how_much_there_is_to_do_and_how_long_it_takes() {
     assert!(plan["seconds"].as_f64().unwrap() > 0.0 && plan["operations"].as_f64().unwrap() > 1e9, "{plan}");
     let text = tunesmith(folder.path(), PLENTY, &["estimate"]).output().unwrap();
     let text = String::from_utf8(text.stdout).unwrap();
-    for said in ["8 records", "2 steps", "base weights (f32)", "in all", "8.0 GiB", "GFLOP/s"] {
+    for said in ["8 records", "2 steps", "base weights", "in all", "8.0 GiB", "GFLOP/s"] {
         assert!(text.contains(said), "{said:?} is not in:\n{text}");
     }
     assert!(!folder.path().join("run").exists(), "an estimate leaves nothing behind");
