@@ -58,6 +58,7 @@ enum Command {
 
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
+    rest_between_operations();
     let Cli { command, logging } = Cli::parse();
     // A progress bar and log lines do not share a terminal well.
     logging.start(if matches!(command, Command::Demo(_)) { "warn" } else { "info" });
@@ -69,6 +70,18 @@ pub fn main() -> ExitCode {
             tracing::debug!(cause = %error.log(), "the command failed");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Between two of its element-wise operations candle's own threads spin for a while, and take from ours, which
+/// do everything else, a tenth of the machine: they are told to sleep at once.
+#[expect(unsafe_code, reason = "candle reads this from the environment alone")]
+#[expect(clippy::disallowed_methods, reason = "no setting of ours")]
+fn rest_between_operations() {
+    const SPINS: &str = "CANDLE_BARRIER_POOL_SPIN_LIMIT";
+    if std::env::var_os(SPINS).is_none() {
+        // SAFETY: this is the first thing that the process does: no other thread reads the environment yet.
+        unsafe { std::env::set_var(SPINS, "1") };
     }
 }
 

@@ -74,6 +74,34 @@ static __device__ __forceinline__ void weighted(float (*sums)[C], const float* w
     }
 }
 
+// Brings the next 32 rows of two tensors, once every warp has done with the last.
+template <class T>
+static __device__ void next_rows(float* a, const T* from_a, float* b, const T* from_b, u32 stride, u64 row, u32 count,
+                                 u32 heads, u32 head, u32 size) {
+    __syncthreads();
+    bring(a, stride, from_a, row, count, heads, head, size, LANES);
+    bring(b, stride, from_b, row, count, heads, head, size, LANES);
+    __syncthreads();
+}
+
+// Writes the warp's rows of one head, each lane its columns.
+template <class T, u32 R, u32 C>
+static __device__ __forceinline__ void write_rows(T* out, const float (*sums)[C], float scale, const Tile& tile,
+                                                  u32 heads, u32 head, u32 size) {
+    u32 lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+#pragma unroll
+    for (u32 r = 0; r < R; r++) {
+        u32 row = warp * R + r;
+        if (row >= tile.rows) continue;
+        u64 place = ((u64)tile.row + row) * heads + head;
+#pragma unroll
+        for (u32 c = 0; c < C; c++) {
+            u32 column = lane + LANES * c;
+            if (column < size) store(out + place * size + column, scale * sums[r][c]);
+        }
+    }
+}
+
 static __device__ __forceinline__ float capped(float score, float softcap) {
     return softcap > 0.0f ? softcap * tanhf(score / softcap) : score;
 }
@@ -112,10 +140,7 @@ static __device__ void forward(const T* q, const T* k, const T* v, const u32* ti
     keys_of(tile, window, &start, &end);
     for (u32 first = start; first < end; first += LANES) {
         u32 count = end - first < LANES ? end - first : LANES;
-        __syncthreads();  // the last tile was read
-        bring(keys, stride, k, tile.other + first, count, shape.key_heads, key_head, size, LANES);
-        bring(values, stride, v, tile.other + first, count, shape.key_heads, key_head, size, LANES);
-        __syncthreads();
+        next_rows(keys, k, values, v, stride, tile.other + first, count, shape.key_heads, key_head, size);
         products<R>(scores, queries + warp * R * padded, keys + lane * stride, padded);
 #pragma unroll
         for (u32 r = 0; r < R; r++) {
@@ -136,15 +161,11 @@ static __device__ void forward(const T* q, const T* k, const T* v, const u32* ti
 #pragma unroll
     for (u32 r = 0; r < R; r++) {
         u32 row = warp * R + r;
-        if (row >= tile.rows) continue;
-        u64 place = ((u64)tile.row + row) * shape.heads + head;
-#pragma unroll
-        for (u32 c = 0; c < C; c++) {
-            u32 column = lane + LANES * c;
-            if (column < size) store(out + place * size + column, sums[r][c] / total[r]);
-        }
-        if (lane == 0) log_sums[place] = largest[r] + logf(total[r]);
+        for (u32 c = 0; c < C; c++) sums[r][c] /= total[r];
+        if (row >= tile.rows || lane != 0) continue;
+        log_sums[((u64)tile.row + row) * shape.heads + head] = largest[r] + logf(total[r]);
     }
+    write_rows<T, R, C>(out, sums, 1.0f, tile, shape.heads, head, size);
 }
 
 // Σ over keys of p·dp of every row of scores, which equals the inner product of the output and its gradient.
@@ -186,10 +207,7 @@ static __device__ void query_gradient(const T* q, const T* k, const T* v, const 
     keys_of(tile, window, &start, &end);
     for (u32 first = start; first < end; first += LANES) {
         u32 count = end - first < LANES ? end - first : LANES;
-        __syncthreads();  // the last tile was read
-        bring(keys, stride, k, tile.other + first, count, shape.key_heads, key_head, size, LANES);
-        bring(values, stride, v, tile.other + first, count, shape.key_heads, key_head, size, LANES);
-        __syncthreads();
+        next_rows(keys, k, values, v, stride, tile.other + first, count, shape.key_heads, key_head, size);
         products<R>(scores, queries + warp * R * padded, keys + lane * stride, padded);
         products<R>(slopes, grads + warp * R * padded, values + lane * stride, padded);
 #pragma unroll
@@ -203,17 +221,7 @@ static __device__ void query_gradient(const T* q, const T* k, const T* v, const 
         __syncwarp();
         weighted<R, C>(sums, weights, keys, stride, size);
     }
-#pragma unroll
-    for (u32 r = 0; r < R; r++) {
-        u32 row = warp * R + r;
-        if (row >= tile.rows) continue;
-        u64 place = ((u64)tile.row + row) * shape.heads + head;
-#pragma unroll
-        for (u32 c = 0; c < C; c++) {
-            u32 column = lane + LANES * c;
-            if (column < size) store(grad_q + place * size + column, scale * sums[r][c]);
-        }
-    }
+    write_rows<T, R, C>(grad_q, sums, scale, tile, shape.heads, head, size);
 }
 
 // The gradients of keys and values; the heads of a group add up in their order.
@@ -245,10 +253,7 @@ static __device__ void key_gradients(const T* q, const T* k, const T* v, const T
     for (u32 head = key_head * group; head < (key_head + 1) * group; head++) {
         for (u32 first = start; first < end; first += LANES) {
             u32 count = end - first < LANES ? end - first : LANES;
-            __syncthreads();  // the last tile was read
-            bring(queries, stride, q, tile.other + first, count, shape.heads, head, size, LANES);
-            bring(grads, stride, grad, tile.other + first, count, shape.heads, head, size, LANES);
-            __syncthreads();
+            next_rows(queries, q, grads, grad, stride, tile.other + first, count, shape.heads, head, size);
             u64 place = ((u64)tile.other + first + lane) * shape.heads + head;
             float log_sum = lane < count ? log_sums[place] : 0.0f, mean = lane < count ? means[place] : 0.0f;
             products<R>(scores, keys + warp * R * padded, queries + lane * stride, padded);
@@ -268,19 +273,8 @@ static __device__ void key_gradients(const T* q, const T* k, const T* v, const T
             weighted<R, C>(sums_k, slopes_of, queries, stride, size);
         }
     }
-#pragma unroll
-    for (u32 r = 0; r < R; r++) {
-        u32 row = warp * R + r;
-        if (row >= tile.rows) continue;
-        u64 place = ((u64)tile.row + row) * shape.key_heads + key_head;
-#pragma unroll
-        for (u32 c = 0; c < C; c++) {
-            u32 column = lane + LANES * c;
-            if (column >= size) continue;
-            store(grad_k + place * size + column, scale * sums_k[r][c]);
-            store(grad_v + place * size + column, sums_v[r][c]);
-        }
-    }
+    write_rows<T, R, C>(grad_k, sums_k, scale, tile, shape.key_heads, key_head, size);
+    write_rows<T, R, C>(grad_v, sums_v, 1.0f, tile, shape.key_heads, key_head, size);
 }
 
 // For heads of up to D = 32·C values.

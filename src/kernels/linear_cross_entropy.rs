@@ -11,10 +11,19 @@ use super::vector::{exp_and_sum, max, soft_cap, vectorized};
 use super::weight::Weight;
 
 const NAME: &str = "linear_cross_entropy";
-/// Logits held at a time: 64 MiB of f32. The head is read once for every chunk, and packed for the product.
-const LOGITS: usize = 1 << 24;
-/// Bounds on the rows of a chunk: fewer make slow products, more only cost memory.
-const ROWS: std::ops::RangeInclusive<usize> = 16..=512;
+/// Logits held at a time: 64 MiB of f32, and 256 MiB on a GPU. The head is read, and packed for the product, once
+/// for every chunk.
+const LOGITS: [usize; 2] = [1 << 24, 1 << 26];
+/// The fewest rows of a chunk: fewer make slow products.
+const FEWEST: usize = 16;
+/// The most: more only cost memory.
+const MOST: [usize; 2] = [512, 8192];
+
+/// Labelled rows whose logits are held at a time.
+pub fn head_rows(vocabulary: usize, on_gpu: bool) -> usize {
+    let device = usize::from(on_gpu);
+    (LOGITS[device] / vocabulary.max(1)).clamp(FEWEST, MOST[device])
+}
 
 /// Which gradients are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +32,20 @@ pub enum Gradients {
     None,
     /// That of the hidden states: the head is frozen.
     Hidden,
+    /// That of the head's weight: nothing below it trains.
+    Weight,
     /// Those of the hidden states and of the head's weight.
     HiddenAndWeight,
+}
+
+impl Gradients {
+    pub(super) fn of_hidden(self) -> bool {
+        matches!(self, Self::Hidden | Self::HiddenAndWeight)
+    }
+
+    pub(super) fn of_weight(self) -> bool {
+        matches!(self, Self::Weight | Self::HiddenAndWeight)
+    }
 }
 
 /// The loss of some rows and its gradients.
@@ -69,7 +90,7 @@ pub fn linear_cross_entropy(
     if softcap.is_some_and(|cap| cap.is_nan() || cap <= 0.0) {
         bail!("{NAME}: a soft cap must be positive, not {softcap:?}");
     }
-    if gradients == Gradients::HiddenAndWeight && !matches!(weight, Weight::Dense(_)) {
+    if gradients.of_weight() && !matches!(weight, Weight::Dense(_)) {
         bail!("{NAME}: a head in bf16 or NF4 gets no gradient");
     }
     let device = hidden.device();
@@ -92,7 +113,7 @@ pub fn linear_cross_entropy(
         weight: &weight,
         width,
         vocabulary,
-        chunk: (LOGITS / vocabulary.max(1)).clamp(*ROWS.start(), *ROWS.end()),
+        chunk: head_rows(vocabulary, false),
         softcap: softcap.map(|cap| cap as f32),
         gradients,
     };
@@ -136,7 +157,7 @@ impl Head<'_> {
             loss_sum: 0.0,
             token_losses: vec![0f32; rows],
             grad_hidden: vec![0f32; rows * width],
-            grad_weight: (self.gradients == Gradients::HiddenAndWeight).then(|| vec![0f32; vocabulary * width]),
+            grad_weight: self.gradients.of_weight().then(|| vec![0f32; vocabulary * width]),
         };
         let (mut gathered, mut logits, mut grads) = (Vec::new(), Vec::new(), Vec::new());
         for chunk in labelled.chunks(self.chunk) {
@@ -155,14 +176,13 @@ impl Head<'_> {
                 sums.token_losses[at.row] = loss;
                 sums.loss_sum += f64::from(at.scale) * f64::from(loss);
             }
-            if self.gradients == Gradients::None {
-                continue;
-            }
-            grads.clear();
-            grads.resize(chunk.len() * width, 0.0);
-            self.weight.pull_back(&logits, chunk.len(), &mut grads)?;
-            for (at, grad) in chunk.iter().zip(grads.chunks_exact(width.max(1))) {
-                sums.grad_hidden[at.row * width..(at.row + 1) * width].copy_from_slice(grad);
+            if self.gradients.of_hidden() {
+                grads.clear();
+                grads.resize(chunk.len() * width, 0.0);
+                self.weight.pull_back(&logits, chunk.len(), &mut grads)?;
+                for (at, grad) in chunk.iter().zip(grads.chunks_exact(width.max(1))) {
+                    sums.grad_hidden[at.row * width..(at.row + 1) * width].copy_from_slice(grad);
+                }
             }
             if let Some(grad_weight) = &mut sums.grad_weight {
                 let slopes = Matrix::new(&logits, chunk.len(), vocabulary);

@@ -16,7 +16,7 @@ use super::operand::{Values, values};
 
 const NAME: &str = "linear";
 /// Values of a strip of rows that is decoded at a time: 4 MiB of f32.
-const STRIP: usize = 1 << 20;
+pub const STRIP: usize = 1 << 20;
 
 /// A weight `[out, in]`.
 #[derive(Debug, Clone)]

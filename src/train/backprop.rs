@@ -5,85 +5,16 @@
 //! `planner` decides; both ways give the same bits.
 
 use std::borrow::Cow;
-use std::time::Instant;
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
 
-use crate::clock::Clock;
+use super::losses::LossSum;
+use super::step_parts::{Laps, StepParts};
 pub use crate::data::MicroBatch;
 use crate::error::Result;
 use crate::kernels::{Gradients as Wanted, linear_cross_entropy};
-use crate::models::{Decoder, Packing, Tuning};
+use crate::models::{Decoder, Tuning};
 use crate::tune::{Place, Trainable};
-
-/// The loss of a micro-batch, in nats. Two are equal when the same was computed, however long it took.
-#[derive(Debug, Clone, Default)]
-pub struct LossSum {
-    /// Sum over all labelled tokens.
-    pub loss_sum: f64,
-    /// How many tokens are labelled.
-    pub labelled: usize,
-    /// The same for each record, in order: a loss that is not finite is traced to its record.
-    pub records: Vec<RecordLoss>,
-    /// Where the time went.
-    pub parts: StepParts,
-}
-
-impl PartialEq for LossSum {
-    fn eq(&self, other: &Self) -> bool {
-        self.loss_sum == other.loss_sum && self.labelled == other.labelled && self.records == other.records
-    }
-}
-
-/// Seconds that the parts of a step took; of micro-batches side by side, all of them together.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct StepParts {
-    /// The layers forward.
-    pub forward: f64,
-    /// The final norm and the output head, forward and backward.
-    pub head: f64,
-    /// The layers backward, run again where their graphs were not kept.
-    pub backward: f64,
-    /// Adding up, clipping and the optimizer.
-    pub optimizer: f64,
-}
-
-impl std::ops::AddAssign for StepParts {
-    fn add_assign(&mut self, other: Self) {
-        self.forward += other.forward;
-        self.head += other.head;
-        self.backward += other.backward;
-        self.optimizer += other.optimizer;
-    }
-}
-
-/// Measures one part after another.
-struct Laps {
-    clock: Clock,
-    began: Instant,
-}
-
-impl Laps {
-    fn begin() -> Self {
-        let clock = Clock::system();
-        Self { began: clock.monotonic(), clock }
-    }
-
-    /// Seconds since the beginning or the last lap.
-    fn lap(&mut self) -> f64 {
-        let now = self.clock.monotonic();
-        now.duration_since(std::mem::replace(&mut self.began, now)).as_secs_f64()
-    }
-}
-
-/// The loss of one record.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct RecordLoss {
-    /// Sum over the record's labelled tokens.
-    pub loss_sum: f64,
-    /// How many of its tokens are labelled.
-    pub labelled: usize,
-}
 
 /// Gradients of a sum of token losses, one for each trainable in the method's order. Micro-batches
 /// add up; dividing once by the number of labelled tokens gives the gradient of the mean.
@@ -180,7 +111,11 @@ pub fn loss_and_gradients(
     let hidden = decoder.finish(&top)?;
     let weight = decoder.head(tuning);
     let head = trainables.iter().position(|one| weight.tensor().is_some_and(|tensor| tensor.id() == one.var.id()));
-    let wanted = if head.is_some() { Wanted::HiddenAndWeight } else { Wanted::Hidden };
+    let wanted = match head {
+        None => Wanted::Hidden,
+        Some(_) if trainables.len() == 1 => Wanted::Weight,
+        Some(_) => Wanted::HiddenAndWeight,
+    };
     let softcap = decoder.config().final_softcap;
     let result = linear_cross_entropy(&hidden, weight, &labels, None, softcap, wanted)?;
     if let (Some(index), Some(gradient)) = (head, result.grad_weight) {
@@ -210,7 +145,7 @@ pub fn loss_and_gradients(
         pull_back(&x, &upstream, trainables, &none, into)?;
     }
     let parts = StepParts { forward, head: head_seconds, backward: laps.lap(), optimizer: 0.0 };
-    Ok(LossSum { parts, ..sum_up(result.loss_sum, &result.token_losses, &labels, &packing) })
+    Ok(LossSum { parts, ..LossSum::of(result.loss_sum, &result.token_losses, &labels, packing.lengths()) })
 }
 
 /// The loss alone, for evaluation.
@@ -227,7 +162,7 @@ pub fn loss(decoder: &Decoder, tuning: &dyn Tuning, batch: &MicroBatch) -> Resul
     let hidden = decoder.finish(&x)?.detach();
     let softcap = decoder.config().final_softcap;
     let result = linear_cross_entropy(&hidden, decoder.head(tuning), &labels, None, softcap, Wanted::None)?;
-    Ok(sum_up(result.loss_sum, &result.token_losses, &labels, &packing))
+    Ok(LossSum::of(result.loss_sum, &result.token_losses, &labels, packing.lengths()))
 }
 
 /// The labels of every row: those of a soft prompt have none, its last one included, because a record's
@@ -316,24 +251,6 @@ impl CustomOp1 for Upstream {
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> candle_core::Result<Option<Tensor>> {
         Ok(Some(self.0.clone()))
     }
-}
-
-fn sum_up(loss_sum: f64, token_losses: &[f32], labels: &[Option<u32>], packing: &Packing) -> LossSum {
-    let mut start = 0;
-    let records: Vec<RecordLoss> = packing
-        .lengths()
-        .iter()
-        .map(|length| {
-            let range = start..start + length;
-            start = range.end;
-            RecordLoss {
-                loss_sum: token_losses[range.clone()].iter().map(|loss| f64::from(*loss)).sum(),
-                labelled: labels[range].iter().flatten().count(),
-            }
-        })
-        .collect();
-    let labelled = records.iter().map(|record| record.labelled).sum();
-    LossSum { loss_sum, labelled, records, parts: StepParts::default() }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ mod shapes;
 
 use std::path::PathBuf;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 pub use self::shapes::{SHAPES, Shape};
 use super::flops::Flops;
@@ -94,7 +94,7 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
     let decoder = Decoder::random(work.config.clone(), plan.seed, &device, plan.form(&method, &work.config))?;
     let tuned = method.build(&decoder, Some(&corpus.record(0).tokens), plan.seed)?;
     let loading = clock.monotonic().duration_since(began).as_secs_f64();
-    let flops = Flops::of(&work.config, &method, tuned.trainables());
+    let flops = Flops::of(&work.config, &method);
     let trained = tuned.trainables().iter().map(|one| one.var.elem_count()).sum();
     let mut resolved = Resolved {
         steps,
@@ -148,7 +148,7 @@ pub fn matmul_rate(clock: &Clock) -> Result<f64> {
     const SIDE: usize = 1024;
     let operand = |name| -> Result<Tensor> {
         let values = Rng::new(1, name, 0).normals(SIDE * SIDE, 1.0);
-        Ok(Tensor::from_vec(values, (SIDE, SIDE), &Device::Cpu)?.to_dtype(DType::F32)?)
+        Ok(Tensor::from_vec(values, (SIDE, SIDE), &Device::Cpu)?)
     };
     let (x, weight) = (operand("x")?, operand("weight")?);
     let (began, mut best) = (clock.monotonic(), 0f64);

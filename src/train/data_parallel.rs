@@ -8,9 +8,9 @@ use std::sync::{Barrier, RwLock};
 use candle_core::Tensor;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::StopFlag;
-use super::backprop::{self, Gradients, LossSum};
+use super::backprop::{self, Gradients};
 use super::optim::{AdamW, AdamWSettings};
+use super::{LossSum, StopFlag};
 use crate::data::{Batch, MicroBatch};
 use crate::error::{Error, Result};
 use crate::models::{Decoder, Tuning};

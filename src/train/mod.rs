@@ -11,6 +11,7 @@ mod device;
 mod estimate;
 mod flops;
 mod hold_out;
+mod losses;
 mod metrics;
 mod observer;
 mod optim;
@@ -24,20 +25,22 @@ mod settings;
 mod side_by_side;
 mod sources;
 mod start;
+mod step_parts;
 
 pub use crate::data::Objective;
 pub use crate::tune::TuningMethod;
-pub use backprop::StepParts;
 pub use bench::{Lengths, Measurement, SHAPES, Shape, Workload, bench, matmul_rate};
 pub use device::TrainingDevice;
 pub use estimate::{DataFacts, Estimate, RunFacts, estimate};
 pub use flops::Flops;
+pub use losses::{LossSum, RecordLoss};
 pub use observer::{Observer, Outcome, Phase, StepMetrics, StopFlag, Summary, ValidationMetrics};
 pub use plan::{Base, Plan};
 pub use planner::{Decision, Memory, MemoryKind, Need, Part, PartKind, Stage, refuse_the_impossible};
 pub use recipe::run;
 pub use settings::{EarlyStopping, Schedule, Setting, Settings};
 pub use start::OPTIMIZER_STATE;
+pub use step_parts::StepParts;
 
 #[cfg(test)]
 mod tests;

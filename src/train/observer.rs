@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::backprop::StepParts;
+use super::StepParts;
 use crate::error::Result;
 
 /// What a run is doing.

@@ -172,17 +172,7 @@ impl Question<'_> {
     }
 
     fn need(&self, largest: Largest, choice: Choice) -> Need {
-        Work {
-            base: self.base,
-            method: self.method,
-            form: self.form,
-            keeps_best: self.keeps_best,
-            quantizes: self.quantizes,
-            parts: self.parts,
-            kind: self.memory.kind,
-            largest,
-        }
-        .need(choice)
+        Work { question: self, largest }.need(choice)
     }
 
     /// What is wrong and what would help.

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 
-use super::backprop::{self, Gradients, LossSum, StepParts};
+use super::backprop::{self, Gradients};
 use super::checkpoint::{self, BEST, Checkpoint, Contents, Exact, OPTIMIZER, State, WEIGHTS};
 use super::data_parallel::{Passed, Slots, one_pass};
 use super::metrics::{Metrics, Table};
 use super::optim::{AdamW, AdamWSettings, clip_factor, norm};
 use super::settings::Resolved;
 use super::side_by_side::Lanes;
-use super::{Observer, Plan, Settings, StepMetrics, StopFlag, ValidationMetrics};
+use super::{LossSum, Observer, Plan, Settings, StepMetrics, StepParts, StopFlag, ValidationMetrics};
 use crate::data::{Batch, Batches, Corpus, Cursor, MicroBatch, in_order};
 use crate::error::{Error, Result};
 use crate::models::{Decoder, Precision, Weights, save_tensors};

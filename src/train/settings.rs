@@ -149,12 +149,7 @@ impl Settings {
     pub(crate) fn form(&self, method: &TuningMethod, base: &DecoderConfig) -> Form {
         match method.form() {
             Form::Frozen => {
-                let size = |projection| {
-                    let (outputs, inputs) = base.sizes(projection);
-                    outputs * inputs
-                };
-                let weights: usize = base.projections().iter().copied().map(size).sum();
-                let large = weights >= LARGE_LAYER && has_bf16_products();
+                let large = base.layer_weights() >= LARGE_LAYER && has_bf16_products();
                 match self.compute_precision {
                     Some(Precision::Bf16) => Form::Bf16,
                     None if large => Form::Bf16,

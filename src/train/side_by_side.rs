@@ -18,12 +18,7 @@ const PARTS: usize = 16;
 
 /// Into how many parts a batch is cut, so that cores can share it: 1 where operations are shared instead.
 pub(super) fn parts(config: &DecoderConfig, trained: usize) -> usize {
-    let size = |projection| {
-        let (outputs, inputs) = config.sizes(projection);
-        outputs * inputs
-    };
-    let layer: usize = config.projections().iter().copied().map(size).sum();
-    if layer <= SMALL_LAYER && trained <= SMALL_GRADIENTS { PARTS } else { 1 }
+    if config.layer_weights() <= SMALL_LAYER && trained <= SMALL_GRADIENTS { PARTS } else { 1 }
 }
 
 /// One pool of a single thread for every core: inside it an operation finds nobody to share with.

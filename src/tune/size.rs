@@ -49,6 +49,15 @@ impl TuningMethod {
             Self::Lora(_) | Self::Qlora(_) | Self::Adapter(_) | Self::Prefix(_) => Place::Layer(0),
         }
     }
+
+    /// Layers that gradients go through: from the lowest one with something that trains upwards.
+    pub fn trained_layers(&self, base: &DecoderConfig) -> usize {
+        match self.lowest(base) {
+            Place::Embedding => base.layers,
+            Place::Layer(layer) => base.layers - layer,
+            Place::Top => 0,
+        }
+    }
 }
 
 /// The maps of a layer that a LoRA tunes on this base.

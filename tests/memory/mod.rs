@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 /// A job on a random base: wide enough that the model and its passes outweigh the program.
 fn job(folder: &Path, method: &str) {
     let config = json!({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 4096,
-        "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8,
+        "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 8,
         "num_key_value_heads": 4, "max_position_embeddings": 2048, "tie_word_embeddings": true});
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    let record = |n: usize| format!("{{\"prompt\": \"say {n}\", \"completion\": \"{}\"}}\n", "ab".repeat(120));
+    let record = |n: usize| format!("{{\"prompt\": \"say {n}\", \"completion\": \"{}\"}}\n", "ab".repeat(60));
     std::fs::write(folder.join("train.jsonl"), (0..8).map(record).collect::<String>()).unwrap();
     let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models/llama");
     let mut settings = json!({"stepCount": 2, "batchSize": 6, "tuningMethod": method});
@@ -70,18 +70,16 @@ fn the_plan_holds_what_the_run_needs_and_not_much_more() {
         let (_, mut plan) = estimate(folder.path(), memory);
         assert_eq!(plan["memory"]["graphsKept"], true, "{method}");
         if tight {
-            memory = plan["memory"]["neededBytes"].as_u64().unwrap() / 2;
+            memory = plan["memory"]["neededBytes"].as_u64().unwrap() * 3 / 5;
             plan = estimate(folder.path(), memory).1;
             assert_eq!(plan["memory"]["graphsKept"], false, "{method}");
         }
         let planned = plan["memory"]["neededBytes"].as_u64().unwrap();
         assert!(planned <= memory);
         let ratio = planned as f64 / peak(folder.path(), memory) as f64;
-        // Full tuning gives gradients back earlier than the plan counts on: 1.24 was seen.
-        let most = if method == "full" { 1.3 } else { 1.2 };
         eprintln!("{method}, tight {tight}: the plan is {ratio:.3} of what was taken");
         assert!(
-            (0.9..most).contains(&ratio),
+            (0.9..1.15).contains(&ratio),
             "{method}, tight {tight}: the plan is {ratio:.3} of what was taken: {plan}"
         );
     }

@@ -5,13 +5,9 @@ use candle_core::Result;
 use super::launch::{Element, Launch, Machine, Module, View, module};
 use super::product::{Matrix, Product, Write, multiplied};
 use super::vector::{gather, scatter};
-use crate::kernels::linear_cross_entropy::{Gradients, Labelled};
+use crate::kernels::linear_cross_entropy::{Gradients, Labelled, head_rows};
 
 static MODULE: Module = module!("linear_cross_entropy");
-/// Logits held at a time: 256 MiB of f32.
-const LOGITS: usize = 1 << 26;
-/// Bounds on the rows of a chunk.
-const ROWS: std::ops::RangeInclusive<usize> = 16..=8192;
 
 /// The operands of one pass; hidden states `[N, width]` and weight `[vocabulary, width]` are of one type.
 pub(in crate::kernels) struct Head<'a> {
@@ -36,12 +32,11 @@ pub(in crate::kernels) struct Sums<M: Machine> {
 impl Head<'_> {
     /// Losses and gradients of the labelled rows.
     pub(in crate::kernels) fn run<M: Machine>(&self, machine: &M, labelled: &[Labelled]) -> Result<Sums<M>> {
-        let chunk = (LOGITS / self.vocabulary.max(1)).clamp(*ROWS.start(), *ROWS.end());
+        let chunk = head_rows(self.vocabulary, true);
         let losses = machine.allocate(Element::F32, labelled.len())?;
         let grad_hidden = machine.zeros(self.hidden.element, self.hidden.len)?;
-        let grad_weight = (self.gradients == Gradients::HiddenAndWeight)
-            .then(|| machine.zeros(Element::F32, self.weight.len))
-            .transpose()?;
+        let of_weight = self.gradients.of_weight();
+        let grad_weight = of_weight.then(|| machine.zeros(Element::F32, self.weight.len)).transpose()?;
         for (index, chunk_of) in labelled.chunks(chunk).enumerate() {
             let losses = machine.view(&losses).part(index * chunk, chunk_of.len())?;
             let grad_weight = grad_weight.as_ref().map(|memory| machine.view(memory));
@@ -81,8 +76,10 @@ impl Head<'_> {
             return Ok(());
         }
         let slopes = Matrix::new(slopes, rows, self.vocabulary)?;
-        let grads = multiplied(machine, element, 1.0, slopes, weight)?;
-        scatter(machine, machine.view(&grads), machine.view(&places), grad_hidden, self.width)?;
+        if self.gradients.of_hidden() {
+            let grads = multiplied(machine, element, 1.0, slopes, weight)?;
+            scatter(machine, machine.view(&grads), machine.view(&places), grad_hidden, self.width)?;
+        }
         match grad_weight {
             Some(into) => machine.multiply(&Product::new(into, Write::Add, 1.0, slopes.t(), seen)?),
             None => Ok(()),

@@ -82,8 +82,18 @@ fn a_head_in_bf16_gives_the_loss_and_the_gradient_of_its_values() {
 }
 
 #[test]
+fn a_head_that_trains_alone_gets_its_gradient_and_none_is_made_for_what_goes_in() {
+    let (hidden, weight) = operands();
+    let run = |gradients| linear_cross_entropy(&hidden, &weight, &LABELS, Some(&SCALES), None, gradients).unwrap();
+    let (alone, both) = (run(Gradients::Weight), run(Gradients::HiddenAndWeight));
+    assert_eq!(flat(&alone.grad_weight.unwrap()), flat(&both.grad_weight.unwrap()));
+    assert_eq!((alone.loss_sum, alone.token_losses), (both.loss_sum, both.token_losses));
+    assert!(flat(&alone.grad_hidden).iter().all(|value| *value == 0.0));
+}
+
+#[test]
 fn rows_past_one_chunk_are_all_counted() {
-    let rows = 3 * ROWS.end() + 5;
+    let rows = 3 * MOST[0] + 5;
     let (hidden, weight) = (operand(&[rows, 4], 1), operand(&[7, 4], 2));
     let labels: Vec<Option<u32>> = (0..rows).map(|row| (row % 3 != 1).then_some((row % 7) as u32)).collect();
     let all = linear_cross_entropy(&hidden, &weight, &labels, None, None, Gradients::HiddenAndWeight).unwrap();

@@ -36,16 +36,23 @@ impl DecoderConfig {
         }
     }
 
+    /// Values in the linear maps of one layer.
+    pub fn layer_weights(&self) -> usize {
+        let size = |projection| {
+            let (outputs, inputs) = self.sizes(projection);
+            outputs * inputs
+        };
+        self.projections().iter().copied().map(size).sum()
+    }
+
     /// Counts the weights.
     pub fn weight_counts(&self) -> WeightCounts {
         let (layers, hidden) = (self.layers as u64, self.hidden_size as u64);
         let table = self.vocab_size as u64 * hidden;
-        let (mut maps, mut biases, mut largest_map) = (0, 0, 0);
+        let (mut biases, mut largest_map) = (0, 0);
         for projection in self.projections().iter().copied() {
             let (outputs, inputs) = self.sizes(projection);
-            let map = outputs as u64 * inputs as u64;
-            maps += map;
-            largest_map = map.max(largest_map);
+            largest_map = (outputs as u64 * inputs as u64).max(largest_map);
             biases += if self.biased(projection) { outputs as u64 } else { 0 };
         }
         let norms = if self.post_norms { 4 * hidden } else { 2 * hidden };
@@ -53,7 +60,7 @@ impl DecoderConfig {
         WeightCounts {
             embedding: table,
             head: if self.tied { 0 } else { table },
-            maps: layers * maps,
+            maps: layers * self.layer_weights() as u64,
             rest: layers * (norms + head_norms + biases) + hidden,
             largest_map,
         }

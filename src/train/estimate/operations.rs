@@ -3,7 +3,7 @@
 //! field reports as a model's FLOPs leaves both out.)
 
 use crate::models::DecoderConfig;
-use crate::tune::{Place, TuningMethod};
+use crate::tune::TuningMethod;
 
 /// Counts for a base, a method, and a way to go backward.
 pub(super) struct Operations<'a> {
@@ -23,16 +23,6 @@ impl Operations<'_> {
             _ => 0.0,
         };
         (self.base.weight_counts().maps as f64 / layers, added)
-    }
-
-    /// Layers through which gradients come.
-    fn trained_layers(&self) -> f64 {
-        let below = match self.method.lowest(self.base) {
-            Place::Embedding => 0,
-            Place::Layer(layer) => layer,
-            Place::Top => self.base.layers,
-        };
-        (self.base.layers - below) as f64
     }
 
     /// Of a layer for so many tokens, the sum of whose records' squared lengths is `squares`.
@@ -55,7 +45,7 @@ impl Operations<'_> {
     /// With gradients.
     pub(super) fn training(&self, tokens: f64, labelled: f64, squares: f64) -> f64 {
         let (maps, added) = self.layer();
-        let layers = self.trained_layers();
+        let layers = self.method.trained_layers(self.base) as f64;
         let attention = 2.0 * (self.base.heads * self.base.head_dim) as f64 * squares;
         let full = *self.method == TuningMethod::Full;
         // Gradients of what goes in, and of weights that train; attention makes its scores again.
@@ -64,8 +54,8 @@ impl Operations<'_> {
         if !self.keeps_graphs {
             backward += self.layer_forward(tokens, squares);
         }
-        let head_trains = full || *self.method == TuningMethod::Head;
-        let head = self.head(labelled) * if head_trains { 2.0 } else { 1.0 };
+        // The head's own gradient, and that of what goes into it where something below trains.
+        let head = self.head(labelled) * if full { 2.0 } else { 1.0 };
         self.forward(tokens, labelled, squares) + layers * backward + head
     }
 }
@@ -93,7 +83,6 @@ mod tests {
         assert!((of(&lora, true) - expected).abs() < 1.0, "{} and {expected}", of(&lora, true));
         assert_eq!(of(&TuningMethod::Full, true), 10.0 * 6.0 * maps + 5.0 * 6.0 * head);
         assert_eq!(of(&TuningMethod::Full, false), 10.0 * 8.0 * maps + 5.0 * 6.0 * head);
-        // The head's kernel gives the gradient of what comes in together with that of the weight.
-        assert_eq!(of(&TuningMethod::Head, true), 10.0 * 2.0 * maps + 5.0 * 6.0 * head);
+        assert_eq!(of(&TuningMethod::Head, true), 10.0 * 2.0 * maps + 5.0 * 4.0 * head);
     }
 }

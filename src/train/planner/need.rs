@@ -4,21 +4,17 @@
 
 use std::fmt;
 
-use super::MemoryKind;
-use crate::kernels::has_bf16_products;
-use crate::models::{DecoderConfig, Form};
-use crate::tune::{Arrangement, LoraConfig, Place, PrefixConfig, TuningMethod};
+use super::{MemoryKind, Question};
+use crate::kernels::{STRIP, has_bf16_products, head_rows};
+use crate::models::Form;
+use crate::tune::{Arrangement, LoraConfig, PrefixConfig, TuningMethod};
 
 /// Bytes of a value: everything but NF4 computes in f32.
 const VALUE: u64 = 4;
 /// The program, its threads, the tokenizer and the data's pages, before there is a model.
-const PROCESS: u64 = 56 << 20;
-/// Logits that the head holds at a time, in values; see `kernels::linear_cross_entropy`.
-const LOGITS: u64 = 1 << 24;
-/// Rows of a chunk of logits are never fewer than this, nor more.
-const LOGIT_ROWS: (u64, u64) = (16, 512);
-/// A strip of an NF4 weight that is decoded at a time, in values; see `kernels::weight`.
-const STRIP: u64 = 1 << 20;
+const PROCESS: u64 = 40 << 20;
+/// A graph takes this part more than its values: what the allocator rounds up and cannot use again at once.
+const SLACK: u64 = 32;
 
 /// What memory goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,16 +153,9 @@ pub(crate) struct Largest {
     pub(crate) validation_rows: usize,
 }
 
-/// What is to be done.
+/// What is to be done: what is asked for, with the largest micro-batches under a token budget.
 pub(crate) struct Work<'a> {
-    pub(crate) base: &'a DecoderConfig,
-    pub(crate) method: &'a TuningMethod,
-    /// How the base lies in memory.
-    pub(crate) form: Form,
-    pub(crate) keeps_best: bool,
-    pub(crate) quantizes: bool,
-    pub(crate) parts: usize,
-    pub(crate) kind: MemoryKind,
+    pub(crate) question: &'a Question<'a>,
     pub(crate) largest: Largest,
 }
 
@@ -200,7 +189,7 @@ impl Work<'_> {
     }
 
     fn widths(&self) -> Widths {
-        let base = self.base;
+        let base = self.question.base;
         Widths {
             hidden: base.hidden_size as u64,
             queries: (base.heads * base.head_dim) as u64,
@@ -211,30 +200,20 @@ impl Work<'_> {
     }
 
     fn is_nf4(&self) -> bool {
-        self.base.nf4 || self.form == Form::Nf4
-    }
-
-    /// Layers from the lowest trained one upwards.
-    fn trained_layers(&self) -> u64 {
-        let below = match self.method.lowest(self.base) {
-            Place::Embedding => 0,
-            Place::Layer(layer) => layer,
-            Place::Top => self.base.layers,
-        };
-        (self.base.layers - below) as u64
+        self.question.base.nf4 || self.question.form == Form::Nf4
     }
 
     /// What stands in memory from the loading of the base on.
     fn standing(&self) -> Vec<Part> {
-        let counts = self.base.weight_counts();
-        let program = if self.kind == MemoryKind::Host { PROCESS } else { 0 };
+        let counts = self.question.base.weight_counts();
+        let program = if self.question.memory.kind == MemoryKind::Host { PROCESS } else { 0 };
         let mut parts = vec![Part { kind: PartKind::Program, bytes: program }];
         let rest = counts.total() - counts.maps;
         let (dense, quantized) = if self.is_nf4() {
             (VALUE * rest, nf4_bytes(counts.maps))
-        } else if self.form == Form::Bf16 {
+        } else if self.question.form == Form::Bf16 {
             // Packed in both directions where the CPU multiplies bf16, a tied head beside the table too.
-            let head = if self.base.tied { counts.embedding } else { 0 };
+            let head = if self.question.base.tied { counts.embedding } else { 0 };
             let packed = if has_bf16_products() { 4 * (counts.maps + head) } else { 2 * counts.maps };
             (VALUE * rest + packed, 0)
         } else {
@@ -247,24 +226,24 @@ impl Work<'_> {
 
     /// Weights that train beside the base, moments, best weights.
     fn learning(&self, choice: Choice) -> Vec<Part> {
-        let trained = VALUE * self.method.trained_values(self.base);
-        let beside = if *self.method == TuningMethod::Full { 0 } else { trained };
+        let trained = VALUE * self.question.method.trained_values(self.question.base);
+        let beside = if *self.question.method == TuningMethod::Full { 0 } else { trained };
         vec![
             Part { kind: PartKind::Trained, bytes: beside },
             Part { kind: PartKind::Moments, bytes: if choice.pages_optimizer { 0 } else { 2 * trained } },
-            Part { kind: PartKind::Best, bytes: if self.keeps_best { trained } else { 0 } },
+            Part { kind: PartKind::Best, bytes: if self.question.keeps_best { trained } else { 0 } },
         ]
     }
 
     /// A tensor on its way from the file: its bytes, the same as a tensor, and where it is quantised its values.
     fn loading(&self) -> Need {
-        let counts = self.base.weight_counts();
+        let counts = self.question.base.weight_counts();
         let table = counts.embedding;
-        let copies = if self.kind == MemoryKind::Device {
+        let copies = if self.question.memory.kind == MemoryKind::Device {
             0
         } else if self.is_nf4() {
             // What is written to the cache is copied, all that is dense at once.
-            let written = if self.quantizes { counts.total() - counts.maps + table } else { 0 };
+            let written = if self.question.quantizes { counts.total() - counts.maps + table } else { 0 };
             VALUE * written.max(2 * counts.largest_map).max(table)
         } else {
             VALUE * table.max(counts.largest_map)
@@ -274,14 +253,14 @@ impl Work<'_> {
 
     /// The moments as tensors, all of them again on the way into the file, and one tensor as bytes.
     fn checkpoint(&self, choice: Choice) -> Need {
-        let trained = self.method.trained_values(self.base);
-        let counts = self.base.weight_counts();
-        let one = match self.method {
+        let trained = self.question.method.trained_values(self.question.base);
+        let counts = self.question.base.weight_counts();
+        let one = match self.question.method {
             TuningMethod::Full => counts.embedding.max(counts.largest_map),
             TuningMethod::Head => counts.embedding,
             _ => 0,
         };
-        let copies = if self.kind == MemoryKind::Host { VALUE * (4 * trained + one) } else { 0 };
+        let copies = if self.question.memory.kind == MemoryKind::Host { VALUE * (4 * trained + one) } else { 0 };
         let parts = self.standing().into_iter().chain(self.learning(choice));
         Need::of(Stage::Checkpoint, parts.chain([Part { kind: PartKind::Copies, bytes: copies }]))
     }
@@ -289,62 +268,83 @@ impl Work<'_> {
     /// The head's chunk, of so many rows in all.
     fn head(&self, rows: u64) -> u64 {
         let Widths { hidden, vocabulary, .. } = self.widths();
-        let chunk = (LOGITS / vocabulary.max(1)).clamp(LOGIT_ROWS.0, LOGIT_ROWS.1).min(rows);
+        let chunk = (head_rows(self.question.base.vocab_size, self.question.memory.kind == MemoryKind::Device) as u64)
+            .min(rows);
         VALUE * (chunk * (vocabulary + 2 * hidden) + 7 * rows * hidden)
     }
 
     /// The moments of a step at which most is held: at the head, in a layer's backward pass, and at the embedding.
     fn step(&self, choice: Choice) -> Vec<Need> {
         let Widths { hidden, .. } = self.widths();
-        let counts = self.base.weight_counts();
+        let counts = self.question.base.weight_counts();
         let (rows, lanes) = (self.largest.rows as u64, choice.lanes as u64);
-        let trained = self.method.trained_values(self.base);
+        let trained = self.question.method.trained_values(self.question.base);
         // Side by side every micro-batch has gradients of its own, until they are added up.
-        let sets = if self.parts > 1 { self.largest.micros as u64 + 1 } else { 1 };
-        let layers = self.trained_layers();
+        let sets = if self.question.parts > 1 { self.largest.micros as u64 + 1 } else { 1 };
+        let layers = self.question.method.trained_layers(self.question.base) as u64;
         let (inputs, graphs) = if choice.keeps_graphs {
             (0, Part { kind: PartKind::Graphs, bytes: lanes * layers * self.graph() })
         } else {
             let graph = Part { kind: PartKind::LayerGraph, bytes: lanes * self.graph() };
             (lanes * VALUE * layers * rows * hidden, graph)
         };
-        let full = *self.method == TuningMethod::Full;
-        // What is not f32 is decoded a strip at a time, where the CPU does not multiply it as it is.
-        let strips = self.is_nf4() || (self.form == Form::Bf16 && !has_bf16_products());
+        let full = *self.question.method == TuningMethod::Full;
+        let all = VALUE * trained * sets;
+        // Of the first micro-batch, layers' gradients come as their graphs go; those of earlier ones stand all along.
+        let earlier = if self.largest.micros > 1 { all } else { 0 };
         let always: Vec<Part> = self
             .standing()
             .into_iter()
             .chain(self.learning(choice))
             .chain([
-                Part { kind: PartKind::Gradients, bytes: VALUE * trained * sets },
                 Part { kind: PartKind::LayerInputs, bytes: inputs },
-                Part { kind: PartKind::Strips, bytes: if strips { lanes * VALUE * STRIP } else { 0 } },
+                Part { kind: PartKind::Strips, bytes: self.strips(lanes) },
             ])
             .collect();
-        let moment = |parts: Vec<Part>| Need::of(Stage::Step, always.iter().copied().chain(parts));
+        let moment = |gradients: u64, parts: Vec<Part>| {
+            let gradients = Part { kind: PartKind::Gradients, bytes: gradients };
+            Need::of(Stage::Step, always.iter().copied().chain([gradients]).chain(parts))
+        };
         let mut moments = Vec::new();
 
         // At the head all graphs stand that are kept, and the head's gradient is added to an earlier one.
-        let head_gradient = if full || *self.method == TuningMethod::Head { 2 * VALUE * counts.embedding } else { 0 };
+        let head_trains = full || *self.question.method == TuningMethod::Head;
+        let head_gradient = if head_trains { 2 * VALUE * counts.embedding } else { 0 };
         let kept = if choice.keeps_graphs { Some(graphs) } else { None };
         let head = Part { kind: PartKind::Head, bytes: lanes * (self.head(rows) + head_gradient) };
-        moments.push(moment(kept.into_iter().chain([head]).collect()));
+        moments.push(moment(earlier, kept.into_iter().chain([head]).collect()));
 
-        // In a layer, where a dense weight's gradient is made, copied and added too.
+        // In a layer, where a dense weight's gradient is made, copied and added too: in the highest all graphs
+        // stand and the head's gradient, in the lowest one graph and all gradients.
         if layers > 0 {
-            let weights = if full { VALUE * (counts.maps / layers.max(1) + 2 * counts.largest_map) } else { 0 };
+            let weights =
+                if full { VALUE * (self.question.base.layer_weights() as u64 + 2 * counts.largest_map) } else { 0 };
             let working = Part { kind: PartKind::Working, bytes: lanes * (self.backward() + weights) };
-            moments.push(moment(vec![graphs, working]));
+            let of_head = if head_trains { VALUE * counts.embedding } else { 0 };
+            moments.push(moment(earlier.max(of_head), vec![graphs, working]));
+            let last = Part { bytes: lanes * self.graph(), ..graphs };
+            moments.push(moment(all, vec![last, working]));
         }
-        if layers < self.base.layers as u64 {
+        if layers < self.question.base.layers as u64 {
             let forward = Part { kind: PartKind::Working, bytes: lanes * self.forward(rows) };
-            moments.push(moment(vec![forward]));
+            moments.push(moment(earlier, vec![forward]));
         }
         if full {
             let table = Part { kind: PartKind::Working, bytes: 3 * lanes * VALUE * counts.embedding };
-            moments.push(moment(vec![table]));
+            moments.push(moment(all, vec![table]));
         }
         moments
+    }
+
+    /// Where weights that are not f32 are decoded for a product: a strip at a time on the CPU where it does not
+    /// multiply them as they are, a whole map on a device.
+    fn strips(&self, lanes: u64) -> u64 {
+        let decodes = self.is_nf4() || (self.question.form == Form::Bf16 && !has_bf16_products());
+        match self.question.memory.kind {
+            _ if !decodes => 0,
+            MemoryKind::Host => lanes * VALUE * STRIP as u64,
+            MemoryKind::Device => VALUE * self.question.base.weight_counts().largest_map,
+        }
     }
 
     /// Forward only, a layer at a time; the graph of one layer is made all the same.
@@ -365,7 +365,7 @@ impl Work<'_> {
     /// What the operations of one layer keep for the backward pass.
     fn graph(&self) -> u64 {
         let Widths { hidden, queries, keys, inner, .. } = self.widths();
-        let base = self.base;
+        let base = self.question.base;
         let (rows, records) = (self.largest.rows as u64, self.largest.records as u64);
         // Input, both norms, both sums, what both halves add.
         let mut row = 7 * hidden;
@@ -386,7 +386,7 @@ impl Work<'_> {
             row += queries + 2 * keys + 2 * inner;
         }
         let mut record = 0;
-        match self.method {
+        match self.question.method {
             TuningMethod::Lora(config) | TuningMethod::Qlora(config) if config.magnitudes => row += self.dora(config),
             TuningMethod::Adapter(config) => {
                 let width = config.width(base.hidden_size) as u64;
@@ -406,15 +406,16 @@ impl Work<'_> {
             TuningMethod::LlamaAdapter(_) => row += 3 * queries,
             _ => {}
         }
-        VALUE * (rows * row + records * record)
+        let values = VALUE * (rows * row + records * record);
+        values + values / SLACK
     }
 
     /// What the lengths of DoRA add to a layer's graph, for each row.
     fn dora(&self, config: &LoraConfig) -> u64 {
-        let targets = self.base.projections().iter().filter(|projection| config.targets.contains(projection));
+        let targets = self.question.base.projections().iter().filter(|projection| config.targets.contains(projection));
         targets
             .map(|projection| {
-                let (outputs, inputs) = self.base.sizes(*projection);
+                let (outputs, inputs) = self.question.base.sizes(*projection);
                 if config.dropout > 0.0 { (inputs + 5 * outputs) as u64 } else { outputs as u64 }
             })
             .sum()

@@ -144,6 +144,9 @@ impl Trial for Heads {
                 );
                 let (got, want) = (got.grad_weight.unwrap(), want.grad_weight.as_ref().unwrap());
                 assert_equal_to(&name("gradient of the weight"), machine, &got, want, tolerance(element));
+                let alone = Head { gradients: Gradients::Weight, ..head }.run(machine, &labelled).unwrap();
+                let alone = alone.grad_weight.unwrap();
+                assert_equal_to(&name("gradient of the weight alone"), machine, &alone, want, tolerance(element));
                 let watched = Head { gradients: Gradients::None, ..head }.run(machine, &labelled).unwrap();
                 assert_near(&name("losses alone"), &watched.losses, &losses, tolerance(Element::F32));
             }
