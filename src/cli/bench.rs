@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use super::scratch::Scratch;
 use crate::clock::Clock;
 use crate::config::MemorySettings;
 use crate::error::{Error, Result};
@@ -107,16 +108,13 @@ impl Train {
     fn run(&self) -> Result<()> {
         let clock = Clock::system();
         let (config, description, shape) = self.shape()?;
-        let work_dir = std::env::temp_dir().join(format!("tunesmith-bench-{}", clock.id()));
-        std::fs::create_dir_all(&work_dir)?;
-        let folder = Folder(work_dir.clone());
+        let scratch = Scratch::new("bench", &clock)?;
         let given = self.hyper_parameters(shape);
-        let work = self.workload(config, shape, &given, work_dir)?;
+        let work = self.workload(config, shape, &given, scratch.path().into())?;
         let ceiling = train::matmul_rate(&clock)?;
         let mut screen = Screen::new(self.warm_up, self.warm_up + self.steps);
         let measured = train::bench(&work, &mut screen)?;
         screen.bar.finish_and_clear();
-        drop(folder);
         let figures = Figures::of(&measured, ceiling, screen.cpu_seconds());
         if self.json {
             let shape = shape.map(Shape::config_json);
@@ -179,15 +177,6 @@ impl Train {
             memory: Memory::host(self.memory.bytes()?),
             work_dir,
         })
-    }
-}
-
-/// Removed with all that lies in it, also when the measurement fails.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

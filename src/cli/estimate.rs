@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::job;
+use super::scratch::Scratch;
 use crate::config::{ByteSize, MemorySettings};
 use crate::error::{Error, Result};
 use crate::train::{self, DataFacts, Decision, Estimate, Memory, RunFacts};
@@ -38,12 +39,8 @@ the base only config.json and the tokenizer are needed. Exits with 1 when the jo
 /// When the job file, the data or the base cannot be used, or the job does not fit into memory.
 pub(super) fn run(args: &Args) -> Result<()> {
     let plan = job::plan(&args.job, Memory::host(args.memory.bytes()?))?;
-    let scratch = std::env::temp_dir().join(format!("tunesmith-estimate-{}-{}", std::process::id(), plan.clock.id()));
-    std::fs::create_dir_all(&scratch)?;
-    let estimate = train::estimate(&plan, &scratch, &mut ());
-    // What stays there when this fails is small, and the next start of the machine clears it.
-    let _ = std::fs::remove_dir_all(&scratch);
-    let estimate = estimate?;
+    let scratch = Scratch::new("estimate", &plan.clock)?;
+    let estimate = train::estimate(&plan, scratch.path(), &mut ())?;
     if args.json {
         println!("{:#}", as_json(&estimate));
     } else {

@@ -10,6 +10,7 @@ mod logging;
 mod migrate;
 mod models;
 mod openapi;
+mod scratch;
 mod serve;
 mod train;
 
