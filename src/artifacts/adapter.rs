@@ -9,7 +9,9 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::models::{DecoderConfig, Precision, Projection, quantization_config, save_tensors};
-use crate::tune::{ADAPTER_NAME, AdapterConfig, Arrangement, LoraConfig, QUANTIZATION, TuningMethod, WEIGHT_FILES};
+use crate::tune::{
+    ADAPTER_NAME, AdapterConfig, Arrangement, LoraConfig, QUANTIZATION, SCORE, TuningMethod, WEIGHT_FILES,
+};
 
 /// The release of `peft` whose format this is.
 const PEFT_VERSION: &str = "0.21.2";
@@ -31,6 +33,12 @@ pub fn write_adapter(
         TuningMethod::Adapter(config) => (bottleneck, bottleneck_config(base_id, base, config)),
         other => (peft, peft_config(base_id, base, other)?),
     };
+    let mut config = config;
+    if tensors.iter().any(|(name, _)| name == SCORE) {
+        // A reward model: to peft the head of a classifier with one class.
+        config["modules_to_save"] = json!(["score"]);
+        config["task_type"] = json!("SEQ_CLS");
+    }
     save_tensors(&dir.join(file), tensors, Precision::F32)?;
     std::fs::write(dir.join("adapter_config.json"), format!("{config:#}\n"))?;
     if matches!(method, TuningMethod::Qlora(_)) {

@@ -77,6 +77,11 @@ pub(super) fn plan(path: &Path, memory: Memory) -> Result<Plan> {
     let wrong = |cause: &dyn std::fmt::Display| Error::validation(format!("{}: {cause}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|cause| wrong(&cause))?;
     let job: Job = serde_json::from_str(&text).map_err(|cause| wrong(&cause))?;
+    if job.objective == Objective::Preferences {
+        return Err(wrong(
+            &"preferences are learned by FINE_TUNING with hyperParameters.trainingObjective dpo or reward",
+        ));
+    }
     let folder = path.parent().unwrap_or(Path::new(""));
     let (base, defaults) = match job.base {
         JobBase::Directory(dir) => {

@@ -120,6 +120,11 @@ impl Screen {
     }
 }
 
+/// What an objective measures beside the loss, for a line.
+fn words(extra: &[(&str, f64)]) -> String {
+    extra.iter().map(|(name, value)| format!(" {name} {value:.3}")).collect()
+}
+
 impl Observer for Screen {
     fn phase(&mut self, phase: Phase) {
         self.phase = phase;
@@ -141,18 +146,20 @@ impl Observer for Screen {
     }
 
     fn step(&mut self, metrics: &StepMetrics) {
-        let StepMetrics { step, steps, epoch, loss, learning_rate, gradient_norm, tokens, seconds, .. } = metrics;
+        let StepMetrics { step, steps, epoch, loss, extra, learning_rate, gradient_norm, tokens, seconds, .. } =
+            metrics;
         self.since = (self.since.0 + tokens, self.since.1 + seconds);
         let pace = self.pace.map_or(*seconds, |pace| 0.95 * pace + 0.05 * seconds);
         self.pace = Some(pace);
         let left = Duration::from_secs_f64(pace * (steps - step - 1) as f64);
         let speed = self.since.0 as f64 / self.since.1.max(1e-9);
         let left = indicatif::HumanDuration(left);
-        self.bar.set_message(format!("loss {loss:.4}  {speed:.0} tok/s  {left:#} left"));
+        let extra = words(extra);
+        self.bar.set_message(format!("loss {loss:.4}{extra}  {speed:.0} tok/s  {left:#} left"));
         let is_due = (step + 1).is_multiple_of(steps.div_ceil(LINES).max(1)) || step + 1 == *steps;
         if !self.terminal && is_due {
             eprintln!(
-                "step {}/{steps} epoch {epoch} loss {loss:.4} lr {learning_rate:.2e} grad {gradient_norm:.3} \
+                "step {}/{steps} epoch {epoch} loss {loss:.4}{extra} lr {learning_rate:.2e} grad {gradient_norm:.3} \
                  {speed:.0} tok/s, {left:#} left",
                 step + 1
             );
@@ -163,7 +170,8 @@ impl Observer for Screen {
     }
 
     fn validation(&mut self, metrics: &ValidationMetrics) {
-        self.say(&format!("step {}: validation loss {:.4}", metrics.step + 1, metrics.loss));
+        let extra = words(&metrics.extra);
+        self.say(&format!("step {}: validation loss {:.4}{extra}", metrics.step + 1, metrics.loss));
     }
 
     fn warn(&mut self, message: &str) {

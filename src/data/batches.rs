@@ -1,7 +1,8 @@
 //! The order in which a corpus is learned. Each epoch has its own seeded order; a batch is what one
 //! optimizer step sees; it is cut into micro-batches that fit a budget of tokens. Micro-batches are one
-//! flat stream of tokens without padding, and `lengths` says where each record ends. Where the run
-//! stands is two numbers, so a resumed run sees what the uninterrupted one would have seen.
+//! flat stream of tokens without padding, and `lengths` says where each record ends. The two answers of a
+//! preference are one unit: they are dealt together and never cut apart. Where the run stands is two numbers, so a
+//! resumed run sees what the uninterrupted one would have seen.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +17,9 @@ const PART_TOKENS: usize = 64;
 pub struct BatchSettings {
     /// Decides the order of every epoch.
     pub seed: u64,
-    /// Records per optimizer step; with `row_tokens`, rows.
+    /// Records, or pairs of them, per optimizer step; with `row_tokens`, rows.
     pub batch_size: usize,
-    /// The most tokens of a micro-batch; a record that has more stands alone.
+    /// The most tokens of a micro-batch; a record or pair that has more stands alone.
     pub token_budget: usize,
     /// Into how many micro-batches of about the same size a batch is cut, where it has enough records
     /// and tokens, so that cores can work on them side by side; 1 cuts by the budget alone.
@@ -32,7 +33,7 @@ pub struct BatchSettings {
 pub struct Cursor {
     /// From 0.
     pub epoch: u64,
-    /// How many records of the epoch are done.
+    /// How many records, or pairs, of the epoch are done.
     pub position: u64,
 }
 
@@ -126,7 +127,7 @@ impl<'a> Batches<'a> {
 
     /// How many optimizer steps `epochs` epochs take.
     pub fn steps(&self, epochs: u64) -> u64 {
-        let n = self.corpus.len() as u64;
+        let n = self.corpus.units() as u64;
         if self.settings.row_tokens.is_none() {
             return n.div_ceil(self.settings.batch_size.max(1) as u64) * epochs;
         }
@@ -156,12 +157,12 @@ impl<'a> Batches<'a> {
     /// The records of the next batch, micro-batch by micro-batch.
     fn deal(&mut self) -> Vec<Vec<usize>> {
         let Cursor { epoch, position } = self.cursor;
-        let n = self.corpus.len() as u64;
+        let n = self.corpus.units() as u64;
         let order = Shuffle::new(n, self.settings.seed, epoch);
         let end = self.end_of_batch(&order, position);
-        let records: Vec<usize> = (position..end).map(|at| order.at(at) as usize).collect();
+        let units: Vec<usize> = (position..end).map(|at| order.at(at) as usize).collect();
         self.cursor = if end >= n { Cursor { epoch: epoch + 1, position: 0 } } else { Cursor { epoch, position: end } };
-        share_out(self.corpus, records, self.settings.parts)
+        share_out(self.corpus, units, self.settings.parts)
             .into_iter()
             .flat_map(|part| cut(self.corpus, part.into_iter(), self.settings.token_budget))
             .collect()
@@ -184,15 +185,16 @@ impl<'a> Batches<'a> {
             done += 1;
         }
         if done < steps {
-            let longest = (0..self.corpus.len()).max_by_key(|record| self.corpus.length(*record));
-            largest.take(self.corpus, longest.into_iter().collect(), lead);
+            let longest = (0..self.corpus.units()).max_by_key(|unit| self.corpus.unit_length(*unit));
+            let records = longest.map(|unit| self.corpus.unit_records(unit));
+            largest.take(self.corpus, records.into_iter().flatten().collect(), lead);
         }
         largest
     }
 
     /// Where the batch that begins at `position` ends; the last of an epoch may be smaller.
     fn end_of_batch(&self, order: &Shuffle, position: u64) -> u64 {
-        let n = self.corpus.len() as u64;
+        let n = self.corpus.units() as u64;
         let batch_size = self.settings.batch_size.max(1);
         let Some(row_tokens) = self.settings.row_tokens else {
             return n.min(position + batch_size as u64);
@@ -201,8 +203,9 @@ impl<'a> Batches<'a> {
         for _ in 0..batch_size {
             let mut tokens = 0;
             while end < n {
-                tokens += self.corpus.length(order.at(end) as usize);
-                if tokens > row_tokens && tokens > self.corpus.length(order.at(end) as usize) {
+                let own = self.corpus.unit_length(order.at(end) as usize);
+                tokens += own;
+                if tokens > row_tokens && tokens > own {
                     break;
                 }
                 end += 1;
@@ -214,46 +217,48 @@ impl<'a> Batches<'a> {
 
 /// The corpus once, in its own order: for validation.
 pub fn in_order(corpus: &Corpus, token_budget: usize) -> impl Iterator<Item = MicroBatch> {
-    cut(corpus, 0..corpus.len(), token_budget).map(move |records| MicroBatch::gather(corpus, records))
+    cut(corpus, 0..corpus.units(), token_budget).map(move |records| MicroBatch::gather(corpus, records))
 }
 
 /// Rows of the largest micro-batch of [`in_order`], each record behind `lead` further rows.
 pub fn largest_in_order(corpus: &Corpus, token_budget: usize, lead: usize) -> usize {
     let rows = |records: Vec<usize>| records.iter().map(|record| lead + corpus.length(*record)).sum();
-    cut(corpus, 0..corpus.len().min(LOOKED_AT), token_budget).map(rows).max().unwrap_or(0)
+    cut(corpus, 0..corpus.units().min(LOOKED_AT), token_budget).map(rows).max().unwrap_or(0)
 }
 
-/// Deals records out into at most `parts` parts of about as many tokens each: the longest first, always
+/// Deals records, or pairs of them, out into at most `parts` parts of about as many tokens each: the longest first, always
 /// to the part that has least. Parts are a power of two, so that cores come out even, and none is made
 /// for less than [`PART_TOKENS`].
-fn share_out(corpus: &Corpus, records: Vec<usize>, parts: usize) -> Vec<Vec<usize>> {
-    let tokens: usize = records.iter().map(|record| corpus.length(*record)).sum();
-    let parts = parts.min(records.len()).min(tokens / PART_TOKENS).max(1);
+fn share_out(corpus: &Corpus, units: Vec<usize>, parts: usize) -> Vec<Vec<usize>> {
+    let tokens: usize = units.iter().map(|unit| corpus.unit_length(*unit)).sum();
+    let parts = parts.min(units.len()).min(tokens / PART_TOKENS).max(1);
     let parts = 1 << parts.ilog2();
     if parts == 1 {
-        return vec![records];
+        return vec![units];
     }
-    let mut longest_first = records;
-    longest_first.sort_by_key(|record| std::cmp::Reverse(corpus.length(*record)));
+    let mut longest_first = units;
+    longest_first.sort_by_key(|unit| std::cmp::Reverse(corpus.unit_length(*unit)));
     let mut shares = vec![(0, Vec::new()); parts];
-    for record in longest_first {
+    for unit in longest_first {
         if let Some((held, share)) = shares.iter_mut().min_by_key(|(held, _)| *held) {
-            *held += corpus.length(record);
-            share.push(record);
+            *held += corpus.unit_length(unit);
+            share.push(unit);
         }
     }
     shares.into_iter().map(|(_, share)| share).collect()
 }
 
-/// Consecutive `records` as micro-batches of at most `token_budget` tokens, or of one record that has more.
-fn cut(corpus: &Corpus, records: impl Iterator<Item = usize>, token_budget: usize) -> impl Iterator<Item = Vec<usize>> {
-    let mut records = records.peekable();
+/// Consecutive `units` as the records of micro-batches of at most `token_budget` tokens, or of one unit that has
+/// more.
+fn cut(corpus: &Corpus, units: impl Iterator<Item = usize>, token_budget: usize) -> impl Iterator<Item = Vec<usize>> {
+    let mut units = units.peekable();
     std::iter::from_fn(move || {
-        let mut taken = vec![records.next()?];
-        let mut tokens = corpus.length(taken[0]);
-        while let Some(next) = records.next_if(|next| tokens + corpus.length(*next) <= token_budget) {
-            tokens += corpus.length(next);
-            taken.push(next);
+        let first = units.next()?;
+        let mut taken: Vec<usize> = corpus.unit_records(first).collect();
+        let mut tokens = corpus.unit_length(first);
+        while let Some(next) = units.next_if(|next| tokens + corpus.unit_length(*next) <= token_budget) {
+            tokens += corpus.unit_length(next);
+            taken.extend(corpus.unit_records(next));
         }
         Some(taken)
     })

@@ -133,6 +133,26 @@ impl Corpus {
         u32::from_le_bytes(self.field(i, 20)) as usize
     }
 
+    /// How many sequences are dealt out together: the two answers of a preference, else one.
+    pub fn unit(&self) -> usize {
+        if self.manifest.format == Format::Preference { 2 } else { 1 }
+    }
+
+    /// How many units there are: what a batch counts.
+    pub fn units(&self) -> usize {
+        self.len() / self.unit()
+    }
+
+    /// The sequences of unit `i`, which is below [`Corpus::units`].
+    pub fn unit_records(&self, i: usize) -> std::ops::Range<usize> {
+        i * self.unit()..(i + 1) * self.unit()
+    }
+
+    /// How many tokens unit `i` has.
+    pub fn unit_length(&self, i: usize) -> usize {
+        self.unit_records(i).map(|record| self.length(record)).sum()
+    }
+
     /// The file and line that sequence `i` came from, for messages.
     pub fn place(&self, i: usize) -> (&str, u64) {
         let file = u32::from_le_bytes(self.field(i, 16)) as usize;

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
 use super::chat::Template;
+use super::preference::Preference;
 use super::records::{Conversation, Message, Record, Role};
 use crate::error::{Error, Result};
 
@@ -85,28 +86,44 @@ impl Encoder {
         self.end_of_turn
     }
 
-    /// The tokens of a record. A prompt with its completion is one turn through the chat template when the
-    /// base has one, else the two texts joined, then end-of-text.
-    pub fn record(&self, record: &Record) -> Result<Encoded> {
-        match record {
+    /// The token sequences of a record: one, or of a preference the better answer's and the worse one's. A prompt
+    /// with its completion is one turn through the chat template when the base has one, else the two texts joined,
+    /// then end-of-text.
+    ///
+    /// # Errors
+    /// When the base has no chat template for a conversation, or it does not take it.
+    pub fn sequences(&self, record: &Record) -> Result<Vec<Encoded>> {
+        Ok(match record {
             Record::Text(text) => {
                 let mut encoded = self.plain(text, 0..text.len())?;
                 self.end(&mut encoded);
-                Ok(encoded)
+                vec![encoded]
             }
-            Record::Completion { prompt, completion } if self.written_out(prompt) => {
-                let text = format!("{prompt}{completion}");
-                let mut encoded = self.plain(&text, prompt.len()..text.len())?;
-                self.end(&mut encoded);
-                Ok(encoded)
+            Record::Completion { prompt, completion } => vec![self.completion(prompt, completion)?],
+            Record::Conversation(conversation) => vec![self.conversation(conversation, 0)?],
+            Record::Preference(Preference::Completion { prompt, answers }) => {
+                answers.iter().map(|answer| self.completion(prompt, answer)).collect::<Result<_>>()?
             }
-            Record::Completion { prompt, completion } => {
-                let mut conversation = question(prompt);
-                conversation.messages.push(Message { role: Role::Assistant, text: completion.clone() });
-                self.conversation(&conversation)
+            Record::Preference(Preference::Conversation { prompt, answers }) => {
+                answers.iter().map(|whole| self.conversation(whole, *prompt)).collect::<Result<_>>()?
             }
-            Record::Conversation(conversation) => self.conversation(conversation),
+        })
+    }
+
+    /// A prompt with its completion, which is what is learned.
+    ///
+    /// # Errors
+    /// When the base's chat template does not take it.
+    pub fn completion(&self, prompt: &str, completion: &str) -> Result<Encoded> {
+        if self.written_out(prompt) {
+            let text = format!("{prompt}{completion}");
+            let mut encoded = self.plain(&text, prompt.len()..text.len())?;
+            self.end(&mut encoded);
+            return Ok(encoded);
         }
+        let mut conversation = question(prompt);
+        conversation.messages.push(Message { role: Role::Assistant, text: completion.to_owned() });
+        self.conversation(&conversation, 0)
     }
 
     /// The prompt of a native request (`InvokeModel`): rendered as one user's turn when the base has a chat
@@ -132,10 +149,16 @@ impl Encoder {
         Ok(encoding.get_ids().to_vec())
     }
 
-    fn conversation(&self, conversation: &Conversation) -> Result<Encoded> {
+    /// A conversation that ends with the assistant's turn, of which what the assistant says behind the first
+    /// `given` messages is learned.
+    ///
+    /// # Errors
+    /// When the base has no chat template, or it does not take the conversation.
+    pub fn conversation(&self, conversation: &Conversation, given: usize) -> Result<Encoded> {
         let rendered = self.need_template()?.render_spoken(conversation)?;
         let encoding = self.tokenizer.encode(rendered.text.as_str(), false).map_err(broken)?;
-        let mut encoded = self.mark(&encoding, &rendered.spoken);
+        let said = conversation.messages.iter().take(given).filter(|message| message.role == Role::Assistant).count();
+        let mut encoded = self.mark(&encoding, rendered.spoken.get(said..).unwrap_or_default());
         if rendered.end_of_turn.is_empty() {
             self.end(&mut encoded);
         }

@@ -107,12 +107,14 @@ pub fn prepare(
                         continue;
                     }
                     Outcome::Bad(fault, beginning) => Some((fault, beginning)),
-                    Outcome::Good(format, encoded) => {
+                    Outcome::Good(format, sequences) => {
                         let (expected, place) =
                             first.get_or_insert_with(|| (format, format!("{}:{line}", base(&source.name))));
                         if *expected == format {
-                            for (tokens, learn) in windows(&encoded, options) {
-                                writer.push(tokens, &learn, file, line)?;
+                            for encoded in &sequences {
+                                for (tokens, learn) in windows(encoded, options) {
+                                    writer.push(tokens, &learn, file, line)?;
+                                }
                             }
                             fact.records += 1;
                             now.records += 1;
@@ -139,6 +141,7 @@ pub fn prepare(
             let what = if now.bytes == before { "the file is empty" } else { "the file has only blank lines" };
             let example = match options.objective {
                 Objective::FineTuning => Format::Completion.example(),
+                Objective::Preferences => Format::Preference.example(),
                 Objective::ContinuedPreTraining => Format::Text.example(),
             };
             bad.add(
@@ -177,7 +180,7 @@ struct Read1 {
 }
 
 enum Outcome {
-    Good(Format, Encoded),
+    Good(Format, Vec<Encoded>),
     Blank,
     /// The fault, and how the record begins.
     Bad(Fault, String),
@@ -198,25 +201,27 @@ fn read_one(line: Line, encoder: &Encoder, options: &Options) -> Result<Read1> {
     Ok(Read1 { line: line.number, outcome })
 }
 
-/// The record's tokens, or what is wrong with it; the outer error is ours.
-fn encoded(record: &Record, encoder: &Encoder, options: &Options) -> Result<Result<Encoded, Fault>> {
-    let encoded = match encoder.record(record) {
-        Ok(encoded) => encoded,
+/// The record's token sequences, or what is wrong with it; the outer error is ours.
+fn encoded(record: &Record, encoder: &Encoder, options: &Options) -> Result<Result<Vec<Encoded>, Fault>> {
+    let sequences = match encoder.sequences(record) {
+        Ok(sequences) => sequences,
         Err(error) if error.kind() == Kind::Validation => return Ok(Err(Fault::format(None, error.message()))),
         Err(error) => return Err(error),
     };
-    let length = encoded.tokens.len();
-    if !encoded.learn.contains(&true) {
-        return Ok(Err(Fault::format(None, "the record has no token to learn")));
+    for encoded in &sequences {
+        let length = encoded.tokens.len();
+        if !encoded.learn.contains(&true) {
+            return Ok(Err(Fault::format(None, "the record has no token to learn")));
+        }
+        if options.objective != Objective::ContinuedPreTraining && length > options.max_tokens {
+            return Ok(Err(Fault {
+                column: None,
+                reason: format!("Maximum input token count {length} exceeds limit of {}", options.max_tokens),
+                class: Class::Length,
+            }));
+        }
     }
-    if options.objective == Objective::FineTuning && length > options.max_tokens {
-        return Ok(Err(Fault {
-            column: None,
-            reason: format!("Maximum input token count {length} exceeds limit of {}", options.max_tokens),
-            class: Class::Length,
-        }));
-    }
-    Ok(Ok(encoded))
+    Ok(Ok(sequences))
 }
 
 /// A document longer than the model's length gives several sequences. Each begins with the last token of

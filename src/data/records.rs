@@ -1,9 +1,10 @@
-//! What one line means: a prompt with its completion, a conversation, or a document. The formats are
+//! What one line means: a prompt with its completion, a conversation, a preference, or a document. The formats are
 //! Bedrock's ("Prepare data for fine-tuning your models" in its user guide); whatever does not fit
 //! is answered with the place, what was expected, and what to change.
 
 use super::json::{self, Member, Node};
 use super::jsonl::Fault;
+use super::preference::{self, Preference};
 
 /// What a job does with its data (`customizationType`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -11,6 +12,8 @@ use super::jsonl::Fault;
 pub enum Objective {
     /// Learn the completions, or the assistant's turns.
     FineTuning,
+    /// Learn which of two answers is better.
+    Preferences,
     /// Learn every token of plain documents.
     ContinuedPreTraining,
 }
@@ -23,6 +26,8 @@ pub enum Format {
     Completion,
     /// `{"system": …, "messages": […]}`, with text blocks (bedrock-conversation-2024) or plain strings.
     Conversation,
+    /// `{"prompt": …, "chosen": …, "rejected": …}`, with texts or messages.
+    Preference,
     /// `{"input": …}`
     Text,
 }
@@ -39,6 +44,8 @@ pub enum Record {
     },
     /// Turns of a user and an assistant, beginning with the user, ending with the assistant.
     Conversation(Conversation),
+    /// A prompt with a better and a worse answer.
+    Preference(Preference),
     /// A document.
     Text(String),
 }
@@ -93,6 +100,7 @@ impl Format {
             Self::Conversation => {
                 r#"{"schemaVersion": "bedrock-conversation-2024", "messages": [{"role": "user", "content": [{"text": "..."}]}, {"role": "assistant", "content": [{"text": "..."}]}]}"#
             }
+            Self::Preference => r#"{"prompt": "...", "chosen": "...", "rejected": "..."}"#,
             Self::Text => r#"{"input": "..."}"#,
         }
     }
@@ -101,6 +109,7 @@ impl Format {
         match self {
             Self::Completion => &["prompt", "completion"],
             Self::Conversation => &["schemaVersion", "system", "messages"],
+            Self::Preference => preference::KEYS,
             Self::Text => &["input"],
         }
     }
@@ -143,6 +152,7 @@ impl Record {
                 let completion = filled(need("completion")?, "completion", "there is nothing to learn")?;
                 Self::Completion { prompt, completion }
             }
+            Format::Preference => Self::Preference(preference::parse(&root, &members)?),
             Format::Text => Self::Text(filled(need("input")?, "input", "there is nothing to learn")?),
             Format::Conversation => {
                 let messages = need("messages")?;
@@ -163,7 +173,9 @@ impl Record {
 /// Which format the keys speak of, and whether the objective takes it.
 fn format_of(root: &Node<'_>, members: &[Member<'_>], objective: Objective) -> Result<Format, Fault> {
     let has = |name: &str| members.iter().any(|member| member.name == name);
-    let format = if has("messages") || has("schemaVersion") {
+    let format = if has("chosen") || has("rejected") {
+        Format::Preference
+    } else if has("messages") || has("schemaVersion") {
         Format::Conversation
     } else if has("prompt") || has("completion") {
         Format::Completion
@@ -174,9 +186,10 @@ fn format_of(root: &Node<'_>, members: &[Member<'_>], objective: Objective) -> R
             Objective::FineTuning => {
                 format!("{} or {}", Format::Completion.example(), Format::Conversation.example())
             }
+            Objective::Preferences => Format::Preference.example().to_owned(),
             Objective::ContinuedPreTraining => Format::Text.example().to_owned(),
         };
-        let all = ["prompt", "completion", "messages", "schemaVersion", "input", "system"];
+        let all = ["prompt", "completion", "messages", "schemaVersion", "input", "system", "chosen", "rejected"];
         return Err(match members.first() {
             Some(first) => Fault::format(
                 first.key.column(),
@@ -190,6 +203,20 @@ fn format_of(root: &Node<'_>, members: &[Member<'_>], objective: Objective) -> R
         });
     };
     match (objective, format) {
+        (Objective::Preferences, Format::Preference) => Ok(format),
+        (_, Format::Preference) => Err(Fault::format(
+            root.column(),
+            "a chosen and a rejected answer are for learning from preferences: set customizationType to FINE_TUNING and \
+             the hyperparameter trainingObjective dpo or reward",
+        )),
+        (Objective::Preferences, _) => Err(Fault::format(
+            root.column(),
+            format!(
+                "a record without \"chosen\" and \"rejected\" is for supervised fine-tuning: leave trainingObjective out, \
+                 or give {}",
+                Format::Preference.example()
+            ),
+        )),
         (Objective::FineTuning, Format::Text) => Err(Fault::format(
             root.column(),
             format!(
@@ -211,9 +238,28 @@ fn format_of(root: &Node<'_>, members: &[Member<'_>], objective: Objective) -> R
 
 fn turns(messages: Node<'_>) -> Result<Vec<Message>, Fault> {
     let items = messages.items("messages")?;
+    let turns = alternating(&items, "messages", 0, Role::User)?;
+    match turns.last() {
+        None => {
+            Err(Fault::format(messages.column(), "messages: is empty; give at least a user's and an assistant's turn"))
+        }
+        Some(last) if last.role == Role::User => Err(Fault::format(
+            items.last().map(Node::column),
+            format!(
+                "messages[{}]: the last message is the user's; a record ends with the assistant's answer",
+                items.len() - 1
+            ),
+        )),
+        Some(_) => Ok(turns),
+    }
+}
+
+/// Messages of two speakers in turn, of whom `first` begins. They stand in the array `path`, behind `skipped` others.
+pub(super) fn alternating(items: &[Node<'_>], path: &str, skipped: usize, first: Role) -> Result<Vec<Message>, Fault> {
+    let second = if first == Role::User { Role::Assistant } else { Role::User };
     let mut turns = Vec::with_capacity(items.len());
     for (i, item) in items.iter().enumerate() {
-        let path = format!("messages[{i}]");
+        let path = format!("{path}[{}]", i + skipped);
         let (mut role, mut content) = (None, None);
         for member in item.members(&path)? {
             match member.name.as_str() {
@@ -230,7 +276,7 @@ fn turns(messages: Node<'_>) -> Result<Vec<Message>, Fault> {
         let missing = |name: &str| Fault::format(item.column(), format!("{path}: the key \"{name}\" is missing"));
         let role = role.ok_or_else(|| missing("role"))?;
         let content = content.ok_or_else(|| missing("content"))?;
-        let expected = if i % 2 == 0 { Role::User } else { Role::Assistant };
+        let expected = if i % 2 == 0 { first } else { second };
         let name = role.string(&format!("{path}.role"))?;
         if name != expected.name() {
             let hint = if name == "system" {
@@ -241,8 +287,9 @@ fn turns(messages: Node<'_>) -> Result<Vec<Message>, Fault> {
             return Err(Fault::format(
                 role.column(),
                 format!(
-                    "{path}.role: expected \"{}\", found \"{name}\"{hint}; messages start with the user and alternate",
-                    expected.name()
+                    "{path}.role: expected \"{}\", found \"{name}\"{hint}; messages start with the {} and alternate",
+                    expected.name(),
+                    first.name()
                 ),
             ));
         }
@@ -253,23 +300,11 @@ fn turns(messages: Node<'_>) -> Result<Vec<Message>, Fault> {
         }
         turns.push(Message { role: expected, text });
     }
-    match turns.last() {
-        None => {
-            Err(Fault::format(messages.column(), "messages: is empty; give at least a user's and an assistant's turn"))
-        }
-        Some(last) if last.role == Role::User => Err(Fault::format(
-            items.last().map(Node::column),
-            format!(
-                "messages[{}]: the last message is the user's; a record ends with the assistant's answer",
-                items.len() - 1
-            ),
-        )),
-        Some(_) => Ok(turns),
-    }
+    Ok(turns)
 }
 
 /// A text given as a string, or as an array of text blocks.
-fn text_of(node: Node<'_>, path: &str) -> Result<String, Fault> {
+pub(super) fn text_of(node: Node<'_>, path: &str) -> Result<String, Fault> {
     match node.kind() {
         "a string" => node.string(path),
         "an array" => {
@@ -304,7 +339,7 @@ fn text_of(node: Node<'_>, path: &str) -> Result<String, Fault> {
     }
 }
 
-fn filled(node: Node<'_>, path: &str, why: &str) -> Result<String, Fault> {
+pub(super) fn filled(node: Node<'_>, path: &str, why: &str) -> Result<String, Fault> {
     let text = node.string(path)?;
     if text.trim().is_empty() {
         return Err(Fault::format(node.column(), format!("{path}: is empty; {why}")));

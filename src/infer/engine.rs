@@ -8,8 +8,9 @@ use candle_core::Device;
 
 use super::generate::{Answer, Options, Speaker};
 use super::loaded::Loaded;
-use crate::data::{Conversation, Encoder};
-use crate::error::Result;
+use super::score;
+use crate::data::{Conversation, Encoder, Record};
+use crate::error::{Error, Result};
 use crate::models::{Decoder, DecoderConfig, Form, Frozen, Tokenizer, Tuning, load_nf4};
 use crate::tune::{self, read_adapter};
 
@@ -95,6 +96,12 @@ impl Engine {
         on_text: &mut dyn FnMut(&str),
     ) -> Result<Answer> {
         let adapter = self.adapter(target)?;
+        if adapter.as_ref().is_some_and(|adapter| adapter.tuning.score().is_some()) {
+            return Err(Error::validation(
+                "The model is a reward model: it judges answers and cannot give any. Invoke another model, and use this \
+                 one as the grader of a reinforcement fine-tuning job.",
+            ));
+        }
         // An adapter is asked on the base that it was trained on, which may be one in 4 bits.
         let form = adapter.as_ref().map_or(Form::Frozen, |adapter| adapter.method.form());
         let base = self.base(target, form)?;
@@ -111,6 +118,24 @@ impl Engine {
             context_length: target.context_length.map_or(longest, |length| length.min(longest)),
         };
         speaker.answer(&prompt, options, cancel, on_text)
+    }
+
+    /// What a reward model says of `records`, each a prompt with an answer or a conversation that ends with one:
+    /// a number each, higher for better. Blocks.
+    ///
+    /// # Errors
+    /// `Validation` when the target is no reward model, or a record is too long for it or not what its base
+    /// takes; else when base or adapter cannot be read.
+    pub fn score(&self, target: &Target, records: &[Record]) -> Result<Vec<f32>> {
+        let adapter = self.adapter(target)?.ok_or_else(|| {
+            Error::validation("A base model is no reward model: give a custom model of trainingObjective reward")
+        })?;
+        let base = self.base(target, adapter.method.form())?;
+        let mut sequences = Vec::with_capacity(records.len());
+        for record in records {
+            sequences.extend(base.encoder.sequences(record)?.into_iter().map(|encoded| encoded.tokens));
+        }
+        score(&base.decoder, &*adapter.tuning, &sequences)
     }
 
     /// How many tokens a prompt has.

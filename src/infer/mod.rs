@@ -8,8 +8,10 @@ mod engine;
 mod generate;
 mod loaded;
 mod sampling;
+mod score;
 mod stops;
 
 pub use cache::Cache;
 pub use engine::{Adapter, Capacity, Engine, Prompt, Target};
 pub use generate::{Answer, Options, Speaker, StopReason};
+pub use score::score;

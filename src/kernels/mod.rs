@@ -24,6 +24,7 @@ mod nf4;
 mod operand;
 mod rms_norm;
 mod rope;
+mod scalar_head;
 mod spans;
 #[cfg(test)]
 mod threads;
@@ -48,5 +49,6 @@ pub use lora_linear::lora_linear;
 pub use nf4::{BLOCK, DYNAMIC_MAP, LEVELS, NESTED_BLOCK, Nf4, Parts};
 pub use rms_norm::rms_norm;
 pub use rope::rope;
+pub use scalar_head::{ScalarHead, scalar_head};
 pub use spans::Spans;
 pub use weight::{STRIP, Weight};

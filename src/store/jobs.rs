@@ -95,6 +95,9 @@ pub struct Progress {
     pub total_steps: u64,
     /// Loss of the last step.
     pub training_loss: Option<f64>,
+    /// What the objective measured beside the loss in the last step, by name (`rewards/margins`).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub measures: BTreeMap<String, f64>,
     /// Loss of the last validation.
     pub validation_loss: Option<f64>,
     /// Tokens trained per second, lately.

@@ -9,10 +9,10 @@ use std::borrow::Cow;
 use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, Var};
 
 use super::losses::LossSum;
+use super::objective::{Criterion, Sft, Top};
 use super::step_parts::{Laps, StepParts};
 pub use crate::data::MicroBatch;
 use crate::error::Result;
-use crate::kernels::{Gradients as Wanted, linear_cross_entropy};
 use crate::models::{Decoder, Tuning};
 use crate::tune::{Place, Trainable};
 
@@ -64,8 +64,7 @@ impl Gradients {
     }
 }
 
-/// Adds the gradients of the summed token losses of `batch` to `into`, with the graphs of all layers in memory
-/// or with every layer run again.
+/// Adds the gradients of the summed token losses of `batch` to `into`: [`pass`] with cross entropy.
 ///
 /// # Errors
 /// When a token lies outside the vocabulary, or the device fails.
@@ -77,8 +76,25 @@ pub fn loss_and_gradients(
     into: &mut Gradients,
     keeps: bool,
 ) -> Result<LossSum> {
+    pass(decoder, trainables, tuning, &Sft, batch, into, keeps)
+}
+
+/// Adds the gradients of what `batch` loses by `criterion` to `into`, with the graphs of all layers in memory
+/// or with every layer run again.
+///
+/// # Errors
+/// When a token lies outside the vocabulary, the batch is not what the objective learns from, or the device fails.
+pub fn pass(
+    decoder: &Decoder,
+    trainables: &[Trainable],
+    tuning: &dyn Tuning,
+    criterion: &dyn Criterion,
+    batch: &MicroBatch,
+    into: &mut Gradients,
+    keeps: bool,
+) -> Result<LossSum> {
     let Some(lowest) = trainables.iter().map(|one| one.place).min() else {
-        return loss(decoder, tuning, batch);
+        return evaluate(decoder, &[], tuning, criterion, batch);
     };
     let layers = decoder.config().layers;
     let labels = labels_of(batch, tuning.soft_tokens());
@@ -106,22 +122,26 @@ pub fn loss_and_gradients(
 
     let forward = laps.lap();
 
-    // The top: the head's kernel gives the gradient of the normalised states together with the loss.
+    // The top: the objective gives the gradient of the normalised states together with the loss.
     let top = Input::new(x, lowest < Place::Top)?;
     let hidden = decoder.finish(&top)?;
-    let weight = decoder.head(tuning);
-    let head = trainables.iter().position(|one| weight.tensor().is_some_and(|tensor| tensor.id() == one.var.id()));
-    let wanted = match head {
-        None => Wanted::Hidden,
-        Some(_) if trainables.len() == 1 => Wanted::Weight,
-        Some(_) => Wanted::HiddenAndWeight,
-    };
-    let softcap = decoder.config().final_softcap;
-    let result = linear_cross_entropy(&hidden, weight, &labels, None, softcap, wanted)?;
-    if let (Some(index), Some(gradient)) = (head, result.grad_weight) {
+    let result = criterion.loss(&Top {
+        hidden: &hidden,
+        head: decoder.head(tuning),
+        softcap: decoder.config().final_softcap,
+        labels: &labels,
+        lengths: packing.lengths(),
+        records: &batch.records,
+        trainables,
+        learns: true,
+    })?;
+    for (index, gradient) in result.grad_weights {
         into.add(index, gradient)?;
     }
-    let mut gradient = pull_back(&hidden, &result.grad_hidden, trainables, &top, into)?;
+    let mut gradient = match &result.grad_hidden {
+        Some(upstream) => pull_back(&hidden, upstream, trainables, &top, into)?,
+        None => None,
+    };
 
     let head_seconds = laps.lap();
 
@@ -145,14 +165,29 @@ pub fn loss_and_gradients(
         pull_back(&x, &upstream, trainables, &none, into)?;
     }
     let parts = StepParts { forward, head: head_seconds, backward: laps.lap(), optimizer: 0.0 };
-    Ok(LossSum { parts, ..LossSum::of(result.loss_sum, &result.token_losses, &labels, packing.lengths()) })
+    Ok(LossSum { parts, ..result.loss })
 }
 
-/// The loss alone, for evaluation.
+/// The summed token losses alone, for evaluation.
 ///
 /// # Errors
 /// When a token lies outside the vocabulary, or the device fails.
 pub fn loss(decoder: &Decoder, tuning: &dyn Tuning, batch: &MicroBatch) -> Result<LossSum> {
+    evaluate(decoder, &[], tuning, &Sft, batch)
+}
+
+/// What `batch` loses by `criterion`, without gradients. `trainables` are there for an objective with a weight of
+/// its own.
+///
+/// # Errors
+/// When a token lies outside the vocabulary, the batch is not what the objective learns from, or the device fails.
+pub fn evaluate(
+    decoder: &Decoder,
+    trainables: &[Trainable],
+    tuning: &dyn Tuning,
+    criterion: &dyn Criterion,
+    batch: &MicroBatch,
+) -> Result<LossSum> {
     let packing = decoder.packing(&batch.lengths, tuning)?;
     let labels = labels_of(batch, tuning.soft_tokens());
     let mut x = decoder.embed(&batch.tokens, &packing, tuning)?.detach();
@@ -160,9 +195,17 @@ pub fn loss(decoder: &Decoder, tuning: &dyn Tuning, batch: &MicroBatch) -> Resul
         x = decoder.layer(index, &x, &packing, tuning)?.detach();
     }
     let hidden = decoder.finish(&x)?.detach();
-    let softcap = decoder.config().final_softcap;
-    let result = linear_cross_entropy(&hidden, decoder.head(tuning), &labels, None, softcap, Wanted::None)?;
-    Ok(LossSum::of(result.loss_sum, &result.token_losses, &labels, packing.lengths()))
+    let top = Top {
+        hidden: &hidden,
+        head: decoder.head(tuning),
+        softcap: decoder.config().final_softcap,
+        labels: &labels,
+        lengths: packing.lengths(),
+        records: &batch.records,
+        trainables,
+        learns: false,
+    };
+    Ok(criterion.loss(&top)?.loss)
 }
 
 /// The labels of every row: those of a soft prompt have none, its last one included, because a record's

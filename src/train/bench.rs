@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 
 pub use self::shapes::{SHAPES, Shape};
 use super::flops::Flops;
+use super::objective::Criteria;
 use super::run::Run;
 use super::settings::Resolved;
 use super::side_by_side;
@@ -121,7 +122,8 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
     let copies = (1..work.slots)
         .map(|_| Decoder::random(work.config.clone(), plan.seed, &device, plan.form(&method, &work.config)));
     let copies = copies.collect::<Result<Vec<_>>>()?;
-    let mut run = Run::resume(&plan, &decoder, tuned, (&corpus, &[]), resolved, "bench", None)?;
+    let learned = (tuned, Criteria::sft(0));
+    let mut run = Run::resume(&plan, &decoder, learned, (&corpus, &[]), resolved, "bench", None)?;
     if !copies.is_empty() {
         let beside = |copy| Ok((copy, method.build(copy, Some(&corpus.record(0).tokens), plan.seed)?));
         run = run.beside(copies.iter().map(beside).collect::<Result<_>>()?)?;

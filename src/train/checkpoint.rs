@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::metrics::Table;
+use super::reference::REFERENCE;
 use crate::data::Cursor;
 use crate::data::corpus::sha256_of;
 use crate::error::{Error, Result};
@@ -86,6 +87,8 @@ pub(crate) struct Contents<'a> {
     pub(crate) optimizer: &'a [(String, Tensor)],
     pub(crate) best: Option<&'a [(String, Tensor)]>,
     pub(crate) metrics: &'a [(Table, Vec<u8>)],
+    /// What a reference makes of the records, where the objective has one.
+    pub(crate) reference: Option<&'a [u8]>,
 }
 
 /// `manifest.json`: the digest of every other file.
@@ -122,6 +125,9 @@ pub(crate) fn save(root: &Path, contents: &Contents<'_>) -> Result<PathBuf> {
     }
     for (table, bytes) in contents.metrics {
         fs::write(unfinished.join(table.copy_name()), bytes)?;
+    }
+    if let Some(bytes) = contents.reference {
+        fs::write(unfinished.join(REFERENCE), bytes)?;
     }
     fs::write(unfinished.join(STATE), serde_json::to_vec_pretty(contents.state)?)?;
     let mut files = BTreeMap::new();
@@ -228,8 +234,15 @@ mod tests {
         };
         let tensors = [("w".to_string(), Tensor::new(&[1f32, 2.0], &Device::Cpu).unwrap())];
         let metrics = [(Table::Training, b"lines".to_vec())];
-        save(root, &Contents { state: &state, weights: &tensors, optimizer: &tensors, best: None, metrics: &metrics })
-            .unwrap()
+        let contents = Contents {
+            state: &state,
+            weights: &tensors,
+            optimizer: &tensors,
+            best: None,
+            metrics: &metrics,
+            reference: None,
+        };
+        save(root, &contents).unwrap()
     }
 
     fn newest_step(root: &Path, run: &str) -> (Option<u64>, Vec<String>) {

@@ -9,6 +9,7 @@ use candle_core::Tensor;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::backprop::{self, Gradients};
+use super::objective::Criterion;
 use super::optim::{AdamW, AdamWSettings};
 use super::{LossSum, StopFlag};
 use crate::data::{Batch, MicroBatch};
@@ -147,6 +148,7 @@ impl<'a> Slots<'a> {
     pub(super) fn pass(
         &self,
         first: (&Decoder, &dyn Method),
+        criterion: &dyn Criterion,
         batch: &Batch,
         key: u64,
         keeps_graphs: bool,
@@ -162,7 +164,8 @@ impl<'a> Slots<'a> {
                 if stop.is_raised() {
                     return Ok(None);
                 }
-                sums.push((index, one_pass(decoder, method, (index, micro), key, &mut gradients, keeps_graphs)?));
+                let sum = one_pass((decoder, method), criterion, (index, micro), key, &mut gradients, keeps_graphs)?;
+                sums.push((index, sum));
             }
             Ok(Some((sums, gradients)))
         };
@@ -214,8 +217,8 @@ impl<'a> Slots<'a> {
 
 /// Loss and gradients of micro-batch `index` of a step, with the masks that belong to it wherever it is run.
 pub(super) fn one_pass(
-    decoder: &Decoder,
-    method: &dyn Method,
+    (decoder, method): (&Decoder, &dyn Method),
+    criterion: &dyn Criterion,
     (index, micro): (usize, &MicroBatch),
     key: u64,
     gradients: &mut Gradients,
@@ -226,7 +229,7 @@ pub(super) fn one_pass(
         Some(pass) => &**pass,
         None => method,
     };
-    backprop::loss_and_gradients(decoder, method.trainables(), hooks, micro, gradients, keeps_graphs)
+    backprop::pass(decoder, method.trainables(), hooks, criterion, micro, gradients, keeps_graphs)
 }
 
 /// The gradients of all weights that were reached, one after the other.

@@ -5,10 +5,14 @@ use super::StepParts;
 /// The loss of a micro-batch, in nats. Two are equal when the same was computed, however long it took.
 #[derive(Debug, Clone, Default)]
 pub struct LossSum {
-    /// Sum over all labelled tokens.
+    /// Sum over all labelled tokens, or over whatever else `count` counts.
     pub loss_sum: f64,
     /// How many tokens are labelled.
     pub labelled: usize,
+    /// What the mean is taken over: labelled tokens, or whatever else the objective counts (pairs, answers).
+    pub count: usize,
+    /// Sums over the same of what the objective measures beside the loss, in its order.
+    pub metrics: Vec<f64>,
     /// The same for each record, in order: a loss that is not finite is traced to its record.
     pub records: Vec<RecordLoss>,
     /// Where the time went.
@@ -17,7 +21,10 @@ pub struct LossSum {
 
 impl PartialEq for LossSum {
     fn eq(&self, other: &Self) -> bool {
-        self.loss_sum == other.loss_sum && self.labelled == other.labelled && self.records == other.records
+        self.loss_sum == other.loss_sum
+            && (self.labelled, self.count) == (other.labelled, other.count)
+            && self.metrics == other.metrics
+            && self.records == other.records
     }
 }
 
@@ -46,6 +53,13 @@ impl LossSum {
             })
             .collect();
         let labelled = records.iter().map(|record| record.labelled).sum();
-        LossSum { loss_sum, labelled, records, parts: StepParts::default() }
+        LossSum { loss_sum, labelled, count: labelled, metrics: Vec::new(), records, parts: StepParts::default() }
+    }
+
+    /// The mean of what the objective measures over `sums`, by its names.
+    pub(super) fn means(names: &'static [&'static str], sums: &[Self]) -> Vec<(&'static str, f64)> {
+        let count = sums.iter().map(|sum| sum.count).sum::<usize>().max(1) as f64;
+        let mean = |at: usize| sums.iter().filter_map(|sum| sum.metrics.get(at)).sum::<f64>() / count;
+        names.iter().enumerate().map(|(at, name)| (*name, mean(at))).collect()
     }
 }

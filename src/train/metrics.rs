@@ -34,10 +34,21 @@ impl Table {
 
     fn header(self) -> &'static str {
         match self {
-            Self::Training => "step_number,epoch_number,training_loss,perplexity\n",
-            Self::Validation => "step_number,epoch_number,validation_loss,perplexity\n",
+            Self::Training => "step_number,epoch_number,training_loss,perplexity",
+            Self::Validation => "step_number,epoch_number,validation_loss,perplexity",
         }
     }
+}
+
+/// What stands in a line.
+#[derive(Debug)]
+pub(crate) struct Measured<'a> {
+    /// A mean in nats.
+    pub(crate) loss: f64,
+    /// Its exponential, where the loss is one of tokens; else the cell stays empty.
+    pub(crate) perplexity: Option<f64>,
+    /// What the objective measures beside it, in the order of the columns.
+    pub(crate) extra: &'a [(&'static str, f64)],
 }
 
 /// An open file of metrics.
@@ -48,21 +59,26 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Creates the file below `output`, with the lines of a checkpoint if there is one.
-    pub(crate) fn create(output: &Path, table: Table, earlier: Option<&[u8]>) -> Result<Self> {
+    /// Creates the file below `output`, with a column for each of `extra` behind the contract's, and with the lines
+    /// of a checkpoint if there is one.
+    pub(crate) fn create(output: &Path, table: Table, extra: &[&str], earlier: Option<&[u8]>) -> Result<Self> {
         let path = output.join(table.path());
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        std::fs::write(&path, earlier.unwrap_or(table.header().as_bytes()))?;
+        let header: String = [table.header()].into_iter().chain(extra.iter().copied()).collect::<Vec<_>>().join(",");
+        std::fs::write(&path, earlier.unwrap_or(format!("{header}\n").as_bytes()))?;
         let file = OpenOptions::new().append(true).open(&path)?;
         Ok(Self { path, file })
     }
 
-    /// Appends the line of `step`; `loss` is a mean in nats, its exponential the perplexity.
-    pub(crate) fn append(&mut self, step: u64, epoch: u64, loss: f64) -> Result<()> {
+    /// Appends the line of `step`.
+    pub(crate) fn append(&mut self, step: u64, epoch: u64, measured: &Measured<'_>) -> Result<()> {
+        let Measured { loss, perplexity, extra } = measured;
+        let perplexity = perplexity.map(|value| value.to_string()).unwrap_or_default();
+        let extra: String = extra.iter().map(|(_, value)| format!(",{value}")).collect();
         // One write: whoever reads the growing file sees whole lines.
-        Ok(self.file.write_all(format!("{step},{epoch},{loss},{}\n", loss.exp()).as_bytes())?)
+        Ok(self.file.write_all(format!("{step},{epoch},{loss},{perplexity}{extra}\n").as_bytes())?)
     }
 
     /// Everything written so far.
@@ -86,12 +102,29 @@ impl Metrics {
 mod tests {
     use super::*;
 
+    fn tokens(loss: f64) -> Measured<'static> {
+        Measured { loss, perplexity: Some(loss.exp()), extra: &[] }
+    }
+
+    #[test]
+    fn an_objective_has_its_columns_behind_those_of_the_contract() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["rewards/margins", "rewards/accuracies"];
+        let mut metrics = Metrics::create(dir.path(), Table::Training, &names, None).unwrap();
+        let extra = [(names[0], 0.25), (names[1], 1.0)];
+        metrics.append(0, 0, &Measured { loss: 0.5, perplexity: None, extra: &extra }).unwrap();
+        let text = std::fs::read_to_string(dir.path().join(Table::Training.path())).unwrap();
+        let header = "step_number,epoch_number,training_loss,perplexity,rewards/margins,rewards/accuracies";
+        assert_eq!(text, format!("{header}\n0,0,0.5,,0.25,1\n"));
+        assert_eq!(metrics.points().unwrap(), [(0, 0.5)]);
+    }
+
     #[test]
     fn lines_have_the_columns_of_the_contract_and_read_back_exactly() {
         let dir = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::create(dir.path(), Table::Training, None).unwrap();
-        metrics.append(0, 0, 0.1 + 0.2).unwrap();
-        metrics.append(1, 0, f64::NAN).unwrap();
+        let mut metrics = Metrics::create(dir.path(), Table::Training, &[], None).unwrap();
+        metrics.append(0, 0, &tokens(0.1 + 0.2)).unwrap();
+        metrics.append(1, 0, &tokens(f64::NAN)).unwrap();
         let text = std::fs::read_to_string(dir.path().join(Table::Training.path())).unwrap();
         assert_eq!(
             text,
@@ -105,12 +138,12 @@ mod tests {
     #[test]
     fn a_resumed_file_goes_on_after_the_checkpoints_lines() {
         let dir = tempfile::tempdir().unwrap();
-        let mut metrics = Metrics::create(dir.path(), Table::Validation, None).unwrap();
-        metrics.append(4, 0, 1.0).unwrap();
+        let mut metrics = Metrics::create(dir.path(), Table::Validation, &[], None).unwrap();
+        metrics.append(4, 0, &tokens(1.0)).unwrap();
         let kept = metrics.bytes().unwrap();
-        metrics.append(9, 1, 0.5).unwrap();
-        let mut resumed = Metrics::create(dir.path(), Table::Validation, Some(&kept)).unwrap();
-        resumed.append(9, 1, 0.25).unwrap();
+        metrics.append(9, 1, &tokens(0.5)).unwrap();
+        let mut resumed = Metrics::create(dir.path(), Table::Validation, &[], Some(&kept)).unwrap();
+        resumed.append(9, 1, &tokens(0.25)).unwrap();
         assert_eq!(resumed.points().unwrap(), [(4, 1.0), (9, 0.25)]);
     }
 }

@@ -29,8 +29,10 @@ pub struct StepMetrics {
     pub steps: u64,
     /// From 0.
     pub epoch: u64,
-    /// Mean over the batch's learned tokens, in nats. Not finite when the step was skipped.
+    /// Mean over the batch's learned tokens, or its pairs, in nats. Not finite when the step was skipped.
     pub loss: f64,
+    /// Means of what the objective measures beside the loss, by name.
+    pub extra: Vec<(&'static str, f64)>,
     /// Learning rate of this step.
     pub learning_rate: f64,
     /// Norm of all gradients together, before clipping.
@@ -52,8 +54,10 @@ pub struct ValidationMetrics {
     pub step: u64,
     /// The epoch of that step, from 0.
     pub epoch: u64,
-    /// Mean over all learned tokens of all validation files, in nats.
+    /// Mean over all learned tokens, or pairs, of all validation files, in nats.
     pub loss: f64,
+    /// Means over the same of what the objective measures beside the loss, by name.
+    pub extra: Vec<(&'static str, f64)>,
     /// The same for each validation file, in the order of [`super::Plan::validation`].
     pub losses: Vec<f64>,
 }

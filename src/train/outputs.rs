@@ -51,7 +51,7 @@ pub(super) fn write(run: &Run<'_>, sources: &Sources) -> Result<Summary> {
     let manifest = TrainingManifest {
         base_model: BaseFacts { id: plan.base_id.clone(), sha256: sources.base_sha256.clone() },
         customization_type: match plan.objective {
-            Objective::FineTuning => "FINE_TUNING".into(),
+            Objective::FineTuning | Objective::Preferences => "FINE_TUNING".into(),
             Objective::ContinuedPreTraining => "CONTINUED_PRE_TRAINING".into(),
         },
         training_data: facts(&sources.training),

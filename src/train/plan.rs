@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::{Memory, Settings, TrainingDevice};
+use super::{Memory, Settings, TrainingDevice, TrainingObjective};
 use crate::clock::Clock;
 use crate::data::Objective;
+use crate::error::{Error, Result};
 
 /// Where the weights come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub struct Plan {
     pub training: PathBuf,
     /// Validation records, one file per validator; may be empty.
     pub validation: Vec<PathBuf>,
-    /// What is learned from a record.
+    /// What the job does with its data; of fine-tuning, [`Settings::objective`] says more.
     pub objective: Objective,
     /// The hyperparameters.
     pub settings: Settings,
@@ -66,6 +67,21 @@ impl Plan {
     /// Where the outputs lie.
     pub fn output(&self) -> PathBuf {
         self.work_dir.join("output")
+    }
+
+    /// What records the data files hold.
+    ///
+    /// # Errors
+    /// `Validation` when the objective does not go with the customization type.
+    pub(super) fn reads(&self) -> Result<Objective> {
+        match (self.objective, &self.settings.objective) {
+            (objective, TrainingObjective::Sft) => Ok(objective),
+            (Objective::FineTuning | Objective::Preferences, _) => Ok(Objective::Preferences),
+            (Objective::ContinuedPreTraining, other) => Err(Error::validation(format!(
+                "trainingObjective {} learns from preferences: set customizationType to FINE_TUNING",
+                other.name()
+            ))),
+        }
     }
 
     /// The seed of this run.

@@ -5,15 +5,20 @@
 use candle_core::Device;
 
 use super::checkpoint::Checkpoint;
+use super::objective::Criteria;
 use super::planner::{Decision, Largest, Question};
+use super::reference::Reference;
 use super::run::Run;
 use super::settings::Resolved;
 use super::sources::Sources;
-use super::{Base, Observer, Outcome, Phase, Plan, StopFlag, TrainingDevice, checkpoint, outputs, side_by_side, start};
+use super::{
+    Base, Observer, Outcome, Phase, Plan, StopFlag, TrainingDevice, TrainingObjective, checkpoint, outputs,
+    side_by_side, start,
+};
 use crate::data::{BatchSettings, Batches, Corpus, Cursor, Objective, largest_in_order};
 use crate::error::Result;
 use crate::models::{Decoder, DecoderConfig, Form, load_nf4};
-use crate::tune::{PromptConfig, TuningMethod};
+use crate::tune::{Method, PromptConfig, TuningMethod};
 
 /// Runs `plan`, going on from the newest whole checkpoint in its work folder.
 ///
@@ -43,7 +48,11 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
     let method = start::method(plan, &sources, &decoder)?;
     let data = (&sources.training, sources.validation.as_slice());
     let copies = (1..plan.slots).map(|_| load(plan, &sources, &device)).collect::<Result<Vec<_>>>()?;
-    let mut run = Run::resume(plan, &decoder, method, data, resolved, &sources.run, found.as_ref())?;
+    let tuned = (&decoder, &*method);
+    let Some(criteria) = criteria(plan, &sources, tuned, found.as_ref(), resolved.token_budget, stop)? else {
+        return Ok(Outcome::Interrupted);
+    };
+    let mut run = Run::resume(plan, &decoder, (method, criteria), data, resolved, &sources.run, found.as_ref())?;
     drop(found);
     if !copies.is_empty() {
         let beside = |copy| Ok((copy, start::method(plan, &sources, copy)?));
@@ -86,6 +95,23 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
     // Write what was learned.
     observer.phase(Phase::Saving);
     Ok(Outcome::Completed(outputs::write(&run, &sources)?))
+}
+
+/// What is learned, with all that it knows of the data before the first step; `None` when the run was asked to stop.
+fn criteria(
+    plan: &Plan,
+    sources: &Sources,
+    tuned: (&Decoder, &dyn Method),
+    found: Option<&Checkpoint>,
+    token_budget: usize,
+    stop: &StopFlag,
+) -> Result<Option<Criteria>> {
+    Ok(match plan.settings.objective {
+        TrainingObjective::Sft => Some(Criteria::sft(sources.validation.len())),
+        TrainingObjective::Dpo(config) => Reference::of(plan, sources, tuned, found, token_budget, stop)?
+            .map(|reference| Criteria::dpo(config, &reference, &sources.run)),
+        TrainingObjective::Reward => Some(Criteria::reward(sources.validation.len())),
+    })
 }
 
 /// The base, in the form that the method trains on.
@@ -212,7 +238,7 @@ impl Plan {
             token_budget: resolved.token_budget,
             parts: resolved.parts,
             row_tokens: match self.objective {
-                Objective::FineTuning => None,
+                Objective::FineTuning | Objective::Preferences => None,
                 Objective::ContinuedPreTraining => Some(resolved.max_sequence_length),
             },
         }

@@ -9,7 +9,8 @@ use candle_core::Tensor;
 use super::backprop::{self, Gradients};
 use super::checkpoint::{self, BEST, Checkpoint, Contents, Exact, OPTIMIZER, State, WEIGHTS};
 use super::data_parallel::{Passed, Slots, one_pass};
-use super::metrics::{Metrics, Table};
+use super::metrics::{Measured, Metrics, Table};
+use super::objective::{Criteria, Criterion};
 use super::optim::{AdamW, AdamWSettings, clip_factor, norm};
 use super::settings::Resolved;
 use super::side_by_side::Lanes;
@@ -32,6 +33,7 @@ pub(super) struct Run<'a> {
     pub(super) plan: &'a Plan,
     pub(super) decoder: &'a Decoder,
     pub(super) method: Box<dyn Method>,
+    criteria: Criteria,
     pub(super) resolved: Resolved,
     pub(super) state: State,
     pub(super) training_metrics: Metrics,
@@ -54,7 +56,7 @@ impl<'a> Run<'a> {
     pub(super) fn resume(
         plan: &'a Plan,
         decoder: &'a Decoder,
-        method: Box<dyn Method>,
+        (method, criteria): (Box<dyn Method>, Criteria),
         data: (&'a Corpus, &'a [Corpus]),
         resolved: Resolved,
         run: &str,
@@ -93,7 +95,7 @@ impl<'a> Run<'a> {
         }
         let metrics = |table| -> Result<Metrics> {
             let earlier = checkpoint.map(|checkpoint| checkpoint.metrics(table)).transpose()?.flatten();
-            Metrics::create(&plan.output(), table, earlier.as_deref())
+            Metrics::create(&plan.output(), table, criteria.training.metrics(), earlier.as_deref())
         };
         let training_metrics = metrics(Table::Training)?;
         let validation_metrics = if data.1.is_empty() { None } else { Some(metrics(Table::Validation)?) };
@@ -104,6 +106,7 @@ impl<'a> Run<'a> {
             plan,
             decoder,
             method,
+            criteria,
             resolved,
             state,
             training_metrics,
@@ -159,17 +162,17 @@ impl<'a> Run<'a> {
             }
         };
 
-        // Divide once by the number of learned tokens, clip, update.
+        // Divide once by the number of learned tokens, or of what else the objective counts; clip, update.
         let mut parts = StepParts::default();
         sums.iter().for_each(|sum| parts += sum.parts);
         let gradients_came = self.plan.clock.monotonic();
-        let labelled = batch.labelled.max(1) as f64;
-        let loss = sums.iter().map(|sum| sum.loss_sum).sum::<f64>() / labelled;
-        let gradient_norm = norm(gradients.sums())? / labelled;
+        let count = sums.iter().map(|sum| sum.count).sum::<usize>().max(1) as f64;
+        let loss = sums.iter().map(|sum| sum.loss_sum).sum::<f64>() / count;
+        let gradient_norm = norm(gradients.sums())? / count;
         let factor = self.plan.settings.schedule.factor(step, self.resolved.warmup_steps, self.resolved.steps);
         let learning_rate = self.plan.settings.learning_rate * factor;
         if loss.is_finite() && gradient_norm.is_finite() {
-            let scale = clip_factor(gradient_norm, self.plan.settings.max_gradient_norm) / labelled;
+            let scale = clip_factor(gradient_norm, self.plan.settings.max_gradient_norm) / count;
             self.optimizer.update(self.method.trainables(), gradients.sums(), scale, learning_rate)?;
             if let Some(slots) = &mut self.slots {
                 slots.update(&of_peers, scale, learning_rate)?;
@@ -188,13 +191,16 @@ impl<'a> Run<'a> {
         self.state.epoch = batch.epoch;
         self.state.cursor = self.batches.cursor();
         self.state.tokens += tokens;
-        self.training_metrics.append(step, batch.epoch, loss)?;
+        let criterion = &*self.criteria.training;
+        let extra = LossSum::means(criterion.metrics(), &sums);
+        self.training_metrics.append(step, batch.epoch, &measured(criterion, loss, &extra))?;
         let seconds = self.plan.clock.monotonic().duration_since(began).as_secs_f64();
         Ok(Some(StepMetrics {
             step,
             steps: self.resolved.steps,
             epoch: batch.epoch,
             loss,
+            extra,
             learning_rate,
             gradient_norm,
             tokens,
@@ -226,7 +232,7 @@ impl<'a> Run<'a> {
     /// record; then graphs are no longer kept. The cursor has not moved, so the same records come again.
     fn cut_smaller(&mut self, batch: &Batch, cause: Error, observer: &mut dyn Observer) -> Result<()> {
         let step = self.state.step;
-        let several = batch.micro.iter().filter(|micro| micro.records.len() > 1);
+        let several = batch.micro.iter().filter(|micro| micro.records.len() > self.training.unit());
         if let Some(tokens) = several.map(|micro| micro.tokens.len()).max() {
             let budget = (tokens.min(self.state.token_budget) / 2).max(1);
             observer.warn(&format!(
@@ -257,12 +263,14 @@ impl<'a> Run<'a> {
 
     /// Forward and backward over every micro-batch; `None` when the run was asked to stop.
     fn pass(&self, batch: &Batch, key: u64, stop: &StopFlag) -> Result<Option<Passed>> {
+        let criterion = &*self.criteria.training;
         if let Some(slots) = &self.slots {
-            return slots.pass((self.decoder, &*self.method), batch, key, self.resolved.keeps_graphs, stop);
+            return slots.pass((self.decoder, &*self.method), criterion, batch, key, self.resolved.keeps_graphs, stop);
         }
         let trainables = self.method.trainables();
         let one = |index: usize, micro: &MicroBatch, gradients: &mut Gradients| {
-            one_pass(self.decoder, &*self.method, (index, micro), key, gradients, self.resolved.keeps_graphs)
+            let tuned = (self.decoder, &*self.method);
+            one_pass(tuned, criterion, (index, micro), key, gradients, self.resolved.keeps_graphs)
         };
         let mut gradients = Gradients::new(trainables);
         let mut sums = Vec::with_capacity(batch.micro.len());
@@ -317,12 +325,14 @@ impl<'a> Run<'a> {
             .map(|(record, sum)| (*record, sum.loss_sum.is_finite()))
             .collect();
         let all_finite = records.iter().all(|(_, finite)| *finite);
-        let places: Vec<String> = records
+        let mut places: Vec<String> = records
             .iter()
             .filter(|(_, finite)| all_finite || !finite)
             .map(|(record, _)| self.training.place(*record))
             .map(|(file, line)| format!("{file}:{line}"))
             .collect();
+        // Both answers of a pair stand in one line.
+        places.dedup();
         let rest = places.len().saturating_sub(5);
         let first = places[..places.len() - rest].join(", ");
         if rest > 0 { format!("{first} and {rest} more records") } else { first }
@@ -331,30 +341,34 @@ impl<'a> Run<'a> {
     /// Passes over the validation data and judges whether it still improves; `None` when the run was
     /// asked to stop.
     pub(super) fn validate(&mut self, stop: &StopFlag) -> Result<Option<ValidationMetrics>> {
-        let (mut losses, mut loss_sum, mut labelled) = (Vec::new(), 0.0, 0);
-        for corpus in self.validation {
-            let (mut own_sum, mut own_labelled) = (0.0, 0);
+        let (mut losses, mut loss_sum, mut count, mut sums) = (Vec::new(), 0.0, 0, Vec::new());
+        for (corpus, criterion) in self.validation.iter().zip(&self.criteria.validation) {
+            let (mut own_sum, mut own_count) = (0.0, 0);
             for micro in in_order(corpus, self.state.token_budget) {
                 if stop.is_raised() {
                     return Ok(None);
                 }
-                let sum = backprop::loss(self.decoder, &*self.method, &micro)?;
+                let method = &*self.method;
+                let sum = backprop::evaluate(self.decoder, method.trainables(), method, &**criterion, &micro)?;
                 own_sum += sum.loss_sum;
-                own_labelled += sum.labelled;
+                own_count += sum.count;
+                sums.push(LossSum { records: Vec::new(), ..sum });
             }
-            losses.push(own_sum / own_labelled.max(1) as f64);
+            losses.push(own_sum / own_count.max(1) as f64);
             loss_sum += own_sum;
-            labelled += own_labelled;
+            count += own_count;
         }
-        let loss = loss_sum / labelled.max(1) as f64;
+        let loss = loss_sum / count.max(1) as f64;
         self.state.validated = self.state.step;
         self.state.validation_losses = losses.iter().copied().map(Exact).collect();
         self.judge(loss)?;
         let (step, epoch) = (self.state.step - 1, self.state.epoch);
+        let criterion = &*self.criteria.training;
+        let extra = LossSum::means(criterion.metrics(), &sums);
         if let Some(metrics) = &mut self.validation_metrics {
-            metrics.append(step, epoch, loss)?;
+            metrics.append(step, epoch, &measured(criterion, loss, &extra))?;
         }
-        Ok(Some(ValidationMetrics { step, epoch, loss, losses }))
+        Ok(Some(ValidationMetrics { step, epoch, loss, extra, losses }))
     }
 
     /// Early stopping: the best weights are kept; an improvement smaller than the threshold does not
@@ -399,6 +413,7 @@ impl<'a> Run<'a> {
                 optimizer: &self.optimizer.tensors(self.method.trainables())?,
                 best: self.best.as_deref(),
                 metrics: &metrics,
+                reference: self.criteria.reference.as_deref(),
             },
         )?;
         observer.checkpoint(&dir, step)?;
@@ -428,6 +443,10 @@ impl<'a> Run<'a> {
         }
         Ok(step)
     }
+}
+
+fn measured<'a>(criterion: &dyn Criterion, loss: f64, extra: &'a [(&'static str, f64)]) -> Measured<'a> {
+    Measured { loss, perplexity: criterion.has_perplexity().then(|| loss.exp()), extra }
 }
 
 fn adamw(settings: &Settings) -> AdamWSettings {

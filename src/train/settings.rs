@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 pub(crate) use self::filled::Resolved;
 pub use self::table::Setting;
 use self::table::{FROZEN, FULL, TABLE, Takes, either};
+use super::objective::{DpoConfig, DpoLoss, TrainingObjective};
 use crate::error::{Error, Result};
 use crate::kernels::has_bf16_products;
 use crate::models::{DecoderConfig, Form, Precision, Projection};
@@ -49,7 +50,7 @@ pub struct Settings {
     pub epoch_count: u64,
     /// Optimizer steps, instead of epochs.
     pub step_count: Option<u64>,
-    /// Records per optimizer step.
+    /// Records, or pairs of them, per optimizer step.
     pub batch_size: usize,
     /// Highest learning rate, the multiplier applied.
     pub learning_rate: f64,
@@ -61,6 +62,8 @@ pub struct Settings {
     pub early_stopping: Option<EarlyStopping>,
     /// Percentage of the training records held out for validation.
     pub eval_percentage: Option<f64>,
+    /// What fine-tuning learns from a record.
+    pub objective: TrainingObjective,
     /// What is trained.
     pub method: TuningMethod,
     /// The caller named the method or one of its options: an adapter that is tuned further must be of it.
@@ -97,7 +100,9 @@ pub struct Settings {
 
 impl Settings {
     /// Checks and reads `given`; what is missing comes from the base model's own `defaults`, those for the
-    /// method first (`prefix.learningRate`), then from the table.
+    /// objective first (`dpo.learningRateMultiplier`), then those for the method (`prefix.learningRate`), then from
+    /// the table. A default learning rate that is not for the objective is one for `sft`, and the others take a part
+    /// of it.
     ///
     /// # Errors
     /// `Validation` that names every unknown name, unreadable value and value out of range.
@@ -112,10 +117,19 @@ impl Settings {
         if is_set(given, "stepCount") && is_set(given, "epochCount") {
             faults.push("set stepCount or epochCount, not both".into());
         }
-        let named = [given, defaults].into_iter().find(|values| is_set(values, "tuningMethod"));
-        let method = named.map_or("lora".into(), |values| values["tuningMethod"].trim().to_ascii_lowercase());
-        let of_method = |name: &str| TABLE.iter().find(|setting| setting.name == name).and_then(|one| one.methods);
+        let word = |name: &str, default: &str| {
+            let named = [given, defaults].into_iter().find(|values| is_set(values, name));
+            named.map_or(default.into(), |values| values[name].trim().to_ascii_lowercase())
+        };
+        let (method, objective) = (word("tuningMethod", "lora"), word("trainingObjective", "sft"));
+        let of = |name: &str| TABLE.iter().find(|setting| setting.name == name);
+        let of_method = |name: &str| of(name).and_then(|one| one.methods);
+        let of_objective = |name: &str| of(name).and_then(|one| one.objectives);
         for name in given.keys().filter(|name| is_set(given, name)) {
+            if let Some(objectives) = of_objective(name).filter(|all| !all.contains(&objective.as_str())) {
+                let allowed = either(objectives);
+                faults.push(format!("{name} is an option of trainingObjective {allowed}, not of {objective}"));
+            }
             if let Some(methods) = of_method(name).filter(|methods| !methods.contains(&method.as_str())) {
                 faults.push(format!("{name} is an option of tuningMethod {}, not of {method}", either(methods)));
             }
@@ -123,18 +137,27 @@ impl Settings {
         if !faults.is_empty() {
             return Err(Error::validation(format!("Invalid hyperParameters: {}", faults.join("; "))));
         }
-        let applies = |name: &str| of_method(name).is_none_or(|methods| methods.contains(&method.as_str()));
+        let applies = |name: &str| {
+            of_method(name).is_none_or(|methods| methods.contains(&method.as_str()))
+                && of_objective(name).is_none_or(|objectives| objectives.contains(&objective.as_str()))
+        };
         let mut merged: BTreeMap<String, String> = defaults
             .iter()
             .filter(|(name, _)| !name.contains('.') && applies(name))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
-        let own = format!("{method}.");
-        merged.extend(
-            defaults.iter().filter_map(|(name, value)| Some((name.strip_prefix(&own)?.to_string(), value.clone()))),
-        );
+        for own in [&method, &objective] {
+            let prefix = format!("{own}.");
+            let own =
+                |(name, value): (&String, &String)| Some((name.strip_prefix(&prefix)?.to_string(), value.clone()));
+            merged.extend(defaults.iter().filter_map(own));
+        }
         if is_set(given, "epochCount") {
             merged.remove("stepCount");
+        }
+        if is_set(given, "learningRate") {
+            // A card's multiplier is of a default rate.
+            merged.remove("learningRateMultiplier");
         }
         merged.extend(given.iter().filter(|(_, value)| !is_auto(value)).map(|(k, v)| (k.clone(), v.clone())));
         let method_given = given.keys().any(|name| {
@@ -142,7 +165,11 @@ impl Settings {
                 && (name == "tuningMethod"
                     || of_method(name).is_some_and(|methods| methods != FULL && methods != FROZEN))
         });
-        Ok(Settings { method_given, ..Values(&merged).settings()? })
+        let settings = Values(&merged).settings()?;
+        let rate_is_its_own =
+            is_set(given, "learningRate") || defaults.contains_key(&format!("{objective}.learningRate"));
+        let factor = if rate_is_its_own { 1.0 } else { settings.objective.rate() };
+        Ok(Settings { method_given, learning_rate: factor * settings.learning_rate, ..settings })
     }
 
     /// How the base of a run with `method` lies in memory.
@@ -205,6 +232,7 @@ impl Values<'_> {
             early_stopping: (threshold.is_some() || patience.is_some())
                 .then(|| EarlyStopping { threshold: threshold.unwrap_or(0.001), patience: patience.unwrap_or(2) }),
             eval_percentage: self.number("evalPercentage")?,
+            objective: self.objective(&method)?,
             method,
             method_given: false,
             weight_decay: self.number("weightDecay")?.unwrap_or(0.0),
@@ -222,6 +250,43 @@ impl Values<'_> {
             save_optimizer_state: self.truth("saveOptimizerState")?,
             continue_optimizer_state: self.truth("continueOptimizerState")?,
         })
+    }
+
+    fn objective(&self, method: &TuningMethod) -> Result<TrainingObjective> {
+        match self.word("trainingObjective")?.as_deref() {
+            Some("dpo") => {
+                let named = self.word("dpoLoss")?;
+                let loss = DpoLoss::ALL.into_iter().find(|one| Some(one.name()) == named.as_deref());
+                let loss = loss.unwrap_or(DpoLoss::Sigmoid);
+                let smoothing = self.number("labelSmoothing")?;
+                match (loss, smoothing) {
+                    (DpoLoss::Hinge | DpoLoss::Ipo, Some(share)) if share > 0.0 => {
+                        return Err(Error::validation(format!(
+                            "labelSmoothing has no effect with dpoLoss {}: it belongs to sigmoid and robust",
+                            loss.name()
+                        )));
+                    }
+                    (DpoLoss::Robust, None) => {
+                        return Err(Error::validation(
+                            "dpoLoss robust needs labelSmoothing: the share of the pairs that is taken to be labelled \
+                             the wrong way round",
+                        ));
+                    }
+                    _ => {}
+                }
+                let beta = self.number("dpoBeta")?.unwrap_or(0.1);
+                Ok(TrainingObjective::Dpo(DpoConfig { loss, beta, label_smoothing: smoothing.unwrap_or(0.0) }))
+            }
+            Some("reward") => match method {
+                TuningMethod::Lora(_) | TuningMethod::Qlora(_) => Ok(TrainingObjective::Reward),
+                other => Err(Error::validation(format!(
+                    "trainingObjective reward trains a low-rank adapter with a head for one number: tuningMethod must be \
+                     lora or qlora, not {}",
+                    other.name()
+                ))),
+            },
+            _ => Ok(TrainingObjective::Sft),
+        }
     }
 
     fn method(&self) -> Result<TuningMethod> {

@@ -131,7 +131,7 @@ fn max_tokens(
             )))
         }
         (Some(length), _) => Ok(length),
-        (None, Objective::FineTuning) => Ok(longest),
+        (None, Objective::FineTuning | Objective::Preferences) => Ok(longest),
         (None, Objective::ContinuedPreTraining) => Ok(longest.min(DOCUMENT_TOKENS)),
     }
 }
@@ -151,7 +151,7 @@ fn corpus(
         return Err(Error::validation(format!("cannot read the data file {}: there is no such file", path.display())));
     }
     let source = Source { path: path.to_path_buf(), name };
-    let options = Options { objective: plan.objective, max_tokens, min_records: 1 };
+    let options = Options { objective: plan.reads()?, max_tokens, min_records: 1 };
     let folder = plan.work_dir.join("prepared").join(folder);
     std::fs::create_dir_all(&folder)?;
     let prepared = prepare(&[source], encoder, &options, &folder, &mut |progress| {

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
-use super::Plan;
 use super::sources::Sources;
+use super::{Plan, TrainingObjective};
 use crate::data::corpus::sha256_of;
 use crate::error::{Error, Result};
 use crate::models::{Decoder, DecoderConfig};
-use crate::tune::{LoraConfig, Method, TuningMethod, WEIGHT_FILES, read_adapter};
+use crate::tune::{LoraConfig, Method, TuningMethod, WEIGHT_FILES, new_score, read_adapter};
 
 /// The file among a run's outputs that holds the optimizer's moments.
 pub const OPTIMIZER_STATE: &str = "optimizer_state.safetensors";
@@ -38,6 +38,11 @@ pub(super) fn method_of(plan: &Plan, base: &DecoderConfig) -> Result<TuningMetho
     let found = read_adapter(dir, base, &Device::Cpu, false)?;
     if let Some(why) = found.fixed {
         return Err(Error::validation(format!("The custom model cannot be tuned further: {why}")));
+    }
+    if found.tuning.score().is_some() && plan.settings.objective != TrainingObjective::Reward {
+        return Err(Error::validation(
+            "The custom model is a reward model, which is tuned further with trainingObjective reward only",
+        ));
     }
     let wanted = &plan.settings.method.on(base)?;
     let dropout = match wanted {
@@ -74,14 +79,18 @@ fn same(wanted: &TuningMethod, found: &TuningMethod) -> bool {
 
 /// The method on its base, with the parameters that it begins with.
 pub(super) fn method(plan: &Plan, sources: &Sources, decoder: &Decoder) -> Result<Box<dyn Method>> {
-    match &plan.start {
+    let mut method = match &plan.start {
         Some(dir) => {
             let mut adapter = read_adapter(dir, decoder.config(), decoder.device(), true)?;
             adapter.tuning.set_dropout(&sources.method);
-            Ok(adapter.tuning)
+            adapter.tuning
         }
-        None => sources.method.build(decoder, sources.text.as_deref(), plan.seed()),
+        None => sources.method.build(decoder, sources.text.as_deref(), plan.seed())?,
+    };
+    if plan.settings.objective == TrainingObjective::Reward && method.score().is_none() {
+        method.take_score(&new_score(decoder.config().hidden_size, plan.seed(), decoder.device())?)?;
     }
+    Ok(method)
 }
 
 /// A digest of what the run begins with; empty for a new adapter.

@@ -3,6 +3,7 @@
 mod methods;
 mod out_of_memory;
 mod precision;
+mod preferences;
 mod resume;
 mod slots;
 mod steps;

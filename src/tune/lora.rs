@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use candle_core::Tensor;
 
 use super::parameters::{Parameters, zeros};
-use super::{Method, Place, Trainable, TuningMethod};
+use super::{Method, Place, Trainable, TuningMethod, score};
 use crate::error::{Error, Result};
 use crate::kernels::{self, Dropout, Weight};
 use crate::models::{Decoder, DecoderConfig, Projection, Site, Tuning};
@@ -99,6 +99,8 @@ pub struct Lora {
     config: LoraConfig,
     updates: BTreeMap<Site, Update>,
     trainables: Vec<Trainable>,
+    /// Of a reward model.
+    score: Option<Tensor>,
 }
 
 impl Lora {
@@ -152,7 +154,7 @@ impl Lora {
             };
             updates.insert(*site, Update { a, b, scale: *scale, magnitude });
         }
-        Ok(Self { config, updates, trainables: parameters.into_trainables() })
+        Ok(Self { config, updates, trainables: parameters.into_trainables(), score: None })
     }
 
     /// What it was made with.
@@ -269,6 +271,18 @@ impl Method for Lora {
 
     fn pass(&self, dropout_key: u64) -> Option<Box<dyn Tuning + '_>> {
         Some(Box::new(Pass { lora: self, dropout_key }))
+    }
+
+    fn score(&self) -> Option<&Tensor> {
+        self.score.as_ref()
+    }
+
+    fn take_score(&mut self, weight: &Tensor) -> Result<()> {
+        let trainable = score::trainable(weight)?;
+        self.score = Some(trainable.var.as_tensor().clone());
+        self.trainables.retain(|one| one.name != trainable.name);
+        self.trainables.push(trainable);
+        Ok(())
     }
 }
 

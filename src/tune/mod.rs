@@ -11,6 +11,7 @@ mod parameters;
 mod prefix;
 mod prompt;
 mod read;
+mod score;
 mod size;
 mod virtual_tokens;
 
@@ -25,6 +26,7 @@ pub use method::TuningMethod;
 pub use prefix::{Prefix, PrefixConfig};
 pub use prompt::{PromptConfig, SoftPrompt};
 pub use read::{Adapter, QUANTIZATION, WEIGHT_FILES, read_adapter, weight_file};
+pub use score::{SCORE, new_score};
 pub use virtual_tokens::VirtualTokens;
 
 use crate::error::Result;
@@ -69,6 +71,20 @@ pub trait Method: Tuning {
     /// Takes the dropout of a run: an adapter that is tuned further comes without one.
     fn set_dropout(&mut self, method: &TuningMethod) {
         let _ = method;
+    }
+
+    /// The head of a reward model, `[1, hidden]`, where the method is one.
+    fn score(&self) -> Option<&Tensor> {
+        None
+    }
+
+    /// Becomes a reward model with this head, which trains too.
+    ///
+    /// # Errors
+    /// `Validation` when the method has no place for one.
+    fn take_score(&mut self, weight: &Tensor) -> Result<()> {
+        let _ = weight;
+        Err(score::refused())
     }
 
     /// The tensors of the artifact by their names there.

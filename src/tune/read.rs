@@ -16,7 +16,7 @@ use super::lora::{Lora, LoraConfig, magnitude_name, names};
 use super::parameters::Parameters;
 use super::prefix::{PROMPT_EMBEDDINGS, Prefix};
 use super::prompt::SoftPrompt;
-use super::{Method, PrefixConfig, PromptConfig, TuningMethod, VirtualTokens};
+use super::{Method, PrefixConfig, PromptConfig, SCORE, TuningMethod, VirtualTokens};
 use crate::error::{Error, Result};
 use crate::models::{DecoderConfig, Site, Weights};
 
@@ -46,6 +46,7 @@ pub struct Adapter {
 #[derive(Deserialize)]
 struct File {
     peft_type: Option<String>,
+    task_type: Option<String>,
     r: Option<usize>,
     lora_alpha: Option<f64>,
     #[serde(default)]
@@ -234,9 +235,12 @@ fn lora(
     parameters: Parameters<'_>,
     wrong: &dyn Fn(String) -> Error,
 ) -> Result<Adapter> {
+    // The names under which peft looks for the head of a classifier.
+    let scores = file.task_type.as_deref() == Some("SEQ_CLS");
+    let heads: &[&str] = if scores { &["score", "classifier"] } else { &[] };
     for (present, what) in [
         (file.bias.as_deref().is_some_and(|bias| bias != "none"), "bias other than \"none\""),
-        (file.modules_to_save.as_ref().is_some_and(|modules| !modules.is_empty()), "modules_to_save"),
+        (file.modules_to_save.iter().flatten().any(|module| !heads.contains(&module.as_str())), "modules_to_save"),
         (file.target_parameters.as_ref().is_some_and(|targets| !targets.is_null()), "target_parameters"),
     ] {
         if present {
@@ -256,6 +260,7 @@ fn lora(
         targets: Vec::new(),
     };
     let (mut ranks, mut known) = (BTreeMap::new(), Vec::new());
+    known.extend(scores.then(|| SCORE.to_string()));
     for site in (0..base.layers)
         .flat_map(|layer| base.projections().iter().map(move |projection| Site { layer, projection: *projection }))
     {
@@ -287,7 +292,11 @@ fn lora(
             .into()
     });
     let none = |_| Err(Error::internal(anyhow::anyhow!("lengths come from the artifact")));
-    let tuning = Box::new(Lora::build(base, config.clone(), &ranks, parameters, none)?);
+    let score = scores.then(|| parameters.tensor(SCORE, &[1, base.hidden_size])).transpose()?;
+    let mut tuning = Box::new(Lora::build(base, config.clone(), &ranks, parameters, none)?);
+    if let Some(weight) = score {
+        tuning.take_score(&weight)?;
+    }
     let method = if dir.join(QUANTIZATION).exists() { TuningMethod::Qlora(config) } else { TuningMethod::Lora(config) };
     Ok(Adapter { method, tuning, fixed })
 }

@@ -53,11 +53,19 @@ impl train::Observer for Observer {
             news.progress.total_steps = metrics.steps;
             // JSON knows no infinity: a step that was skipped shows no loss.
             news.progress.training_loss = Some(metrics.loss).filter(|loss| loss.is_finite());
+            let finite = metrics.extra.iter().filter(|(_, value)| value.is_finite());
+            news.progress.measures = finite.map(|(name, value)| ((*name).to_string(), *value)).collect();
             news.progress.tokens_per_second = (metrics.seconds > 0.0).then(|| metrics.tokens as f64 / metrics.seconds);
         });
     }
 
     fn validation(&mut self, metrics: &ValidationMetrics) {
+        if !metrics.extra.is_empty() {
+            let measures = metrics.extra.iter().map(|(name, value)| format!("{name} {value:.4}"));
+            let measures = measures.collect::<Vec<_>>().join(", ");
+            let (step, loss) = (metrics.step + 1, metrics.loss);
+            info!(job.id = self.claim.job.spec.id, step, validation.loss = loss, "validation: {measures}");
+        }
         self.news.send_modify(|news| news.progress.validation_loss = Some(metrics.loss).filter(|l| l.is_finite()));
     }
 

@@ -11,28 +11,28 @@ fn completion(prompt: &str, completion: &str) -> Record {
 
 #[test]
 fn a_completion_is_learned_with_its_end_and_the_prompt_is_not() {
-    assert_eq!(show(&plain().record(&completion("say hello:", " hello")).unwrap()), "say hello:[ hello</s>]");
+    assert_eq!(show(&plain().sequences(&completion("say hello:", " hello")).unwrap()), "say hello:[ hello</s>]");
     assert_eq!(
-        show(&chat().record(&completion("hi", "hello")).unwrap()),
+        show(&chat().sequences(&completion("hi", "hello")).unwrap()),
         "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n[hello<|im_end|>]"
     );
 }
 
 #[test]
 fn an_end_token_inside_a_prompt_is_not_learned_and_the_one_at_the_end_is() {
-    assert_eq!(show(&plain().record(&completion("a</s>b", "c</s>d")).unwrap()), "a</s>b[c</s>d</s>]");
-    assert_eq!(show(&plain().record(&completion("a", "b</s>")).unwrap()), "a[b</s>]", "the end is not doubled");
+    assert_eq!(show(&plain().sequences(&completion("a</s>b", "c</s>d")).unwrap()), "a</s>b[c</s>d</s>]");
+    assert_eq!(show(&plain().sequences(&completion("a", "b</s>")).unwrap()), "a[b</s>]", "the end is not doubled");
 }
 
 #[test]
 fn a_token_across_the_boundary_belongs_to_the_completion() {
-    assert_eq!(show(&plain().record(&completion("say ", "hello")).unwrap()), "say[ hello</s>]");
+    assert_eq!(show(&plain().sequences(&completion("say ", "hello")).unwrap()), "say[ hello</s>]");
 }
 
 #[test]
 fn white_space_and_split_characters_are_marked_where_they_stand() {
-    assert_eq!(show(&plain().record(&completion("a \n\n", "\n b \n")).unwrap()), "a \n\n[\n b \n</s>]");
-    let encoded = plain().record(&completion("é🌍", "🌍é")).unwrap();
+    assert_eq!(show(&plain().sequences(&completion("a \n\n", "\n b \n")).unwrap()), "a \n\n[\n b \n</s>]");
+    let encoded = plain().sequences(&completion("é🌍", "🌍é")).unwrap().remove(0);
     assert_eq!(encoded.learn, [[false; 6].as_slice(), &[true; 7]].concat());
 }
 
@@ -47,7 +47,7 @@ fn all_assistant_turns_are_learned_and_nothing_else() {
     ];
     let record = Record::Conversation(Conversation { system: Some("s".into()), messages });
     assert_eq!(
-        show(&chat().record(&record).unwrap()),
+        show(&chat().sequences(&record).unwrap()),
         "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n[hello<|im_end|>]\n\
          <|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n[y\n<|im_end|>]"
     );
@@ -55,7 +55,7 @@ fn all_assistant_turns_are_learned_and_nothing_else() {
 
 #[test]
 fn documents_are_learned_whole_but_for_the_token_nothing_stands_before() {
-    assert_eq!(show(&plain().record(&Record::Text("hello hello".into())).unwrap()), "hello[ hello</s>]");
+    assert_eq!(show(&plain().sequences(&Record::Text("hello hello".into())).unwrap()), "hello[ hello</s>]");
 }
 
 #[test]
@@ -71,10 +71,10 @@ fn a_text_has_one_beginning_whoever_wrote_it() {
     let template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
     let with = Encoder::new(tokenizer.clone(), Some("<s>"), Some("</s>"), Some(template)).unwrap();
     let without = Encoder::new(tokenizer, Some("<s>"), Some("</s>"), None).unwrap();
-    assert_eq!(show(&with.record(&completion("a", "b")).unwrap()), "<s>[user]a[assistant][b</s>]");
-    assert_eq!(show(&without.record(&completion("a", "b")).unwrap()), "<s>a[b</s>]");
-    assert_eq!(show(&without.record(&completion("<s>a", "b")).unwrap()), "<s>a[b</s>]");
-    assert_eq!(show(&without.record(&Record::Text("ab".into())).unwrap()), "<s>[ab</s>]");
+    assert_eq!(show(&with.sequences(&completion("a", "b")).unwrap()), "<s>[user]a[assistant][b</s>]");
+    assert_eq!(show(&without.sequences(&completion("a", "b")).unwrap()), "<s>a[b</s>]");
+    assert_eq!(show(&without.sequences(&completion("<s>a", "b")).unwrap()), "<s>a[b</s>]");
+    assert_eq!(show(&without.sequences(&Record::Text("ab".into())).unwrap()), "<s>[ab</s>]");
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn conversations_need_a_template() {
         r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#,
         Objective::FineTuning,
     );
-    let error = plain().record(&talk.unwrap().1).unwrap_err();
+    let error = plain().sequences(&talk.unwrap().1).unwrap_err();
     assert!(error.message().starts_with("This base model has no chat template"), "{error}");
 }
 
@@ -97,7 +97,7 @@ fn the_end_of_a_turn_is_known_to_serving() {
 fn a_prompt_that_holds_special_tokens_is_taken_as_it_is() {
     let written = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
     assert_eq!(chat().text_prompt(written).unwrap(), chat().text_prompt("hi").unwrap());
-    assert_eq!(show(&chat().record(&completion(written, "yo")).unwrap()), format!("{written}[yo</s>]"));
+    assert_eq!(show(&chat().sequences(&completion(written, "yo")).unwrap()), format!("{written}[yo</s>]"));
 }
 
 proptest! {
@@ -106,7 +106,7 @@ proptest! {
         // Without special tokens in the text, and without a token across the boundary of plain text.
         prop_assume!(!prompt.contains('<') && !prompt.ends_with(['h', 'e', 'l', 'o']));
         for encoder in [chat(), plain()] {
-            let trained = encoder.record(&completion(&prompt, &answer)).unwrap();
+            let trained = encoder.sequences(&completion(&prompt, &answer)).unwrap().remove(0);
             let served = encoder.text_prompt(&prompt).unwrap();
             prop_assert_eq!(&trained.tokens[..served.len()], &served[..]);
             prop_assert!(trained.learn[..served.len()].iter().all(|learn| !learn));

@@ -179,7 +179,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let file = format!("{{\"input\": \"{words}\"}}\n");
         let corpus = ready(run(folder.path(), &[("f", file.as_bytes())], &plain(), &PRE_TRAINING));
-        let whole = plain().record(&tunesmith::data::Record::Text(words)).unwrap();
+        let whole = plain().sequences(&tunesmith::data::Record::Text(words)).unwrap().remove(0);
         let mut learned = Vec::new();
         for i in 0..corpus.len() {
             let part = corpus.record(i);

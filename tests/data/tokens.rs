@@ -40,7 +40,11 @@ pub(crate) fn plain() -> Encoder {
 }
 
 /// The tokens as text, learned ones in brackets: `ab[cd]`.
-pub(crate) fn show(encoded: &tunesmith::data::Encoded) -> String {
+pub(crate) fn show(sequences: &[tunesmith::data::Encoded]) -> String {
+    sequences.iter().map(one).collect::<Vec<_>>().join(" | ")
+}
+
+fn one(encoded: &tunesmith::data::Encoded) -> String {
     let tokenizer = tokenizer();
     let mut text = String::new();
     let mut run = Vec::new();

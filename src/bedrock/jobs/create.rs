@@ -29,7 +29,7 @@ use crate::objects::{Put, Uri};
 use crate::store::custom_models::{self, CustomModel};
 use crate::store::jobs::{self, Accepted, JobSpec};
 use crate::store::{self, CustomizationType, ModelStatus};
-use crate::train::{Memory, Settings, TuningMethod, refuse_the_impossible};
+use crate::train::{Memory, Settings, TrainingObjective, TuningMethod, refuse_the_impossible};
 
 /// What to train, on what, and where to.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -150,6 +150,13 @@ impl Request {
 
         let hyper_parameters = self.hyper_parameters.clone().unwrap_or_default();
         let settings = Settings::parse(&hyper_parameters, &base.hyper_parameters)?;
+        if customization_type == CustomizationType::ContinuedPreTraining && settings.objective != TrainingObjective::Sft
+        {
+            return Err(Error::validation(format!(
+                "trainingObjective {} learns from preferences: set customizationType to FINE_TUNING",
+                settings.objective.name()
+            )));
+        }
         match &parent {
             Some(parent) => may_be_tuned_further(parent, &settings)?,
             None if settings.continue_optimizer_state => {

@@ -64,6 +64,7 @@ fn line(progress: &Progress, elapsed: Duration) -> String {
     if let Some(loss) = progress.training_loss {
         parts.push(format!("loss {loss:.4}"));
     }
+    parts.extend(progress.measures.iter().map(|(name, value)| format!("{name} {value:.3}")));
     if let Some(speed) = progress.tokens_per_second {
         parts.push(format!("{speed:.0} tokens/s"));
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::super::objective::{DpoConfig, TrainingObjective};
 use super::super::planner::Decision;
 use super::{EarlyStopping, Schedule, Settings};
 use crate::models::{Form, Precision, Projection};
@@ -62,6 +63,16 @@ impl Settings {
         }
         if let Some(percentage) = self.eval_percentage {
             put("evalPercentage", &percentage);
+        }
+        match self.objective {
+            TrainingObjective::Sft => {}
+            TrainingObjective::Dpo(DpoConfig { loss, beta, label_smoothing }) => {
+                put("trainingObjective", &self.objective.name());
+                put("dpoLoss", &loss.name());
+                put("dpoBeta", &beta);
+                put("labelSmoothing", &label_smoothing);
+            }
+            TrainingObjective::Reward => put("trainingObjective", &self.objective.name()),
         }
         put("tuningMethod", &self.method.name());
         match &self.method {
@@ -168,6 +179,9 @@ mod tests {
             vec![("tuningMethod", "prompt"), ("virtualTokensInit", "vocabulary")],
             vec![("tuningMethod", "llama_adapter"), ("adapterLength", "3"), ("adapterLayers", "2")],
             vec![("tuningMethod", "head"), ("computePrecision", "bfloat16")],
+            vec![("trainingObjective", "dpo"), ("dpoLoss", "ipo"), ("dpoBeta", "0.25")],
+            vec![("trainingObjective", "dpo"), ("labelSmoothing", "0.125"), ("tuningMethod", "prefix")],
+            vec![("trainingObjective", "reward"), ("loraRank", "3")],
             vec![("loraDropout", "0.1"), ("loraTargetModules", "q_proj,v_proj"), ("evalPercentage", "12.5")],
         ] {
             let given = given.into_iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();

@@ -1,6 +1,7 @@
 //! The one table of hyperparameters: what may be set, within which range, and what it means. The
 //! checks, the `--help` text and the documentation are all made from it.
 
+use super::super::objective::{DpoLoss, TrainingObjective};
 use crate::tune::TuningMethod;
 
 /// One hyperparameter.
@@ -16,6 +17,8 @@ pub struct Setting {
     pub meaning: &'static str,
     /// The tuning methods that it is an option of; of the run itself when absent.
     pub methods: Option<&'static [&'static str]>,
+    /// The training objectives that it is an option of; of all when absent.
+    pub objectives: Option<&'static [&'static str]>,
 }
 
 /// What values a hyperparameter takes.
@@ -48,6 +51,10 @@ pub(super) const FULL: &[&str] = &["full"];
 /// The methods whose base is frozen and not in 4 bits.
 pub(super) const FROZEN: &[&str] = &["lora", "adapter", "prefix", "prompt", "llama_adapter", "head"];
 
+const DPO: &[&str] = &["dpo"];
+const DPO_LOSSES: &[&str] =
+    &[DpoLoss::ALL[0].name(), DpoLoss::ALL[1].name(), DpoLoss::ALL[2].name(), DpoLoss::ALL[3].name()];
+
 /// The projections of a decoder layer that LoRA can be put on, by their names in `transformers`. The fused
 /// ones stand last: only Phi-3 has them.
 pub(super) const PROJECTIONS: &[&str] =
@@ -62,14 +69,14 @@ pub(super) const TABLE: &[Setting] = &[
         1,
         8192,
         "8",
-        "records (of plain documents: rows of maxSequenceLength tokens) per optimizer step",
+        "records (of preferences: pairs; of plain documents: rows of maxSequenceLength tokens) per optimizer step",
     ),
     number(
         "learningRate",
         1e-8,
         1.0,
         "2e-4 for lora and qlora, 1e-4 for adapter and head, 1e-3 for prefix, 1e-2 for prompt, 9e-3 for llama_adapter, \
-         2e-5 for full",
+         2e-5 for full; a twentieth of that for trainingObjective dpo, half for reward",
         "highest learning rate of the schedule",
     ),
     number("learningRateMultiplier", 0.01, 100.0, "1", "multiplies the learning rate"),
@@ -104,6 +111,23 @@ pub(super) const TABLE: &[Setting] = &[
         "what is trained: low-rank updates (over a base in 4 bits: qlora), bottleneck adapters, a prefix of keys and \
          values, a soft prompt, gated prompts (llama_adapter), the output head, or every weight",
     ),
+    one_of(
+        "trainingObjective",
+        &TrainingObjective::NAMES,
+        "sft",
+        "what fine-tuning learns: the answers of its records (sft), to prefer one of two answers (dpo), or to tell by a \
+         number which of two is better (reward)",
+    ),
+    one_of("dpoLoss", DPO_LOSSES, "sigmoid", "the form of the loss over a pair, by trl's names").for_objective(DPO),
+    number("dpoBeta", 1e-4, 100.0, "0.1", "how much the model is held to the reference").for_objective(DPO),
+    number(
+        "labelSmoothing",
+        0.0,
+        0.499,
+        "0",
+        "share of the pairs that is taken to be labelled the wrong way round; of dpoLoss sigmoid and robust",
+    )
+    .for_objective(DPO),
     integer("loraRank", 1, 1024, "16", "rank of the adapters").of(LORA),
     number("loraAlpha", 1e-3, 65_536.0, "twice the rank", "the adapters' output is scaled by alpha / rank").of(LORA),
     number("loraDropout", 0.0, 0.95, "0", "part of the adapters' input dropped while training").of(LORA),
@@ -218,7 +242,7 @@ pub(super) const TABLE: &[Setting] = &[
 ];
 
 const fn setting(name: &'static str, takes: Takes, default: &'static str, meaning: &'static str) -> Setting {
-    Setting { name, takes, default, meaning, methods: None }
+    Setting { name, takes, default, meaning, methods: None, objectives: None }
 }
 
 const fn integer(name: &'static str, min: u64, max: u64, default: &'static str, meaning: &'static str) -> Setting {
@@ -241,6 +265,10 @@ const fn one_of(
 impl Setting {
     const fn of(self, methods: &'static [&'static str]) -> Self {
         Self { methods: Some(methods), ..self }
+    }
+
+    const fn for_objective(self, objectives: &'static [&'static str]) -> Self {
+        Self { objectives: Some(objectives), ..self }
     }
 
     /// The values it takes, in words: `1 to 1000`, `linear, cosine or constant`.

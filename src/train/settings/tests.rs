@@ -130,3 +130,38 @@ fn a_models_defaults_for_one_method_are_not_those_of_another() {
     assert_eq!((prefix.learning_rate, prefix.method.virtual_tokens(), prefix.method_given), (1e-3, 3, true));
     assert_eq!(settings(&[("tuningMethod", "prefix"), ("virtualTokens", "9")]).method.virtual_tokens(), 9);
 }
+
+#[test]
+fn an_objective_has_a_learning_rate_of_its_own_and_only_its_own_options() {
+    let rate = |given: &[(&str, &str)], defaults: &[(&str, &str)]| {
+        (Settings::parse(&map(given), &map(defaults)).unwrap().learning_rate * 1e9).round()
+    };
+    let dpo = ("trainingObjective", "dpo");
+    assert_eq!(rate(&[dpo], &[]), 1e4);
+    assert_eq!(rate(&[dpo, ("tuningMethod", "full")], &[]), 1e3);
+    assert_eq!(rate(&[("trainingObjective", "reward")], &[]), 1e5);
+    assert_eq!(rate(&[dpo, ("learningRate", "0.01")], &[]), 1e7, "what the caller says is meant");
+    // A card's rates are for supervised fine-tuning, unless it says that they are not.
+    let card = [("lora.learningRate", "0.002"), ("dpo.learningRateMultiplier", "4")];
+    assert_eq!(rate(&[dpo], &card), 4e5);
+    assert_eq!(rate(&[], &card), 2e6);
+    assert_eq!(rate(&[dpo, ("learningRate", "0.01")], &card), 1e7);
+    assert_eq!(rate(&[dpo], &[("learningRate", "0.002"), ("dpo.learningRate", "0.001")]), 1e6);
+    for (given, said) in [
+        (vec![("dpoBeta", "0.1")], "dpoBeta is an option of trainingObjective dpo, not of sft"),
+        (
+            vec![("trainingObjective", "reward"), ("dpoLoss", "ipo")],
+            "dpoLoss is an option of trainingObjective dpo, not of reward",
+        ),
+        (vec![("trainingObjective", "ppo")], "trainingObjective is \"ppo\" but must be sft, dpo or reward"),
+        (vec![dpo, ("dpoLoss", "exo")], "must be sigmoid, robust, hinge or ipo"),
+        (vec![dpo, ("dpoBeta", "0")], "dpoBeta is \"0\" but must be a number from 1e-4 to 100"),
+        (vec![dpo, ("labelSmoothing", "0.5")], "must be a number from 0 to 0.499"),
+        (vec![dpo, ("labelSmoothing", "0.1"), ("dpoLoss", "ipo")], "no effect with dpoLoss ipo"),
+        (vec![dpo, ("dpoLoss", "robust")], "dpoLoss robust needs labelSmoothing"),
+        (vec![("trainingObjective", "reward"), ("tuningMethod", "prefix")], "must be lora or qlora, not prefix"),
+    ] {
+        let text = message(&given);
+        assert!(text.contains(said), "{text}");
+    }
+}

@@ -15,6 +15,7 @@ use crate::artifacts::write_adapter;
 use crate::infer::{Cache, Options, Speaker};
 use crate::models::{DecoderConfig, Form, Frozen, Precision, Tokenizer, Tuning, Weights, save_tensors};
 use crate::train::backprop::{Gradients, MicroBatch, loss_and_gradients};
+use crate::train::objective::Criteria;
 use crate::train::run::Run;
 use crate::tune::{Method, Prefix, PrefixConfig, VirtualTokens, read_adapter};
 
@@ -54,11 +55,11 @@ struct Case {
 
 /// The folder of a fresh draw.
 #[expect(clippy::disallowed_methods, reason = "a setting of the test run, not of the service")]
-fn fresh() -> Option<PathBuf> {
+pub(super) fn fresh() -> Option<PathBuf> {
     std::env::var_os("TUNESMITH_GOLDEN").map(PathBuf::from)
 }
 
-fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     fresh().unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures"))
 }
 
@@ -231,7 +232,9 @@ fn three_steps_of_every_method_give_the_losses_of_its_library_and_an_artifact_th
         let plan = Plan { start: Some(case.file("before")), ..plan(dir.path(), &settings) };
         std::fs::create_dir_all(plan.checkpoints()).unwrap();
         let resolved = resolved(&plan);
-        let mut run = Run::resume(&plan, &case.decoder, tuning, (&corpus, &[]), resolved, "run", None).unwrap();
+        let mut run =
+            Run::resume(&plan, &case.decoder, (tuning, Criteria::sft(0)), (&corpus, &[]), resolved, "run", None)
+                .unwrap();
         let (mut logits, mut greedy, mut tensors) = (None, Vec::new(), Vec::new());
         for (step, expected) in case.expected.losses.iter().enumerate() {
             if step == 3 {

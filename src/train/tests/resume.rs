@@ -69,9 +69,9 @@ fn a_run_stopped_after_any_number_of_steps_ends_with_the_same_bits() {
 }
 
 /// Keeps a copy of the checkpoints whenever one was made, as if the process were killed right then.
-struct Copies {
-    root: PathBuf,
-    copies: Vec<PathBuf>,
+pub(super) struct Copies {
+    pub(super) root: PathBuf,
+    pub(super) copies: Vec<PathBuf>,
 }
 
 impl Observer for Copies {

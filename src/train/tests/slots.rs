@@ -9,6 +9,7 @@ use crate::models::DecoderConfig;
 use crate::rng::Rng;
 use crate::tune::Method;
 
+use super::super::objective::Criteria;
 use super::super::run::Run;
 use super::super::settings::Resolved;
 
@@ -40,7 +41,8 @@ fn train(plan: &Plan, corpus: &Corpus, slots: usize) -> (Vec<f64>, Vec<Vec<f32>>
     let parts = slots.next_power_of_two();
     let resolved = Resolved { parts, ..resolved(plan) };
     let first = methods.pop().unwrap();
-    let mut run = Run::resume(plan, &decoders[0], first, (corpus, &[]), resolved, "run", None).unwrap();
+    let mut run =
+        Run::resume(plan, &decoders[0], (first, Criteria::sft(0)), (corpus, &[]), resolved, "run", None).unwrap();
     if slots > 1 {
         run = run.beside(others).unwrap();
     }

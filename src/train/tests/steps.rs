@@ -10,6 +10,7 @@ use crate::data::{Corpus, Format};
 use crate::models::Weights;
 use crate::tune::{Lora, LoraConfig, Method};
 
+use super::super::objective::Criteria;
 use super::super::run::Run;
 
 /// `lora/expected.json`: a batch, and what peft and torch's AdamW made of it.
@@ -67,7 +68,8 @@ pub(super) fn with_method(
     }
     let resolved = resolved(&plan);
     let method = wrap(Box::new(lora));
-    let mut run = Run::resume(&plan, &decoder, method, (&corpus, &[]), resolved, "run", None).unwrap();
+    let mut run =
+        Run::resume(&plan, &decoder, (method, Criteria::sft(0)), (&corpus, &[]), resolved, "run", None).unwrap();
     test(&mut run);
 }
 

@@ -5,7 +5,7 @@ use super::resume::{advance, assert_same};
 use super::*;
 
 /// What is beside the defaults for each method on the tiny model.
-const METHODS: [&[(&str, &str)]; 13] = [
+pub(super) const METHODS: [&[(&str, &str)]; 13] = [
     &[("tuningMethod", "lora"), ("loraRank", "4")],
     &[("tuningMethod", "lora"), ("loraRank", "4"), ("dora", "true"), ("loraDropout", "0.1")],
     &[("tuningMethod", "lora"), ("rsLora", "true"), ("loraTargetModules", "q_proj,v_proj")],
@@ -21,7 +21,7 @@ const METHODS: [&[(&str, &str)]; 13] = [
     &[("tuningMethod", "full")],
 ];
 
-fn with<'a>(method: &[(&'a str, &'a str)], run: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+pub(super) fn with<'a>(method: &[(&'a str, &'a str)], run: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     method.iter().chain(run).copied().collect()
 }
 
@@ -75,7 +75,7 @@ fn every_method_is_stopped_early_with_its_best_weights_and_learns_packed_documen
 }
 
 /// Where the adapter of a run begins again, the next run goes on.
-fn further(dir: &Path, from: &Summary, given: &[(&str, &str)]) -> Plan {
+pub(super) fn further(dir: &Path, from: &Summary, given: &[(&str, &str)]) -> Plan {
     Plan {
         start: Some(from.artifact.clone()),
         optimizer_state: Some(from.output.join(OPTIMIZER_STATE)).filter(|file| file.exists()),
