@@ -114,6 +114,58 @@ for name, job in jobs.items():
     assert ask(brought) == tuned_says, name
     print(f"{name}: {base_says!r} -> {tuned_says!r}")
 
+# Preferences: an unmodified client learns from them by the same call, and a reward model gives no text.
+pairs = [
+    {"prompt": f"colour {n % 7}", "chosen": ["red", "blue", "green"][n % 3], "rejected": ["no", "why"][n % 2]}
+    for n in range(32)
+]
+lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
+s3.put_object(Bucket="methods", Key="pairs.jsonl", Body=lines)
+
+
+def prefer(name, base=BASE, **parameters):
+    return bedrock.create_model_customization_job(
+        jobName=name,
+        customModelName=name,
+        roleArn=ROLE,
+        baseModelIdentifier=base,
+        hyperParameters={"epochCount": "2", "batchSize": "16", "learningRateWarmupSteps": "0", **parameters},
+        trainingDataConfig={"s3Uri": "s3://methods/pairs.jsonl"},
+        validationDataConfig={"validators": [{"s3Uri": "s3://methods/pairs.jsonl"}]},
+        outputDataConfig={"s3Uri": "s3://methods/output"},
+    )["jobArn"]
+
+
+def metrics(job):
+    key = f"output/model-customization-job-{job[-12:]}/training_artifacts/step_wise_training_metrics.csv"
+    text = s3.get_object(Bucket="methods", Key=key)["Body"].read().decode()
+    return [dict(zip(text.splitlines()[0].split(","), line.split(","))) for line in text.splitlines()[1:]]
+
+
+job = prefer("prefers", trainingObjective="dpo", learningRate="0.001")
+done = completed(job)
+steps = metrics(job)
+assert len(steps) == 4, "32 pairs, 16 in a batch, twice"
+assert abs(float(steps[0]["training_loss"]) - 0.6931) < 1e-3, steps[0]
+assert float(steps[-1]["rewards/margins"]) > float(steps[0]["rewards/margins"]) == 0, steps
+assert float(steps[-1]["rewards/accuracies"]) > 0.5, steps
+assert done["validationMetrics"][0]["validationLoss"] < 0.6931, done
+assert ask(done["outputModelArn"]) is not None
+further = completed(prefer("prefers-more", "prefers", trainingObjective="dpo", dpoLoss="ipo"))
+ask(further["outputModelArn"])
+
+job = prefer("judge", trainingObjective="reward", learningRate="0.001")
+judge = completed(job)
+assert float(metrics(job)[-1]["margin"]) > float(metrics(job)[0]["margin"]), metrics(job)
+try:
+    ask(judge["outputModelArn"])
+    raise AssertionError("a reward model gave text")
+except ClientError as error:
+    assert error.response["Error"]["Code"] == "ValidationException", error
+    assert "is a reward model" in error.response["Error"]["Message"], error
+
+refused("dpoBeta is an option of trainingObjective dpo, not of sft", "x", dpoBeta="0.1")
+refused("tuningMethod must be lora or qlora, not prefix", "x", trainingObjective="reward", tuningMethod="prefix")
 refused("loraRank is an option of tuningMethod lora or qlora, not of prefix", "x", tuningMethod="prefix", loraRank="4")
 refused("adapterLayers is 9, but the base model has 4 layers", "x", tuningMethod="llama_adapter", adapterLayers="9")
 refused("adapterReductionFactor 129 is more than the model's width of 128", "x", tuningMethod="adapter", adapterReductionFactor="129")
