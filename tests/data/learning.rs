@@ -37,6 +37,20 @@ fn white_space_and_split_characters_are_marked_where_they_stand() {
 }
 
 #[test]
+fn of_a_preference_the_two_answers_are_learned_and_no_turn_of_the_prompt() {
+    let texts = r#"{"prompt": "say ", "chosen": "a", "rejected": "hello"}"#;
+    let (_, record) = Record::parse(texts, Objective::Preferences).unwrap();
+    assert_eq!(show(&plain().sequences(&record).unwrap()), "say [a</s>] | say[ hello</s>]");
+    let turns = r#"{"prompt": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "x"}], "chosen": "y", "rejected": [{"role": "assistant", "content": "z"}]}"#;
+    let (_, record) = Record::parse(&turns.replace('\n', " "), Objective::Preferences).unwrap();
+    let prompt = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\nhello<|im_end|>\n\
+                  <|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n";
+    let expected = format!("{prompt}[y<|im_end|>] | {prompt}[z<|im_end|>]");
+    assert_eq!(show(&chat().sequences(&record).unwrap()), expected);
+}
+
+#[test]
 fn all_assistant_turns_are_learned_and_nothing_else() {
     let say = |role, text: &str| Message { role, text: text.into() };
     let messages = vec![

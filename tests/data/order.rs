@@ -83,6 +83,30 @@ proptest! {
 }
 
 #[test]
+fn the_answers_of_a_preference_are_dealt_together_however_small_the_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = |n: usize| {
+        let (chosen, rejected) = ("x".repeat(1 + n % 5), "y".repeat(1 + n % 7));
+        format!("{{\"prompt\": \"q\", \"chosen\": \"{chosen}\", \"rejected\": \"{rejected}\"}}\n")
+    };
+    let file: String = (0..23).map(line).collect();
+    let options = Options { objective: Objective::Preferences, ..FINE_TUNING };
+    let corpus = ready(run(folder.path(), &[("f", file.as_bytes())], &plain(), &options));
+    assert_eq!((corpus.len(), corpus.units(), corpus.place(45).1), (46, 23, 23));
+    let whole = |records: &[usize]| records.chunks(2).all(|pair| pair[0] % 2 == 0 && pair[1] == pair[0] + 1);
+    for (token_budget, parts) in [(1, 1), (30, 1), (400, 4)] {
+        let settings = BatchSettings { seed: 2, batch_size: 5, token_budget, parts, row_tokens: None };
+        let mut batches = Batches::new(&corpus, settings, Cursor::default());
+        assert_eq!(batches.steps(1), 5);
+        let epoch = epoch(&mut batches);
+        assert_eq!(records(&epoch[0]).len(), 10, "a batch counts pairs");
+        assert_eq!(epoch.iter().flat_map(records).collect::<BTreeSet<_>>().len(), 46);
+        assert!(epoch.iter().flat_map(|batch| &batch.micro).all(|micro| whole(&micro.records)));
+        assert!(in_order(&corpus, token_budget).all(|micro| whole(&micro.records)));
+    }
+}
+
+#[test]
 fn a_label_is_the_next_token_of_the_same_record() {
     let folder = tempfile::tempdir().unwrap();
     let corpus = corpus(folder.path(), &[1, 2]);

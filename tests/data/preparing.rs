@@ -50,7 +50,7 @@ fn a_good_file_becomes_a_corpus_that_knows_its_lines() {
     let file =
         b"\xEF\xBB\xBF{\"prompt\": \"a\", \"completion\": \"b\"}\r\n\r\n{\"prompt\": \"cc\", \"completion\": \"dd\"}";
     let corpus = ready(run(folder.path(), &[("one.jsonl", file), ("two.jsonl", &file[3..])], &plain(), &FINE_TUNING));
-    let texts: Vec<_> = (0..corpus.len()).map(|i| show(&corpus.record(i))).collect();
+    let texts: Vec<_> = (0..corpus.len()).map(|i| show(&[corpus.record(i)])).collect();
     assert_eq!(texts, ["a[b</s>]", "cc[dd</s>]", "a[b</s>]", "cc[dd</s>]"]);
     assert_eq!(corpus.place(3), ("s3://bucket/data/two.jsonl", 3));
     let manifest = corpus.manifest();
