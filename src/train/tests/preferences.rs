@@ -347,19 +347,30 @@ fn task(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/preferences").join(name)
 }
 
-/// The starter, unpacked below `dir`, with its own defaults.
-fn on_starter(dir: &Path, given: &[(&str, &str)]) -> Plan {
-    let starter = crate::models::starter::unpack(dir).unwrap();
-    let defaults = crate::models::recommended_hyper_parameters(&starter).unwrap();
-    let given = given.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
-    let plan = plan(dir, &[]);
-    Plan {
-        base: Base::Directory(starter),
+fn starter() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/starter")
+}
+
+/// A run of the task on the starter with its own defaults, and what it left.
+fn learn(dir: &Path, objective: &str) -> crate::tune::Adapter {
+    let defaults = crate::models::recommended_hyper_parameters(&starter()).unwrap();
+    let given = [("trainingObjective", objective), ("evaluationInterval", "40")];
+    let given: BTreeMap<_, _> = given.map(|(name, value)| (name.to_string(), value.to_string())).into();
+    let plan = Plan {
+        base: Base::Directory(starter()),
         training: task("train.jsonl"),
-        validation: Vec::new(),
+        validation: vec![task("held_out.jsonl")],
         settings: Settings::parse(&given, &defaults).unwrap(),
-        ..plan
-    }
+        ..plan(dir, &[])
+    };
+    let mut listener = Listener::default();
+    let began = plan.clock.monotonic();
+    let Outcome::Completed(summary) = run(&plan, &mut listener, &StopFlag::default()).unwrap() else { panic!() };
+    let seconds = plan.clock.monotonic().duration_since(began).as_secs_f64();
+    let steps = listener.steps.len();
+    eprintln!("{objective}: {steps} steps in {seconds:.1} s\n{}", text(&summary, VALIDATION));
+    read_adapter(&summary.artifact, &crate::models::DecoderConfig::read(&starter()).unwrap(), &Device::Cpu, false)
+        .unwrap()
 }
 
 /// In how many of the held-out pairs `better` says that the chosen answer is the better one.
@@ -386,32 +397,51 @@ fn likelier(decoder: &Decoder, tuning: &dyn Tuning, pair: &[crate::data::Encoded
 }
 
 #[test]
-fn the_starter_learns_a_preference_task_with_its_defaults_and_so_does_a_reward_model() {
+fn the_starter_learns_a_preference_task_with_its_defaults() {
+    let decoder = Decoder::load(&starter(), &Device::Cpu, Form::Frozen).unwrap();
+    let encoder = Encoder::of(&Tokenizer::read(&starter()).unwrap()).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let dpo = on_starter(dir.path(), &[("trainingObjective", "dpo")]);
-    let Base::Directory(starter) = &dpo.base else { panic!() };
-    let decoder = Decoder::load(starter, &Device::Cpu, Form::Frozen).unwrap();
-    let encoder = Encoder::of(&Tokenizer::read(starter).unwrap()).unwrap();
-    let adapter = |summary: &Summary| read_adapter(&summary.artifact, decoder.config(), &Device::Cpu, false).unwrap();
-
+    let tuned = learn(dir.path(), "dpo");
     let before = accuracy(&encoder, |pair| likelier(&decoder, &Frozen, pair));
-    let clock = Clock::system();
-    let began = clock.monotonic();
-    let tuned = adapter(&complete(&dpo));
-    let seconds = clock.monotonic().duration_since(began).as_secs_f64();
     let after = accuracy(&encoder, |pair| likelier(&decoder, &*tuned.tuning, pair));
-    eprintln!("chosen over rejected in {before} of the held-out pairs before and {after} after {seconds:.1} s");
+    eprintln!("the chosen answer is the likelier one in {before} of the held-out pairs before and {after} after");
     assert!(before <= 0.6 && after >= 0.95, "{before} before, {after} after");
+}
 
+#[test]
+fn a_reward_model_on_the_starter_tells_the_better_answers_of_a_task() {
+    let decoder = Decoder::load(&starter(), &Device::Cpu, Form::Frozen).unwrap();
+    let encoder = Encoder::of(&Tokenizer::read(&starter()).unwrap()).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let began = clock.monotonic();
-    let judge = adapter(&complete(&on_starter(dir.path(), &[("trainingObjective", "reward")])));
-    let seconds = clock.monotonic().duration_since(began).as_secs_f64();
+    let judge = learn(dir.path(), "reward");
     let right = accuracy(&encoder, |pair| {
         let sequences: Vec<Vec<u32>> = pair.iter().map(|one| one.tokens.clone()).collect();
         let scores = score(&decoder, &*judge.tuning, &sequences).unwrap();
         scores[0] > scores[1]
     });
-    eprintln!("the reward model is right in {right} of the held-out pairs after {seconds:.1} s");
+    eprintln!("the reward model is right in {right} of the held-out pairs");
     assert!(right >= 0.95, "{right}");
+}
+
+#[test]
+fn a_reward_model_answers_with_numbers_and_refuses_to_give_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let judge = complete(&pairs(dir.path(), &[("trainingObjective", "reward"), ("stepCount", "1")]));
+    let engine = crate::infer::Engine::new(Device::Cpu, crate::infer::Capacity::default(), None);
+    let adapter = crate::infer::Adapter { id: "judge".into(), dir: judge.artifact };
+    let target = crate::infer::Target { base_dir: base(), context_length: None, adapter: Some(adapter) };
+    let record = |answer: &str| Record::Completion { prompt: "say 1".into(), completion: answer.into() };
+    let both = engine.score(&target, &[record("ab"), record("ba")]).unwrap();
+    assert_eq!(both.len(), 2);
+    // Alone it has the number that it has among others.
+    let alone = engine.score(&target, &[record("ba")]).unwrap();
+    assert!((both[1] - alone[0]).abs() < 1e-5 && both[0] != both[1], "{both:?} and {alone:?}");
+
+    let cancel = std::sync::atomic::AtomicBool::new(false);
+    let prompt = crate::infer::Prompt::Text("say 1".into());
+    let options = crate::infer::Options::default();
+    let error = engine.answer(&target, &prompt, &options, &cancel, &mut |_| ()).unwrap_err();
+    assert!(error.kind() == Kind::Validation && error.message().contains("is a reward model"), "{error}");
+    let none = crate::infer::Target { adapter: None, ..target };
+    assert!(engine.score(&none, &[record("ab")]).unwrap_err().message().contains("no reward model"));
 }
