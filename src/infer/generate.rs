@@ -7,7 +7,7 @@ use candle_core::DType;
 
 use super::cache::Cache;
 use super::detokenize::Detokenizer;
-use super::sampling::Sampler;
+use super::sampling::{Sampler, Sampling};
 use super::stops::Stops;
 use crate::error::{Error, Kind, Result};
 use crate::models::{Decoder, Tokenizer, Tuning};
@@ -33,6 +33,14 @@ impl Default for Options {
     /// Greedy, 512 tokens.
     fn default() -> Self {
         Self { max_tokens: 512, temperature: 0.0, top_p: 1.0, top_k: None, seed: 0, stop_sequences: Vec::new() }
+    }
+}
+
+impl Options {
+    /// How the tokens are drawn.
+    pub fn sampling(&self) -> Sampling {
+        let Self { max_tokens, temperature, top_p, top_k, seed, .. } = *self;
+        Sampling { max_tokens, temperature, top_p, top_k, seed }
     }
 }
 
@@ -124,7 +132,7 @@ impl Speaker<'_> {
                 on_text(piece);
             }
         };
-        let mut sampler = Sampler::new(options);
+        let mut sampler = Sampler::new(&options.sampling());
         let mut words = Detokenizer::new(self.tokenizer);
         let mut stops = Stops::new(&options.stop_sequences);
         let mut cache = Cache::new(self.decoder.config().layers);

@@ -3,9 +3,23 @@
 use crate::error::{Error, Kind, Result};
 use crate::rng::Rng;
 
-use super::generate::Options;
+/// How the tokens of one answer are drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// The most tokens to produce; at least 1.
+    pub max_tokens: usize,
+    /// 0 always takes the most likely token; 1 draws as the model says; higher is wilder.
+    pub temperature: f32,
+    /// Draw only from the fewest tokens that hold this share of probability.
+    pub top_p: f32,
+    /// Draw only from this many tokens.
+    pub top_k: Option<usize>,
+    /// Decides the draws.
+    pub seed: u64,
+}
 
 /// Draws the tokens of one answer. The same options and logits give the same tokens.
+#[derive(Debug)]
 pub(super) struct Sampler {
     temperature: f32,
     top_p: f32,
@@ -14,13 +28,23 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    pub(super) fn new(options: &Options) -> Self {
+    pub(super) fn new(sampling: &Sampling) -> Self {
         Self {
-            temperature: options.temperature,
-            top_p: options.top_p,
-            top_k: options.top_k.unwrap_or(usize::MAX),
-            rng: Rng::new(options.seed, "sampling", 0),
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            top_k: sampling.top_k.unwrap_or(usize::MAX),
+            rng: Rng::new(sampling.seed, "sampling", 0),
         }
+    }
+
+    /// ln of the probability that the model gives `token` at this temperature among all tokens, also among
+    /// those that are never drawn; at temperature 0, as the model says it.
+    pub(super) fn log_probability(&self, logits: &[f32], token: u32) -> f32 {
+        let inverse = if self.temperature > 0.0 { f64::from(self.temperature).recip() } else { 1.0 };
+        let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let scaled = |logit: f32| (f64::from(logit) - f64::from(highest)) * inverse;
+        let sum: f64 = logits.iter().map(|logit| scaled(*logit).exp()).sum();
+        (scaled(logits[token as usize]) - sum.ln()) as f32
     }
 
     /// The next token: the most likely one at temperature 0 (the lowest id among equals), else one
@@ -31,6 +55,9 @@ impl Sampler {
         }
         if self.temperature <= 0.0 || self.top_k == 1 {
             return Ok(most_likely(logits));
+        }
+        if self.top_k >= logits.len() && self.top_p >= 1.0 {
+            return Ok(self.pick_of_all(logits));
         }
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
         let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
@@ -63,6 +90,22 @@ impl Sampler {
     }
 }
 
+impl Sampler {
+    /// A draw from all tokens, for which none has to be sorted.
+    fn pick_of_all(&mut self, logits: &[f32]) -> u32 {
+        let highest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let weight = |logit: &f32| ((f64::from(*logit) - highest) / f64::from(self.temperature)).exp();
+        let weights: Vec<f64> = logits.iter().map(weight).collect();
+        let mut left = f64::from(self.rng.uniform()) * weights.iter().sum::<f64>();
+        let drawn = weights.iter().position(|weight| {
+            left -= weight;
+            left < 0.0
+        });
+        // Rounding may leave a little over at the end.
+        drawn.map_or_else(|| most_likely(logits), |token| token as u32)
+    }
+}
+
 fn most_likely(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (id, logit) in logits.iter().enumerate() {
@@ -77,7 +120,11 @@ fn most_likely(logits: &[f32]) -> u32 {
 mod tests {
     use super::*;
 
-    fn shares(options: Options, logits: &[f32]) -> Vec<f64> {
+    fn drawn() -> Sampling {
+        Sampling { max_tokens: 1, temperature: 1.0, top_p: 1.0, top_k: None, seed: 0 }
+    }
+
+    fn shares(options: Sampling, logits: &[f32]) -> Vec<f64> {
         let mut sampler = Sampler::new(&options);
         let mut counts = vec![0.0; logits.len()];
         for _ in 0..20_000 {
@@ -98,27 +145,26 @@ mod tests {
 
     #[test]
     fn tokens_come_as_often_as_the_distribution_says() {
-        let drawn = Options { temperature: 1.0, top_p: 1.0, ..Default::default() };
-        assert_near(&shares(drawn.clone(), &tenths()), &[0.1, 0.2, 0.3, 0.4]);
+        assert_near(&shares(drawn(), &tenths()), &[0.1, 0.2, 0.3, 0.4]);
         // At half the temperature probabilities are squared: 1, 4, 9, 16 of 30.
-        let colder = Options { temperature: 0.5, ..drawn };
+        let colder = Sampling { temperature: 0.5, ..drawn() };
         assert_near(&shares(colder, &tenths()), &[1.0 / 30.0, 4.0 / 30.0, 9.0 / 30.0, 16.0 / 30.0]);
     }
 
     #[test]
     fn top_k_and_top_p_leave_only_the_most_likely() {
-        let base = Options { temperature: 1.0, top_p: 1.0, ..Default::default() };
-        let two = Options { top_k: Some(2), ..base.clone() };
+        let base = drawn();
+        let two = Sampling { top_k: Some(2), ..base };
         assert_near(&shares(two, &tenths()), &[0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]);
-        let half = Options { top_p: 0.5, ..base.clone() };
+        let half = Sampling { top_p: 0.5, ..base };
         assert_near(&shares(half, &tenths()), &[0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]);
-        let least = Options { top_p: 0.0, ..base };
+        let least = Sampling { top_p: 0.0, ..base };
         assert_near(&shares(least, &tenths()), &[0.0, 0.0, 0.0, 1.0]);
     }
 
     #[test]
     fn greedy_takes_the_highest_and_the_first_of_equals() {
-        let mut sampler = Sampler::new(&Options { temperature: 0.0, ..Default::default() });
+        let mut sampler = Sampler::new(&Sampling { temperature: 0.0, ..drawn() });
         assert_eq!(sampler.pick(&[0.0, 2.0, 2.0, f32::NEG_INFINITY]).unwrap(), 1);
         assert_eq!(sampler.pick(&[0.0, f32::NAN]).unwrap_err().kind(), Kind::Model);
     }
@@ -126,10 +172,18 @@ mod tests {
     #[test]
     fn the_seed_decides() {
         let draw = |seed| {
-            let mut sampler = Sampler::new(&Options { temperature: 1.0, seed, ..Default::default() });
+            let mut sampler = Sampler::new(&Sampling { seed, ..drawn() });
             (0..20).map(|_| sampler.pick(&tenths()).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
+    }
+
+    #[test]
+    fn a_tokens_log_probability_is_that_of_the_whole_distribution_at_the_temperature() {
+        let sampler = |temperature| Sampler::new(&Sampling { temperature, top_k: Some(1), ..drawn() });
+        assert!((sampler(1.0).log_probability(&tenths(), 2) - 0.3f32.ln()).abs() < 1e-6);
+        assert!((sampler(0.0).log_probability(&tenths(), 2) - 0.3f32.ln()).abs() < 1e-6);
+        assert!((sampler(0.5).log_probability(&tenths(), 2) - (9.0f32 / 30.0).ln()).abs() < 1e-6);
     }
 }

@@ -37,13 +37,15 @@ impl Span {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spans {
     spans: Arc<[Span]>,
+    /// Rows of keys; those that no record uses count too.
+    keys: usize,
 }
 
 impl Spans {
     /// Records of these lengths, one after the other; every token is both query and key.
     pub fn packed(lengths: &[usize]) -> Self {
         let pairs = lengths.iter().map(|length| (*length, *length));
-        Self { spans: spans_of(pairs) }
+        Self::adjacent(pairs)
     }
 
     /// Records with `queries[i]` new tokens and `keys[i]` keys: those held from before (cached
@@ -58,12 +60,29 @@ impl Spans {
         if let Some((queries, keys)) = queries.iter().zip(keys).find(|(queries, keys)| queries > keys) {
             bail!("spans: a record has {queries} queries but only {keys} keys");
         }
-        Ok(Self { spans: spans_of(queries.iter().copied().zip(keys.iter().copied())) })
+        Ok(Self::adjacent(queries.iter().copied().zip(keys.iter().copied())))
+    }
+
+    /// One new token for each record, whose keys lie at these places among `rows` rows: keys that stay where
+    /// they are while records come and go.
+    ///
+    /// # Errors
+    /// When a place is empty or reaches past the rows.
+    pub fn placed(places: &[Range<usize>], rows: usize) -> Result<Self> {
+        if let Some(place) = places.iter().find(|place| place.is_empty() || place.end > rows) {
+            bail!("spans: no record's keys lie at {place:?} of {rows} rows");
+        }
+        let span = |(query, keys): (usize, &Range<usize>)| Span {
+            queries: query..query + 1,
+            keys: keys.clone(),
+            timeless: false,
+        };
+        Ok(Self { spans: places.iter().enumerate().map(span).collect(), keys: rows })
     }
 
     /// The same few keys for every query, whatever record it belongs to.
     pub fn timeless(queries: usize, keys: usize) -> Self {
-        Self { spans: Arc::new([Span { queries: 0..queries, keys: 0..keys, timeless: true }]) }
+        Self { spans: Arc::new([Span { queries: 0..queries, keys: 0..keys, timeless: true }]), keys }
     }
 
     /// How many query rows all records have together.
@@ -73,24 +92,26 @@ impl Spans {
 
     /// How many key rows all records have together.
     pub fn keys(&self) -> usize {
-        self.spans.last().map_or(0, |span| span.keys.end)
+        self.keys
+    }
+
+    /// Records of so many queries and keys, one after the other.
+    fn adjacent(pairs: impl Iterator<Item = (usize, usize)>) -> Self {
+        let (mut query, mut key) = (0, 0);
+        let spans = pairs
+            .map(|(queries, keys)| {
+                let span = Span { queries: query..query + queries, keys: key..key + keys, timeless: false };
+                (query, key) = (span.queries.end, span.keys.end);
+                span
+            })
+            .collect();
+        Self { spans, keys: key }
     }
 
     /// The records, in order.
     pub(super) fn iter(&self) -> std::slice::Iter<'_, Span> {
         self.spans.iter()
     }
-}
-
-fn spans_of(pairs: impl Iterator<Item = (usize, usize)>) -> Arc<[Span]> {
-    let (mut query, mut key) = (0, 0);
-    pairs
-        .map(|(queries, keys)| {
-            let span = Span { queries: query..query + queries, keys: key..key + keys, timeless: false };
-            (query, key) = (span.queries.end, span.keys.end);
-            span
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -114,6 +135,16 @@ mod tests {
         assert_eq!((spans.queries(), spans.keys()), (7, 3));
         let span = spans.iter().next().unwrap();
         assert_eq!((span.visible(0, None), span.visible(6, None)), (0..3, 0..3));
+    }
+
+    #[test]
+    fn keys_of_placed_records_lie_anywhere_among_the_rows_and_nowhere_else() {
+        let spans = Spans::placed(&[6..9, 0..2], 12).unwrap();
+        assert_eq!((spans.queries(), spans.keys()), (2, 12));
+        let seen: Vec<_> = spans.iter().map(|span| (span.queries.clone(), span.visible(0, None))).collect();
+        assert_eq!(seen, [(0..1, 0..3), (1..2, 0..2)]);
+        assert!(Spans::placed(&[6..9], 8).is_err());
+        assert!(Spans::placed(&[3..3], 8).is_err());
     }
 
     #[test]

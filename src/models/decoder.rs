@@ -5,6 +5,7 @@
 //! weights carry their names.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -196,6 +197,15 @@ impl Decoder {
     /// When the device refuses.
     pub fn continuation(&self, held: usize, new: usize, tuning: &dyn Tuning) -> Result<Packing> {
         Packing::continued(&self.rotaries, held, new, tuning, &self.device)
+    }
+
+    /// The packing of one new token for each of some records, whose keys lie at `places` among `rows` rows of
+    /// keys, that of the new token last in its place.
+    ///
+    /// # Errors
+    /// When a place is empty or reaches past the rows.
+    pub fn next_tokens(&self, places: &[Range<usize>], rows: usize) -> Result<Packing> {
+        Packing::next(&self.rotaries, places, rows, &self.device)
     }
 
     /// Token ids to `[N, hidden]`, every record behind its soft prompt.

@@ -1,6 +1,8 @@
 //! How a flat stream of tokens is cut into records: where each token stands in its own, and what it
 //! may attend to. There is no padding anywhere in this crate.
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 
 use super::rotary::Rotaries;
@@ -51,6 +53,14 @@ impl Packing {
         }
         let angles = rotaries.at(std::slice::from_ref(&(held..held + new)), device)?;
         Ok(Self { lengths: vec![new], soft: 0, spans: Spans::with_cache(&[new], &[held + new])?, angles })
+    }
+
+    /// One new token for each of some records. The keys of a record lie at its place among `rows` rows, that of
+    /// the new token last; all but that one went through before.
+    pub(super) fn next(rotaries: &Rotaries, places: &[Range<usize>], rows: usize, device: &Device) -> Result<Self> {
+        let positions: Vec<_> = places.iter().map(|place| place.len().saturating_sub(1)..place.len()).collect();
+        let spans = Spans::placed(places, rows)?;
+        Ok(Self { angles: rotaries.at(&positions, device)?, lengths: vec![1; places.len()], soft: 0, spans })
     }
 
     /// The rows of every record, its soft prompt counted.
