@@ -122,6 +122,15 @@ pub struct Config {
     #[arg(long, env = "AWS_REGION", default_value = "us-east-1")]
     pub region: String,
 
+    /// Endpoint of the Lambda invocation API that graders of reinforcement jobs answer at (AWS, LocalStack), or a whole
+    /// address that ends with `/invocations` (the Lambda runtime emulator); such jobs are refused when absent
+    #[arg(long, env = "TUNESMITH_LAMBDA_ENDPOINT")]
+    pub lambda_endpoint: Option<String>,
+
+    /// How long one invocation of a grader may take before it is tried again, in seconds
+    #[arg(long, env = "TUNESMITH_LAMBDA_TIMEOUT_SECONDS", default_value_t = 120)]
+    pub lambda_timeout_seconds: u64,
+
     /// File (TOML or JSON) that says which parts of object storage each IAM role may read and write; every role
     /// passes when absent
     #[arg(long, env = "TUNESMITH_ROLES", value_parser = Roles::load)]
@@ -171,6 +180,13 @@ impl Config {
         }
         if self.rate_burst == Some(0) {
             return wrong("TUNESMITH_RATE_BURST must be at least 1: a key could never call".into());
+        }
+        let lambda = self.lambda_endpoint.as_deref();
+        if lambda.is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
+            return wrong("TUNESMITH_LAMBDA_ENDPOINT must begin with http:// or https://".into());
+        }
+        if self.lambda_timeout_seconds == 0 {
+            return wrong("TUNESMITH_LAMBDA_TIMEOUT_SECONDS must be at least 1".into());
         }
         if self.lease_seconds < 4 {
             return wrong("TUNESMITH_LEASE_SECONDS must be at least 4".into());

@@ -8,7 +8,7 @@
 //! **A job.** [`worker`] claims a row by the rules of [`jobs`], brings the data from S3 through
 //! [`objects`], and hands a folder to [`train`], which turns text into batches with [`data`], runs
 //! the base from [`models`] with a method from [`tune`] on the operations in [`kernels`], and writes
-//! what [`artifacts`] describes. [`worker`] uploads it and makes it visible in one transaction.
+//! what [`artifacts`] describes; what a policy says is judged by [`graders`]. [`worker`] uploads it and makes it visible in one transaction.
 //!
 //! Dependencies point one way; `tests/structure.rs` holds the arrows.
 
@@ -22,6 +22,7 @@ pub mod clock;
 pub mod config;
 pub mod data;
 pub mod error;
+pub mod graders;
 pub mod http;
 pub mod infer;
 pub mod jobs;

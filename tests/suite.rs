@@ -12,4 +12,5 @@ mod infer;
 mod jobs;
 mod memory;
 mod objects;
+mod reinforcement;
 mod support;

@@ -99,6 +99,8 @@ impl Demo {
             roles: None,
             rate_limit: None,
             rate_burst: None,
+            lambda_endpoint: None,
+            lambda_timeout_seconds: 120,
             lease_seconds: 60,
             grace_seconds: 30,
         }

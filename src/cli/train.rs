@@ -1,6 +1,7 @@
 //! `tunesmith train job.json`: the service's trainer without the service. Shows a live bar on a
 //! terminal and plain lines elsewhere; Ctrl-C keeps a checkpoint, and the same command goes on.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,8 +11,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::job;
 use crate::config::MemorySettings;
 use crate::error::{Error, Result};
+use crate::graders::{BuiltIn, Spec};
 use crate::train::{
-    self, Memory, Observer, Outcome, Phase, Plan, StepMetrics, StopFlag, Summary, TrainingDevice, ValidationMetrics,
+    self, Memory, Observer, Outcome, Phase, Plan, StepMetrics, StopFlag, Summary, TrainingDevice, TrainingObjective,
+    ValidationMetrics,
 };
 
 /// About how many lines a run prints where there is no terminal.
@@ -41,7 +44,16 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let stop = StopFlag::default();
     stop_on_ctrl_c(stop.clone())?;
     let mut screen = Screen::new(std::io::stderr().is_terminal());
-    let outcome = train::run(&plan, &mut screen, &stop);
+    let outcome = match &plan.settings.objective {
+        TrainingObjective::Grpo(_) => {
+            let grader = plan.settings.grader.as_deref().ok_or_else(|| {
+                Error::validation("trainingObjective grpo needs a grader: give hyperParameters.grader, a built-in one")
+            })?;
+            let grader = BuiltIn::new(Spec::parse(grader)?, BTreeMap::new())?;
+            train::reinforce(&plan, &grader, &mut screen, &stop)
+        }
+        _ => train::run(&plan, &mut screen, &stop),
+    };
     screen.bar.finish_and_clear();
     match outcome? {
         Outcome::Completed(summary) => screen.say(&report(&summary)),

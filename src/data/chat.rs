@@ -76,6 +76,11 @@ impl Template {
         Ok(Self { environment, bos: bos.map(str::to_owned), eos: eos.map(str::to_owned), marked })
     }
 
+    /// What `reasoning_effort` is in the template.
+    pub fn set_reasoning_effort(&mut self, effort: &str) {
+        self.environment.add_global("reasoning_effort", effort.to_owned());
+    }
+
     /// The text of a conversation; with `add_generation_prompt` it ends where the assistant begins to speak.
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
         let text = self.run(conversation, add_generation_prompt)?;

@@ -75,6 +75,14 @@ impl Encoder {
         &self.digest
     }
 
+    /// Tells the chat template how long the model may reason, where it asks for `reasoning_effort`.
+    pub fn set_reasoning_effort(&mut self, effort: &str) {
+        if let Some(template) = &mut self.template {
+            template.set_reasoning_effort(effort);
+            self.digest = hex::encode(Sha256::digest(format!("{} {effort}", self.digest)));
+        }
+    }
+
     /// The chat template, when the base has one.
     pub fn template(&self) -> Option<&Template> {
         self.template.as_ref()

@@ -1,7 +1,7 @@
 //! Text to token batches. [`jsonl`] reads lines, [`records`] says what they mean, [`chat`] writes a
 //! conversation the way the base model knows it, [`encode`] turns text into tokens and marks what is
 //! learned, [`mod@prepare`] does all of it for whole files and either writes a [`Corpus`] or reports every
-//! bad line, and [`Batches`] deals the corpus out in a seeded order.
+//! bad line, and [`Batches`] deals the corpus out in a seeded order. [`Prompts`] are what is answered and graded.
 
 pub mod batches;
 pub mod chat;
@@ -11,6 +11,7 @@ mod json;
 pub mod jsonl;
 pub mod preference;
 pub mod prepare;
+pub mod prompts;
 pub mod records;
 pub mod report;
 mod shuffle;
@@ -20,5 +21,6 @@ pub use corpus::{Corpus, Manifest};
 pub use encode::{Encoded, Encoder};
 pub use preference::Preference;
 pub use prepare::{Options, Prepared, Progress, Source, prepare};
+pub use prompts::{PromptRecord, Prompts, ReadPrompts};
 pub use records::{Conversation, Format, Message, Objective, Record, Role, join_blocks};
 pub use report::{BadLine, DataReport, REPORT_FILE};

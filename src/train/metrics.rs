@@ -13,6 +13,8 @@ use crate::error::Result;
 pub(crate) enum Table {
     Training,
     Validation,
+    /// Not a table: what a policy said, in JSON Lines.
+    Trajectories,
 }
 
 impl Table {
@@ -21,6 +23,7 @@ impl Table {
         match self {
             Self::Training => "training_artifacts/step_wise_training_metrics.csv",
             Self::Validation => "validation_artifacts/post_fine_tuning_validation/validation/validation_metrics.csv",
+            Self::Trajectories => "validation_artifacts/trajectories.jsonl",
         }
     }
 
@@ -29,6 +32,7 @@ impl Table {
         match self {
             Self::Training => "step_wise_training_metrics.csv",
             Self::Validation => "validation_metrics.csv",
+            Self::Trajectories => "trajectories.jsonl",
         }
     }
 
@@ -36,6 +40,7 @@ impl Table {
         match self {
             Self::Training => "step_number,epoch_number,training_loss,perplexity",
             Self::Validation => "step_number,epoch_number,validation_loss,perplexity",
+            Self::Trajectories => "",
         }
     }
 }
@@ -48,7 +53,7 @@ pub(crate) struct Measured<'a> {
     /// Its exponential, where the loss is one of tokens; else the cell stays empty.
     pub(crate) perplexity: Option<f64>,
     /// What the objective measures beside it, in the order of the columns.
-    pub(crate) extra: &'a [(&'static str, f64)],
+    pub(crate) extra: &'a [(&'a str, f64)],
 }
 
 /// An open file of metrics.

@@ -92,7 +92,7 @@ fn facts(corpus: &Corpus) -> Vec<DataFacts> {
 }
 
 /// SHA-256 of every file in `dir`, by name.
-fn digests(dir: &Path) -> Result<BTreeMap<String, String>> {
+pub(super) fn digests(dir: &Path) -> Result<BTreeMap<String, String>> {
     let mut digests = BTreeMap::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;

@@ -16,7 +16,7 @@ use super::{
     side_by_side, start,
 };
 use crate::data::{BatchSettings, Batches, Corpus, Cursor, Objective, largest_in_order};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::{Decoder, DecoderConfig, Form, load_nf4};
 use crate::tune::{Method, PromptConfig, TuningMethod};
 
@@ -44,10 +44,11 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
 
     // Base model and tuning method.
     observer.phase(Phase::Loading);
-    let decoder = load(plan, &sources, &device)?;
+    let tuned_base = (&sources.method, &sources.config);
+    let decoder = load(plan, tuned_base, &device)?;
     let method = start::method(plan, &sources, &decoder)?;
     let data = (&sources.training, sources.validation.as_slice());
-    let copies = (1..plan.slots).map(|_| load(plan, &sources, &device)).collect::<Result<Vec<_>>>()?;
+    let copies = (1..plan.slots).map(|_| load(plan, tuned_base, &device)).collect::<Result<Vec<_>>>()?;
     let tuned = (&decoder, &*method);
     let Some(criteria) = criteria(plan, &sources, tuned, found.as_ref(), resolved.token_budget, stop)? else {
         return Ok(Outcome::Interrupted);
@@ -111,15 +112,20 @@ fn criteria(
         TrainingObjective::Dpo(config) => Reference::of(plan, sources, tuned, found, token_budget, stop)?
             .map(|reference| Criteria::dpo(config, &reference, &sources.run)),
         TrainingObjective::Reward => Some(Criteria::reward(sources.validation.len())),
+        TrainingObjective::Grpo(_) => {
+            return Err(Error::validation(
+                "trainingObjective grpo learns from a grader: set customizationType to REINFORCEMENT_FINE_TUNING",
+            ));
+        }
     })
 }
 
 /// The base, in the form that the method trains on.
-fn load(plan: &Plan, sources: &Sources, device: &Device) -> Result<Decoder> {
-    match (&plan.base, plan.form(&sources.method, &sources.config)) {
+pub(super) fn load(plan: &Plan, (method, config): (&TuningMethod, &DecoderConfig), device: &Device) -> Result<Decoder> {
+    match (&plan.base, plan.form(method, config)) {
         (Base::Directory(dir), Form::Nf4) => load_nf4(dir, device, plan.quantized.as_deref()),
         (Base::Directory(dir), form) => Decoder::load(dir, device, form),
-        (Base::Random { seed, .. }, form) => Decoder::random(sources.config.clone(), *seed, device, form),
+        (Base::Random { seed, .. }, form) => Decoder::random(config.clone(), *seed, device, form),
     }
 }
 

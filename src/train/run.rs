@@ -26,7 +26,7 @@ const CHECKPOINT_TIME: Duration = Duration::from_secs(30);
 /// Names the number of updates among the moments that a run leaves.
 const UPDATES: &str = "updates";
 /// After this many steps in a row without a finite loss or gradient the run has diverged.
-const MAX_SKIPPED: u64 = 3;
+pub(super) const MAX_SKIPPED: u64 = 3;
 
 /// One training run.
 pub(super) struct Run<'a> {
@@ -76,22 +76,7 @@ impl<'a> Run<'a> {
         }
         if let Some(checkpoint) = checkpoint {
             state = State { token_budget: resolved.token_budget, ..checkpoint.state.clone() };
-            let read = |file: &str| Weights::open_file(&checkpoint.dir.join(file));
-            let weights = read(WEIGHTS)?;
-            for one in method.trainables() {
-                one.var.set(&weights.get(&one.name, one.var.dims(), decoder.device())?)?;
-            }
-            let moments = read(OPTIMIZER)?;
-            let device = decoder.device();
-            optimizer.restore(method.trainables(), state.updates, |name, shape| moments.get(name, shape, device))?;
-            if checkpoint.dir.join(BEST).exists() {
-                let weights = read(BEST)?;
-                let tensors = method
-                    .trainables()
-                    .iter()
-                    .map(|one| Ok((one.name.clone(), weights.get(&one.name, one.var.dims(), decoder.device())?)));
-                best = Some(tensors.collect::<Result<Vec<_>>>()?);
-            }
+            best = restore(&checkpoint.dir, &state, (decoder, &*method), &mut optimizer)?;
         }
         let metrics = |table| -> Result<Metrics> {
             let earlier = checkpoint.map(|checkpoint| checkpoint.metrics(table)).transpose()?.flatten();
@@ -445,11 +430,35 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Takes up the weights and moments of the checkpoint in `dir`; the best weights, if it has some.
+pub(super) fn restore(
+    dir: &Path,
+    state: &State,
+    (decoder, method): (&Decoder, &dyn Method),
+    optimizer: &mut AdamW,
+) -> Result<Option<Vec<(String, Tensor)>>> {
+    let device = decoder.device();
+    let read = |file: &str| Weights::open_file(&dir.join(file));
+    let weights = read(WEIGHTS)?;
+    for one in method.trainables() {
+        one.var.set(&weights.get(&one.name, one.var.dims(), device)?)?;
+    }
+    let moments = read(OPTIMIZER)?;
+    optimizer.restore(method.trainables(), state.updates, |name, shape| moments.get(name, shape, device))?;
+    if !dir.join(BEST).exists() {
+        return Ok(None);
+    }
+    let weights = read(BEST)?;
+    let best =
+        method.trainables().iter().map(|one| Ok((one.name.clone(), weights.get(&one.name, one.var.dims(), device)?)));
+    Ok(Some(best.collect::<Result<_>>()?))
+}
+
 fn measured<'a>(criterion: &dyn Criterion, loss: f64, extra: &'a [(&'static str, f64)]) -> Measured<'a> {
     Measured { loss, perplexity: criterion.has_perplexity().then(|| loss.exp()), extra }
 }
 
-fn adamw(settings: &Settings) -> AdamWSettings {
+pub(super) fn adamw(settings: &Settings) -> AdamWSettings {
     AdamWSettings {
         beta1: settings.adam_beta1,
         beta2: settings.adam_beta2,
@@ -460,7 +469,7 @@ fn adamw(settings: &Settings) -> AdamWSettings {
 
 impl State {
     /// No step taken.
-    fn beginning(run: &str, token_budget: usize) -> Self {
+    pub(super) fn beginning(run: &str, token_budget: usize) -> Self {
         Self {
             run: run.into(),
             step: 0,

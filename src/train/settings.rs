@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 pub(crate) use self::filled::Resolved;
 pub use self::table::Setting;
 use self::table::{FROZEN, FULL, TABLE, Takes, either};
-use super::objective::{DpoConfig, DpoLoss, TrainingObjective};
+use super::objective::{AdvantageScale, Aggregation, DpoConfig, DpoLoss, GrpoConfig, TrainingObjective};
+use super::{Effort, Reinforcement};
 use crate::error::{Error, Result};
 use crate::kernels::has_bf16_products;
 use crate::models::{DecoderConfig, Form, Precision, Projection};
@@ -64,6 +65,8 @@ pub struct Settings {
     pub eval_percentage: Option<f64>,
     /// What fine-tuning learns from a record.
     pub objective: TrainingObjective,
+    /// Who judges answers in reinforcement fine-tuning: a grader as JSON, or where such a file lies.
+    pub grader: Option<String>,
     /// What is trained.
     pub method: TuningMethod,
     /// The caller named the method or one of its options: an adapter that is tuned further must be of it.
@@ -233,6 +236,7 @@ impl Values<'_> {
                 .then(|| EarlyStopping { threshold: threshold.unwrap_or(0.001), patience: patience.unwrap_or(2) }),
             eval_percentage: self.number("evalPercentage")?,
             objective: self.objective(&method)?,
+            grader: self.checked("grader")?.map(str::to_string),
             method,
             method_given: false,
             weight_decay: self.number("weightDecay")?.unwrap_or(0.0),
@@ -277,6 +281,7 @@ impl Values<'_> {
                 let beta = self.number("dpoBeta")?.unwrap_or(0.1);
                 Ok(TrainingObjective::Dpo(DpoConfig { loss, beta, label_smoothing: smoothing.unwrap_or(0.0) }))
             }
+            Some("grpo") => Ok(TrainingObjective::Grpo(self.reinforcement()?)),
             Some("reward") => match method {
                 TuningMethod::Lora(_) | TuningMethod::Qlora(_) => Ok(TrainingObjective::Reward),
                 other => Err(Error::validation(format!(
@@ -287,6 +292,38 @@ impl Values<'_> {
             },
             _ => Ok(TrainingObjective::Sft),
         }
+    }
+
+    fn reinforcement(&self) -> Result<Reinforcement> {
+        let named = |name: &str| self.word(name);
+        let (aggregation, scale) = (named("lossAggregation")?, named("advantageScaling")?);
+        let effort = named("reasoningEffort")?;
+        let usual = GrpoConfig::default();
+        let clip_low = self.number("clipEpsilon")?.unwrap_or(usual.clip_low);
+        Ok(Reinforcement {
+            grpo: GrpoConfig {
+                clip_low,
+                clip_high: self.number("clipEpsilonHigh")?.unwrap_or(clip_low),
+                kl_beta: self.number("klBeta")?.unwrap_or(usual.kl_beta),
+                aggregation: Aggregation::ALL
+                    .into_iter()
+                    .find(|one| Some(one.name()) == aggregation.as_deref())
+                    .unwrap_or(usual.aggregation),
+                scale: AdvantageScale::ALL
+                    .into_iter()
+                    .find(|one| Some(one.name()) == scale.as_deref())
+                    .unwrap_or(usual.scale),
+                temperature: self.number("samplingTemperature")?.unwrap_or(usual.temperature),
+            },
+            samples_per_prompt: self.size("trainingSamplePerPrompt")?.unwrap_or(8),
+            max_prompt_tokens: self.size("maxPromptLength")?,
+            max_answer_tokens: self.size("inferenceMaxTokens")?,
+            top_p: self.number("samplingTopP")?.unwrap_or(1.0) as f32,
+            top_k: self.size("samplingTopK")?,
+            updates_per_batch: self.size("updatesPerBatch")?.unwrap_or(1),
+            failure_limit: self.number("graderFailureLimit")?.unwrap_or(0.1),
+            effort: Effort::ALL.into_iter().find(|one| Some(one.name()) == effort.as_deref()),
+        })
     }
 
     fn method(&self) -> Result<TuningMethod> {

@@ -171,7 +171,7 @@ fn corpus(
 }
 
 /// A digest over the files that make the base model what it is.
-fn base_digest(base: &Base) -> Result<String> {
+pub(super) fn base_digest(base: &Base) -> Result<String> {
     let mut digest = Sha256::new();
     match base {
         Base::Random { config, seed, .. } => {

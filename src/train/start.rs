@@ -79,13 +79,22 @@ fn same(wanted: &TuningMethod, found: &TuningMethod) -> bool {
 
 /// The method on its base, with the parameters that it begins with.
 pub(super) fn method(plan: &Plan, sources: &Sources, decoder: &Decoder) -> Result<Box<dyn Method>> {
+    method_on(plan, (&sources.method, sources.text.as_deref()), decoder)
+}
+
+/// The same of a method and the tokens that its virtual tokens begin as.
+pub(super) fn method_on(
+    plan: &Plan,
+    (wanted, text): (&TuningMethod, Option<&[u32]>),
+    decoder: &Decoder,
+) -> Result<Box<dyn Method>> {
     let mut method = match &plan.start {
         Some(dir) => {
             let mut adapter = read_adapter(dir, decoder.config(), decoder.device(), true)?;
-            adapter.tuning.set_dropout(&sources.method);
+            adapter.tuning.set_dropout(wanted);
             adapter.tuning
         }
-        None => sources.method.build(decoder, sources.text.as_deref(), plan.seed())?,
+        None => wanted.build(decoder, text, plan.seed())?,
     };
     if plan.settings.objective == TrainingObjective::Reward && method.score().is_none() {
         method.take_score(&new_score(decoder.config().hidden_size, plan.seed(), decoder.device())?)?;

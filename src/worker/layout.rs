@@ -15,6 +15,8 @@ use crate::store::jobs::JobSpec;
 
 /// The metrics file that grows while the job runs, relative to the job's folder.
 pub(crate) const TRAINING_METRICS: &str = "training_artifacts/step_wise_training_metrics.csv";
+/// What the policy of a reinforcement job said at each evaluation, relative to the job's folder.
+pub(crate) const TRAJECTORIES: &str = "validation_artifacts/trajectories.jsonl";
 /// Every bad line of the data set, relative to the job's folder.
 pub(crate) const DATA_REPORT: &str = "data_report.jsonl";
 

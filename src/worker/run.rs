@@ -8,13 +8,14 @@ use tracing::{error, info, warn};
 
 use super::Worker;
 use super::halt::{Halt, Reason};
-use super::layout::{DATA_REPORT, Layout, TRAINING_METRICS};
+use super::layout::{DATA_REPORT, Layout, TRAINING_METRICS, TRAJECTORIES};
 use super::lease;
 use super::retry::patiently;
 use super::stages;
+use super::transfer::Listing;
 use crate::error::{Error, Kind, Result};
 use crate::jobs::{Claim, Held};
-use crate::train::TrainingDevice;
+use crate::train::{BEST_CHECKPOINT, TrainingDevice};
 
 /// How an attempt came to its end.
 pub(crate) enum End {
@@ -73,7 +74,8 @@ async fn attempt(worker: &Worker, device: TrainingDevice, claim: Claim, halt: Ha
     }
 
     let plan = stages::prepare::plan(worker, &attempt).await?;
-    let summary = match stages::train::train(worker, &attempt, plan).await? {
+    let grader = stages::grader::grader(worker, &attempt, &plan).await?;
+    let summary = match stages::train::train(worker, &attempt, plan, grader).await? {
         stages::train::Trained::Completed(summary) => summary,
         stages::train::Trained::Interrupted => return Ok(End::Interrupted),
         stages::train::Trained::Crashed(panic) => return Ok(End::Crashed(panic)),
@@ -149,8 +151,16 @@ async fn persist<F: Future<Output = Result<Held>>>(worker: &Worker, what: &str, 
 
 async fn keep_reports(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &std::path::Path) -> Result<()> {
     let layout = Layout::of(&claim.job.spec)?;
-    for name in [DATA_REPORT, TRAINING_METRICS] {
-        let path = work_dir.join("output").join(name);
+    let output = work_dir.join("output");
+    let mut names = vec![DATA_REPORT.to_string(), TRAINING_METRICS.to_string(), TRAJECTORIES.to_string()];
+    // What a reinforcement run leaves whose grader failed: weights that cost hours.
+    let best = output.join(BEST_CHECKPOINT);
+    if best.is_dir() {
+        let listing = Listing::of(&best).await?;
+        names.extend(listing.files.keys().map(|name| format!("{BEST_CHECKPOINT}/{name}")));
+    }
+    for name in &names {
+        let path = output.join(name);
         if path.is_file() && claim.status().await?.is_some() {
             let (uri, put) = (layout.output(name), layout.put());
             let upload =

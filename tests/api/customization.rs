@@ -18,12 +18,7 @@ fn distillation() -> Value {
 fn a_type_that_is_not_run_is_refused_by_name() {
     with_app(async |app| {
         app.create("first").await;
-        let cases = [
-            ("DISTILLATION", Some(distillation())),
-            ("REINFORCEMENT_FINE_TUNING", Some(rft(json!({ "epochCount": 1 })))),
-            ("IMPORTED", None),
-            ("FINE_TUNING", Some(distillation())),
-        ];
+        let cases = [("DISTILLATION", Some(distillation())), ("IMPORTED", None), ("FINE_TUNING", Some(distillation()))];
         for (name, config) in cases {
             let mut job = app.job("second");
             job["customizationType"] = json!(name);

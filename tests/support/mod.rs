@@ -58,8 +58,17 @@ pub(crate) fn with_app<F: Future<Output = TestApp>>(test: impl FnOnce(TestApp) -
 
 /// The same with further settings.
 pub(crate) fn with_settings<F: Future<Output = TestApp>>(more: &[&str], test: impl FnOnce(TestApp) -> F) {
+    run(Role::Api, more, test);
+}
+
+/// The same with a worker, which runs what is created.
+pub(crate) fn with_worker<F: Future<Output = TestApp>>(more: &[&str], test: impl FnOnce(TestApp) -> F) {
+    run(Role::All, more, test);
+}
+
+fn run<F: Future<Output = TestApp>>(role: Role, more: &[&str], test: impl FnOnce(TestApp) -> F) {
     crate::jobs::database::block_on(async {
-        let app = test(TestApp::start(more).await).await;
+        let app = test(TestApp::start(role, more).await).await;
         app.service.stop().await;
     });
 }
@@ -80,7 +89,7 @@ pub(crate) fn models(folder: &Path) -> PathBuf {
 }
 
 impl TestApp {
-    async fn start(more: &[&str]) -> Self {
+    async fn start(role: Role, more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (data, models) = (folder.path().join("data"), models(folder.path()));
         let arguments = [
@@ -93,7 +102,7 @@ impl TestApp {
             models.to_str().unwrap(),
         ];
         let config = Line::parse_from(arguments.iter().chain(more)).config;
-        let service = Service::start(config, Role::Api).await.unwrap();
+        let service = Service::start(config, role).await.unwrap();
         let root = Pair {
             access_key: service.keys.access_key.clone(),
             secret_key: service.keys.secret_key.expose().to_string(),

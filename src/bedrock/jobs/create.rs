@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::reinforcement;
 use crate::app::App;
 use crate::bedrock::arn::{self, Place};
 use crate::bedrock::constraint::{Shape, Violations, check, given};
@@ -72,7 +73,7 @@ pub struct Request {
     pub hyper_parameters: Option<BTreeMap<String, String>>,
     /// Echoed.
     pub vpc_config: Option<VpcConfig>,
-    /// For customization types other than the two that need none.
+    /// For reinforcement fine-tuning; the types that learn from records need none.
     pub customization_config: Option<CustomizationConfig>,
 }
 
@@ -149,7 +150,21 @@ impl Request {
         may_be_customized(base, customization_type)?;
 
         let hyper_parameters = self.hyper_parameters.clone().unwrap_or_default();
-        let settings = Settings::parse(&hyper_parameters, &base.hyper_parameters)?;
+        let rft = self.customization_config.as_ref().and_then(|config| config.rft_config.as_ref());
+        let settings = if customization_type == CustomizationType::ReinforcementFineTuning {
+            let settings = reinforcement::settings(&hyper_parameters, rft, &base.hyper_parameters)?;
+            reinforcement::check_grader(&app.config, rft, &settings)?;
+            settings
+        } else {
+            Settings::parse(&hyper_parameters, &base.hyper_parameters)?
+        };
+        if customization_type != CustomizationType::ReinforcementFineTuning
+            && matches!(settings.objective, TrainingObjective::Grpo(_))
+        {
+            return Err(Error::validation(
+                "trainingObjective grpo learns from a grader: set customizationType to REINFORCEMENT_FINE_TUNING",
+            ));
+        }
         if customization_type == CustomizationType::ContinuedPreTraining && settings.objective != TrainingObjective::Sft
         {
             return Err(Error::validation(format!(
@@ -221,14 +236,18 @@ impl Request {
     fn customization(&self) -> Result<CustomizationType> {
         let name = self.customization_type.as_ref().map_or("FINE_TUNING", |name| name.0.as_str());
         let supported = CustomizationType::parse(name)
-            .filter(|asked| matches!(asked, CustomizationType::FineTuning | CustomizationType::ContinuedPreTraining));
+            .filter(|asked| !matches!(asked, CustomizationType::Distillation | CustomizationType::Imported));
         let supported = supported.ok_or_else(|| {
             Error::validation(format!(
-                "customizationType {name} is not supported: use FINE_TUNING or CONTINUED_PRE_TRAINING"
+                "customizationType {name} is not supported: use FINE_TUNING, CONTINUED_PRE_TRAINING or \
+                 REINFORCEMENT_FINE_TUNING"
             ))
         })?;
-        match self.customization_config {
+        match &self.customization_config {
             None => Ok(supported),
+            Some(config) if config.rft_config.is_some() && supported == CustomizationType::ReinforcementFineTuning => {
+                Ok(supported)
+            }
             Some(_) => {
                 Err(Error::validation(format!("customizationConfig does not apply to customizationType {name}")))
             }
@@ -291,7 +310,9 @@ fn may_be_tuned_further(parent: &CustomModel, settings: &Settings) -> Result<()>
 
 fn may_be_customized(base: &FoundationModel, by: CustomizationType) -> Result<()> {
     let names: Vec<_> = base.customizations.iter().copied().map(Customization::name).collect();
-    if names.contains(&by.as_str()) {
+    // Bedrock's list of what a model supports has no word for reinforcement: what can be fine-tuned can be rewarded.
+    let needed = if by == CustomizationType::ReinforcementFineTuning { CustomizationType::FineTuning } else { by };
+    if names.contains(&needed.as_str()) {
         return Ok(());
     }
     Err(Error::validation(format!(
@@ -303,7 +324,8 @@ fn may_be_customized(base: &FoundationModel, by: CustomizationType) -> Result<()
 
 /// Reads and writes where the job will: a wrong bucket is told now, not in an hour.
 async fn probe(app: &App, spec: &JobSpec) -> Result<()> {
-    let read = spec.training_uri().into_iter().chain(spec.validation_uris());
+    let grader = spec.hyper_parameters.get("grader").and_then(|grader| reinforcement::file(grader));
+    let read = spec.training_uri().into_iter().chain(spec.validation_uris()).chain(grader);
     let reads: Vec<Uri> = read.map(Uri::parse).collect::<Result<_>>()?;
     let written = spec.output_data.get("s3Uri").and_then(Value::as_str);
     let writes: Vec<Uri> = written.map(Uri::parse).into_iter().collect::<Result<_>>()?;

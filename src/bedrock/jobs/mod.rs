@@ -3,6 +3,7 @@
 pub mod create;
 pub mod get;
 pub mod list;
+mod reinforcement;
 pub mod stop;
 
 use serde::Serialize;

@@ -159,11 +159,10 @@ fn an_answer_ends_where_it_may_go_on_no_longer_and_a_prompt_without_room_is_refu
     batch.join(&prompts()[2], &[greedy(50), greedy(2)]).unwrap();
     let ends: Vec<Vec<Option<StopReason>>> =
         (0..3).map(|_| batch.step().unwrap().iter().map(|one| one.ended).collect()).collect();
-    assert_eq!(ends, [
-        vec![None, None],
-        vec![None, Some(StopReason::MaxTokens)],
-        vec![Some(StopReason::ContextWindow)]
-    ]);
+    assert_eq!(
+        ends,
+        [vec![None, None], vec![None, Some(StopReason::MaxTokens)], vec![Some(StopReason::ContextWindow)]]
+    );
     assert!(batch.join(&[1; 12], &[greedy(1)]).unwrap_err().message().contains("leaves no room"));
     assert!(batch.join(&[], &[greedy(1)]).is_err());
 }

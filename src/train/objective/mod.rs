@@ -5,17 +5,20 @@
 //! vocabulary. Those of a scalar per position (rewards, values) have a head of one row instead.
 
 mod dpo;
+mod grpo;
 mod reward;
 mod sft;
 mod top;
 
 pub use dpo::{Dpo, DpoConfig, DpoLoss};
+pub use grpo::{AdvantageScale, Aggregation, Grpo, GrpoConfig, Sampled, TokenLoss, advantages, deviation, mean};
 pub use reward::Reward;
 pub use sft::Sft;
 pub use top::{Top, TopLoss};
 
 use std::sync::Arc;
 
+use super::Reinforcement;
 use super::reference::Reference;
 use crate::error::Result;
 
@@ -28,11 +31,13 @@ pub enum TrainingObjective {
     Dpo(DpoConfig),
     /// To tell by a number which of two answers is better (a reward model).
     Reward,
+    /// What a grader rewards (reinforcement fine-tuning); of customizationType REINFORCEMENT_FINE_TUNING.
+    Grpo(Reinforcement),
 }
 
 impl TrainingObjective {
     /// The names in hyperparameters, the default first.
-    pub const NAMES: [&'static str; 3] = ["sft", "dpo", "reward"];
+    pub const NAMES: [&'static str; 4] = ["sft", "dpo", "reward", "grpo"];
 
     /// The name in hyperparameters.
     pub fn name(&self) -> &'static str {
@@ -40,6 +45,7 @@ impl TrainingObjective {
             Self::Sft => "sft",
             Self::Dpo(_) => "dpo",
             Self::Reward => "reward",
+            Self::Grpo(_) => "grpo",
         }
     }
 
@@ -48,7 +54,7 @@ impl TrainingObjective {
     pub(super) fn rate(&self) -> f64 {
         match self {
             Self::Sft => 1.0,
-            Self::Dpo(_) => 0.05,
+            Self::Dpo(_) | Self::Grpo(_) => 0.05,
             Self::Reward => 0.5,
         }
     }

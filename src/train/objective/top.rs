@@ -79,6 +79,22 @@ impl Top<'_> {
         Ok(TopLoss { loss, ..self.cross_entropy(Some(&scale))? })
     }
 
+    /// What `with` makes of the same states where every logit is divided by `temperature`.
+    ///
+    /// # Errors
+    /// Those of `with`, and of the device.
+    pub fn at_temperature(&self, temperature: f64, with: impl FnOnce(&Top<'_>) -> Result<TopLoss>) -> Result<TopLoss> {
+        if temperature == 1.0 {
+            return with(self);
+        }
+        let hidden = (self.hidden.detach() / temperature)?;
+        // c·tanh(l / c) / t is the cap c / t over l / t.
+        let softcap = self.softcap.map(|cap| cap / temperature);
+        let made = with(&Top { hidden: &hidden, head: self.head.clone(), softcap, ..*self })?;
+        let grad_hidden = made.grad_hidden.map(|gradient| gradient / temperature).transpose()?;
+        Ok(TopLoss { grad_hidden, ..made })
+    }
+
     /// Where each record's rows lie.
     pub fn rows(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
         self.lengths.iter().scan(0, |start, length| {

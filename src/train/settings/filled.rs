@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::super::objective::{DpoConfig, TrainingObjective};
+use super::super::Reinforcement;
+use super::super::objective::{DpoConfig, GrpoConfig, TrainingObjective};
 use super::super::planner::Decision;
 use super::{EarlyStopping, Schedule, Settings};
 use crate::models::{Form, Precision, Projection};
@@ -73,6 +74,35 @@ impl Settings {
                 put("labelSmoothing", &label_smoothing);
             }
             TrainingObjective::Reward => put("trainingObjective", &self.objective.name()),
+            TrainingObjective::Grpo(options) => {
+                put("trainingObjective", &self.objective.name());
+                let Reinforcement { grpo, samples_per_prompt, top_p, updates_per_batch, failure_limit, .. } = options;
+                let GrpoConfig { clip_low, clip_high, kl_beta, aggregation, scale, temperature } = grpo;
+                put("trainingSamplePerPrompt", &samples_per_prompt);
+                put("clipEpsilon", &clip_low);
+                put("clipEpsilonHigh", &clip_high);
+                put("klBeta", &kl_beta);
+                put("lossAggregation", &aggregation.name());
+                put("advantageScaling", &scale.name());
+                put("samplingTemperature", &temperature);
+                put("samplingTopP", &top_p);
+                put("updatesPerBatch", &updates_per_batch);
+                put("graderFailureLimit", &failure_limit);
+                let sizes = [
+                    ("inferenceMaxTokens", options.max_answer_tokens),
+                    ("maxPromptLength", options.max_prompt_tokens),
+                    ("samplingTopK", options.top_k),
+                ];
+                for (name, size) in sizes.into_iter().filter_map(|(name, size)| Some((name, size?))) {
+                    put(name, &size);
+                }
+                if let Some(effort) = options.effort {
+                    put("reasoningEffort", &effort.name());
+                }
+                if let Some(grader) = &self.grader {
+                    put("grader", grader);
+                }
+            }
         }
         put("tuningMethod", &self.method.name());
         match &self.method {
@@ -179,6 +209,17 @@ mod tests {
             vec![("tuningMethod", "prompt"), ("virtualTokensInit", "vocabulary")],
             vec![("tuningMethod", "llama_adapter"), ("adapterLength", "3"), ("adapterLayers", "2")],
             vec![("tuningMethod", "head"), ("computePrecision", "bfloat16")],
+            vec![
+                ("trainingObjective", "grpo"),
+                ("trainingSamplePerPrompt", "4"),
+                ("inferenceMaxTokens", "32"),
+                ("clipEpsilonHigh", "0.28"),
+                ("lossAggregation", "dr_grpo"),
+                ("advantageScaling", "none"),
+                ("samplingTopK", "5"),
+                ("reasoningEffort", "low"),
+                ("grader", "s3://bucket/grader.json"),
+            ],
             vec![("trainingObjective", "dpo"), ("dpoLoss", "ipo"), ("dpoBeta", "0.25")],
             vec![("trainingObjective", "dpo"), ("labelSmoothing", "0.125"), ("tuningMethod", "prefix")],
             vec![("trainingObjective", "reward"), ("loraRank", "3")],

@@ -12,13 +12,13 @@ use crate::error::{Error, Kind, Result};
 use crate::objects::Uri;
 use crate::store::CustomizationType;
 use crate::store::custom_models::{self, CustomModel};
-use crate::train::{Base, Memory, OPTIMIZER_STATE, Objective, Plan, Settings};
+use crate::train::{Base, Memory, OPTIMIZER_STATE, Objective, Plan, Settings, reinforcement_hyper_parameters};
 
 /// The plan of this attempt; the same for every attempt of the job, apart from its folder.
 pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
     let spec = &attempt.claim.job.spec;
     let objective = match spec.customization_type {
-        CustomizationType::FineTuning => Objective::FineTuning,
+        CustomizationType::FineTuning | CustomizationType::ReinforcementFineTuning => Objective::FineTuning,
         CustomizationType::ContinuedPreTraining => Objective::ContinuedPreTraining,
         other => return Err(Error::validation(format!("This version cannot run jobs of type {other}."))),
     };
@@ -29,7 +29,13 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
             spec.base_model_id
         )));
     };
-    let settings = Settings::parse(&spec.hyper_parameters, &base.hyper_parameters)?;
+    let settings = if spec.customization_type == CustomizationType::ReinforcementFineTuning {
+        let rft = spec.customization_config.as_ref().and_then(|config| config.get("rftConfig"));
+        let given = reinforcement_hyper_parameters(&spec.hyper_parameters, rft)?;
+        Settings::parse(&given, &base.hyper_parameters)?
+    } else {
+        Settings::parse(&spec.hyper_parameters, &base.hyper_parameters)?
+    };
     let (mut dir, mut start, mut optimizer_state) = (base.dir.clone(), None, None);
     if spec.base_model_arn != spec.foundation_model_arn {
         let parent = parent(worker, attempt).await?;

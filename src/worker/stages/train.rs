@@ -13,7 +13,7 @@ use super::super::reporter;
 use super::super::run::Attempt;
 use super::prepare::checkpoints;
 use crate::error::{Error, Result};
-use crate::train::{self, Outcome, Plan, Summary};
+use crate::train::{self, Grader, Outcome, Plan, Summary};
 
 /// Autograd recurses once per operation; the pages of a stack that are never touched cost nothing.
 const STACK_BYTES: usize = 512 << 20;
@@ -28,8 +28,13 @@ pub(crate) enum Trained {
     Crashed(String),
 }
 
-/// Trains by `plan`.
-pub(crate) async fn train(worker: &Worker, attempt: &Attempt, plan: Plan) -> Result<Trained> {
+/// Trains by `plan`; with a grader, by what it says of sampled answers.
+pub(crate) async fn train(
+    worker: &Worker,
+    attempt: &Attempt,
+    plan: Plan,
+    grader: Option<Box<dyn Grader>>,
+) -> Result<Trained> {
     let (news, heard) = watch::channel(News::default());
     let observer = Observer {
         claim: attempt.claim.clone(),
@@ -41,7 +46,10 @@ pub(crate) async fn train(worker: &Worker, attempt: &Attempt, plan: Plan) -> Res
     let flag = attempt.halt.flag().clone();
     let ended = on_own_thread(move || {
         let mut observer = observer;
-        train::run(&plan, &mut observer, &flag)
+        match grader {
+            Some(grader) => train::reinforce(&plan, &*grader, &mut observer, &flag),
+            None => train::run(&plan, &mut observer, &flag),
+        }
     })?;
 
     let metrics = reporter::metrics(&attempt.claim, &worker.app.objects, &attempt.layout, &output, &attempt.halt);

@@ -1,0 +1,178 @@
+//! Texts with `{{ item.reference_answer }}` or `{{ sample.output_text }}` in them, which become the values of
+//! each sample. Source: OpenAI's guide to graders, "Templating".
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::train::Sample;
+
+/// A text with places to fill.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Template {
+    pieces: Vec<Piece>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Piece {
+    Text(String),
+    /// `{{ item.… }}`: a member of the prompt's record.
+    Item(Vec<Key>),
+    /// `{{ sample.output_text }}`
+    Output,
+    /// `{{ sample.output_json.… }}`: a member of the answer read as JSON.
+    OutputJson(Vec<Key>),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Key {
+    Member(String),
+    Index(usize),
+}
+
+impl Template {
+    /// Reads `text`.
+    ///
+    /// # Errors
+    /// `Validation` when a place names something that there is not.
+    pub(super) fn parse(text: &str) -> Result<Self> {
+        let mut pieces = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once("{{") {
+            let (place, later) = after.split_once("}}").ok_or_else(|| {
+                Error::validation(format!("the grader's text {text:?} opens {{{{ and does not close it"))
+            })?;
+            if !before.is_empty() {
+                pieces.push(Piece::Text(before.into()));
+            }
+            pieces.push(Piece::parse(place.trim())?);
+            rest = later;
+        }
+        if !rest.is_empty() {
+            pieces.push(Piece::Text(rest.into()));
+        }
+        Ok(Self { pieces })
+    }
+
+    /// The text for one sample. What an answer lacks is empty, because that is the policy's doing; what the
+    /// record lacks is an error.
+    pub(super) fn fill(&self, sample: &Sample<'_>) -> std::result::Result<String, String> {
+        let mut text = String::new();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(piece) => text += piece,
+                Piece::Output => text += sample.output,
+                Piece::OutputJson(keys) => {
+                    let output = serde_json::from_str::<Value>(sample.output.trim()).ok();
+                    if let Some(value) = output.as_ref().and_then(|value| walk(value, keys)) {
+                        text += &plain(value);
+                    }
+                }
+                Piece::Item(keys) => match member(sample.item, keys) {
+                    Some(value) => text += &plain(value),
+                    None => return Err(format!("the record has no member {}", path(keys))),
+                },
+            }
+        }
+        Ok(text)
+    }
+}
+
+impl Piece {
+    fn parse(place: &str) -> Result<Self> {
+        let unknown = || {
+            Error::validation(format!(
+                "the grader names {{{{ {place} }}}}; there are item.<member of the record>, sample.output_text and \
+                 sample.output_json.<member>"
+            ))
+        };
+        let keys = keys(place).ok_or_else(unknown)?;
+        match keys.as_slice() {
+            [Key::Member(space), rest @ ..] if space == "item" && !rest.is_empty() => Ok(Self::Item(rest.to_vec())),
+            [Key::Member(space), Key::Member(name)] if space == "sample" && name == "output_text" => Ok(Self::Output),
+            [Key::Member(space), Key::Member(name), rest @ ..] if space == "sample" && name == "output_json" => {
+                Ok(Self::OutputJson(rest.to_vec()))
+            }
+            _ => Err(unknown()),
+        }
+    }
+}
+
+/// `a.b[0].c` as its keys.
+fn keys(place: &str) -> Option<Vec<Key>> {
+    let mut keys = Vec::new();
+    for part in place.split('.') {
+        let (name, indices) = part.split_once('[').map_or((part, None), |(name, rest)| (name, Some(rest)));
+        if name.is_empty() {
+            return None;
+        }
+        keys.push(Key::Member(name.to_string()));
+        let Some(indices) = indices else { continue };
+        for index in indices.strip_suffix(']')?.split("][") {
+            keys.push(Key::Index(index.trim().parse().ok()?));
+        }
+    }
+    Some(keys)
+}
+
+fn member<'a>(item: &'a Map<String, Value>, keys: &[Key]) -> Option<&'a Value> {
+    let [Key::Member(first), rest @ ..] = keys else { return None };
+    walk(item.get(first)?, rest)
+}
+
+fn walk<'a>(value: &'a Value, keys: &[Key]) -> Option<&'a Value> {
+    keys.iter().try_fold(value, |value, key| match key {
+        Key::Member(name) => value.get(name),
+        Key::Index(index) => value.get(index),
+    })
+}
+
+/// A string as it is, anything else as JSON.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+}
+
+fn path(keys: &[Key]) -> String {
+    let mut text = String::from("item");
+    for key in keys {
+        match key {
+            Key::Member(name) => text += &format!(".{name}"),
+            Key::Index(index) => text += &format!("[{index}]"),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn fill(text: &str, output: &str) -> std::result::Result<String, String> {
+        let item = json!({"reference_answer": {"label": "refund", "orders": [7, 9]}, "note": "n"});
+        let sample = Sample { id: "1", messages: &[], output, item: item.as_object().unwrap() };
+        Template::parse(text).unwrap().fill(&sample)
+    }
+
+    #[test]
+    fn places_are_filled_from_the_record_and_the_answer() {
+        assert_eq!(fill("{{item.reference_answer.label}}!", "").unwrap(), "refund!");
+        assert_eq!(fill("<{{ item.note }}|{{ sample.output_text }}>", "yes").unwrap(), "<n|yes>");
+        assert_eq!(fill("{{ item.reference_answer.orders[1] }}", "").unwrap(), "9");
+        assert_eq!(fill("{{ item.reference_answer.orders }}", "").unwrap(), "[7,9]");
+        assert_eq!(fill("{{ sample.output_json.a.b }}", r#" {"a": {"b": "c"}}"#).unwrap(), "c");
+    }
+
+    #[test]
+    fn what_an_answer_lacks_is_empty_and_what_the_record_lacks_is_said() {
+        assert_eq!(fill("[{{ sample.output_json.a }}]", "not json").unwrap(), "[]");
+        assert_eq!(fill("{{ item.answer }}", "").unwrap_err(), "the record has no member item.answer");
+    }
+
+    #[test]
+    fn places_that_name_nothing_are_refused() {
+        for text in ["{{ item }}", "{{ sample.text }}", "{{ item.a[x] }}", "{{ item.", "{{}}"] {
+            assert!(Template::parse(text).is_err(), "{text}");
+        }
+    }
+}

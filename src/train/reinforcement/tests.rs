@@ -1,0 +1,371 @@
+//! Whole reinforcement runs on a tiny model: the policy learns what its grader rewards, an interrupted run learns the
+//! same, and a grader that fails does no harm it can help.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::clock::Clock;
+use crate::data::Objective;
+use crate::train::{Base, Grade, Graded, Memory, Sample, Settings, StepMetrics, Summary, TrainingDevice};
+
+fn base() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models/llama")
+}
+
+/// A plan in `dir` with ten training and four validation prompts.
+fn plan(dir: &Path, given: &[(&str, &str)]) -> Plan {
+    let record = |n: usize| {
+        format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"say {n}\"}}], \"reference_answer\": \"{n}\"}}\n")
+    };
+    let file = |name: &str, numbers: std::ops::Range<usize>| {
+        let path = dir.join(name);
+        std::fs::write(&path, numbers.map(record).collect::<String>()).unwrap();
+        path
+    };
+    let given: BTreeMap<String, String> = given.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let given = reinforcement_hyper_parameters(&given, None).unwrap();
+    Plan {
+        base: Base::Directory(base()),
+        start: None,
+        optimizer_state: None,
+        quantized: None,
+        base_id: "test.tiny-v1:0".into(),
+        training: file("train.jsonl", 0..10),
+        validation: vec![file("validation.jsonl", 20..24)],
+        objective: Objective::FineTuning,
+        settings: Settings::parse(&given, &BTreeMap::new()).unwrap(),
+        seed: 11,
+        device: TrainingDevice::Cpu,
+        work_dir: dir.join("work"),
+        slots: 1,
+        memory: Memory::host(4 << 30),
+        clock: Clock::system(),
+    }
+}
+
+/// The share of an answer's bytes that are ASCII letters.
+struct Letters;
+
+fn letters(sample: &Sample<'_>) -> f64 {
+    let letters = sample.output.bytes().filter(u8::is_ascii_alphabetic).count();
+    letters as f64 / sample.output.len().max(1) as f64
+}
+
+impl Grader for Letters {
+    fn parts(&self) -> Vec<String> {
+        vec!["letters".into()]
+    }
+
+    fn grade(&self, samples: &[Sample<'_>], _: &StopFlag) -> Result<Vec<Graded>> {
+        let grade = |sample: &Sample<'_>| {
+            assert_eq!(sample.messages.last().unwrap()["content"], sample.output);
+            assert!(sample.item.contains_key("reference_answer"));
+            Ok(Grade { reward: letters(sample), parts: vec![("letters".into(), letters(sample))] })
+        };
+        Ok(samples.iter().map(grade).collect())
+    }
+}
+
+/// Everything that has state is switched on.
+const GIVEN: [(&str, &str); 14] = [
+    ("epochCount", "2"),
+    ("batchSize", "4"),
+    ("trainingSamplePerPrompt", "4"),
+    ("inferenceMaxTokens", "8"),
+    ("learningRate", "0.01"),
+    ("learningRateSchedule", "cosine"),
+    ("learningRateWarmupSteps", "1"),
+    ("loraDropout", "0.1"),
+    ("klBeta", "0.05"),
+    ("updatesPerBatch", "2"),
+    ("evaluationInterval", "2"),
+    ("checkpointInterval", "2"),
+    ("samplingTemperature", "1.2"),
+    ("clipEpsilonHigh", "0.3"),
+];
+
+fn complete(plan: &Plan) -> Summary {
+    match reinforce(plan, &Letters, &mut (), &StopFlag::default()).unwrap() {
+        Outcome::Completed(summary) => summary,
+        Outcome::Interrupted => panic!("nobody asked it to stop"),
+    }
+}
+
+fn tree(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![dir.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(dir).unwrap().to_string_lossy().into_owned();
+                files.insert(name, std::fs::read(path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+fn assert_same(expected: &BTreeMap<String, Vec<u8>>, output: &Path) {
+    let found = tree(output);
+    assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
+    for (name, bytes) in expected {
+        assert!(found[name] == *bytes, "{name} differs");
+    }
+}
+
+/// A column of a metrics file, by its name.
+fn column(csv: &str, name: &str) -> Vec<f64> {
+    let at = csv.lines().next().unwrap().split(',').position(|column| column == name).unwrap();
+    csv.lines().skip(1).map(|line| line.split(',').nth(at).unwrap().parse().unwrap()).collect()
+}
+
+const TRAINING: &str = "training_artifacts/step_wise_training_metrics.csv";
+const VALIDATION: &str = "validation_artifacts/post_fine_tuning_validation/validation/validation_metrics.csv";
+const TRAJECTORIES: &str = "validation_artifacts/trajectories.jsonl";
+
+#[test]
+fn a_policy_learns_what_its_grader_rewards_and_leaves_what_a_job_promises() {
+    let dir = tempfile::tempdir().unwrap();
+    let given = [
+        ("stepCount", "30"),
+        ("batchSize", "8"),
+        ("trainingSamplePerPrompt", "8"),
+        ("inferenceMaxTokens", "8"),
+        ("learningRate", "0.02"),
+        ("learningRateSchedule", "constant"),
+    ];
+    let summary = complete(&plan(dir.path(), &given));
+    let text = |name: &str| std::fs::read_to_string(summary.output.join(name)).unwrap();
+    let rewards = column(&text(TRAINING), "reward");
+    let mean = |rewards: &[f64]| rewards.iter().sum::<f64>() / rewards.len() as f64;
+    let (before, after) = (mean(&rewards[..3]), mean(&rewards[27..]));
+    assert!(after > 1.5 * before, "{before} to {after}: {rewards:?}");
+    assert_eq!(column(&text(TRAINING), "rewards/letters"), rewards);
+    for name in ["reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio", "kl"] {
+        assert_eq!(column(&text(TRAINING), name).len(), 30, "{name}");
+    }
+
+    // Before the first step, and ten times more.
+    let evaluated = column(&text(VALIDATION), "reward");
+    assert_eq!(evaluated.len(), 11);
+    let lines: Vec<serde_json::Value> =
+        text(TRAJECTORIES).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 11 * 4);
+    assert_eq!((lines[0]["step"].as_u64(), lines[0]["line"].as_u64()), (Some(0), Some(1)));
+    assert_eq!(lines[0]["prompt"][0]["content"], "say 20");
+    assert!(lines[0]["answer"].is_string() && lines[0]["reward"].is_number());
+    let first: f64 = lines[..4].iter().map(|line| line["reward"].as_f64().unwrap()).sum();
+    assert!((first / 4.0 - evaluated[0]).abs() < 1e-9);
+
+    let manifest: serde_json::Value = serde_json::from_str(&text("training_manifest.json")).unwrap();
+    assert_eq!(manifest["customizationType"], "REINFORCEMENT_FINE_TUNING");
+    assert_eq!(manifest["hyperParameters"]["trainingSamplePerPrompt"], "8");
+    assert!(summary.artifact.join("adapter_model.safetensors").exists());
+    assert_eq!(summary.validation_losses, [-evaluated[10]]);
+}
+
+struct StopAfter {
+    steps: u64,
+    flag: StopFlag,
+}
+
+impl Observer for StopAfter {
+    fn step(&mut self, _: &StepMetrics) {
+        self.steps -= 1;
+        if self.steps == 0 {
+            self.flag.raise();
+        }
+    }
+}
+
+#[test]
+fn a_run_stopped_after_any_number_of_steps_ends_with_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let expected = tree(&complete(&plan(dir.path(), &GIVEN)).output);
+    for stride in 1..=3 {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = plan(dir.path(), &GIVEN);
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let flag = StopFlag::default();
+            let mut observer = StopAfter { steps: stride, flag: flag.clone() };
+            if reinforce(&plan, &Letters, &mut observer, &flag).unwrap() != Outcome::Interrupted {
+                break;
+            }
+        }
+        assert!(attempts > 6 / stride, "{attempts} attempts of {stride} steps");
+        assert_same(&expected, &plan.output());
+    }
+}
+
+/// Keeps a copy of the checkpoints whenever one was made, as if the process were killed right then.
+struct Copies {
+    root: PathBuf,
+    copies: Vec<PathBuf>,
+}
+
+impl Observer for Copies {
+    fn checkpoint(&mut self, dir: &Path, step: u64) -> Result<()> {
+        let copy = self.root.join(format!("killed-{step}"));
+        for (name, bytes) in tree(dir.parent().unwrap()) {
+            let path = copy.join("work/checkpoints").join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        self.copies.push(copy);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_killed_run_goes_on_elsewhere_with_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = plan(dir.path(), &GIVEN);
+    let mut killed = Copies { root: dir.path().join("copies"), copies: vec![] };
+    reinforce(&first, &Letters, &mut killed, &StopFlag::default()).unwrap();
+    let expected = tree(&first.output());
+    assert_eq!(killed.copies.len(), 3, "after 2, 4 and 6 steps");
+    for copy in killed.copies {
+        let plan = plan(&copy, &GIVEN);
+        reinforce(&plan, &Letters, &mut (), &StopFlag::default()).unwrap();
+        assert_same(&expected, &plan.output());
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let with = |threads| {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let plan = plan(dir.path(), &GIVEN);
+        pool.install(|| complete(&plan));
+        tree(&plan.output())
+    };
+    assert_eq!(with(1), with(3));
+}
+
+/// Fails for some of the samples, and raises a flag, if it has one, when it is first asked.
+struct Failing {
+    every: usize,
+    asked: AtomicUsize,
+    flag: Option<StopFlag>,
+}
+
+impl Grader for Failing {
+    fn grade(&self, samples: &[Sample<'_>], stop: &StopFlag) -> Result<Vec<Graded>> {
+        let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+        if let Some(flag) = self.flag.as_ref().filter(|_| asked == 0) {
+            flag.raise();
+            assert!(stop.is_raised());
+            return Err(Error::unavailable(anyhow::anyhow!("told to stop")));
+        }
+        let grade = |(n, sample): (usize, &Sample<'_>)| {
+            // All goes well at first.
+            if asked > 2 && n % self.every == 0 {
+                Err("it is tired".to_string())
+            } else {
+                Ok(Grade { reward: if n == 1 { f64::NAN } else { letters(sample) }, parts: vec![] })
+            }
+        };
+        Ok(samples.iter().enumerate().map(grade).collect())
+    }
+}
+
+fn failing(every: usize) -> Failing {
+    Failing { every, asked: AtomicUsize::new(0), flag: None }
+}
+
+#[derive(Default)]
+struct Listener {
+    warnings: Vec<String>,
+    steps: Vec<StepMetrics>,
+}
+
+impl Observer for Listener {
+    fn step(&mut self, metrics: &StepMetrics) {
+        self.steps.push(metrics.clone());
+    }
+
+    fn warn(&mut self, message: &str) {
+        self.warnings.push(message.into());
+    }
+}
+
+#[test]
+fn few_failures_of_the_grader_are_counted_and_told_and_many_end_the_run_with_its_best_weights_kept() {
+    let given: Vec<_> = GIVEN.into_iter().chain([("graderFailureLimit", "0.4")]).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let lenient = plan(dir.path(), &given);
+    let mut listener = Listener::default();
+    reinforce(&lenient, &failing(4), &mut listener, &StopFlag::default()).unwrap();
+    let csv = std::fs::read_to_string(lenient.output().join(TRAINING)).unwrap();
+    // A reward that is no number is one failure, a quarter of sixteen are four.
+    assert_eq!(column(&csv, "grader/failed")[..2], [1.0, 1.0]);
+    assert!(column(&csv, "grader/failed").contains(&5.0), "{csv}");
+    assert!(
+        listener.warnings.iter().any(|text| text.contains("failed for 5 of 16 answers")),
+        "{:?}",
+        listener.warnings
+    );
+    assert!(listener.warnings.iter().any(|text| text.contains("the reward is NaN")), "{:?}", listener.warnings);
+
+    let dir = tempfile::tempdir().unwrap();
+    let strict = plan(dir.path(), &given);
+    let error = reinforce(&strict, &failing(2), &mut (), &StopFlag::default()).unwrap_err();
+    assert_eq!(error.kind(), crate::error::Kind::Validation);
+    for part in ["failed for 5 of 8 answers", "it is tired", "graderFailureLimit", "best_checkpoint/"] {
+        assert!(error.message().contains(part), "{error}");
+    }
+    assert!(strict.output().join("best_checkpoint/adapter/adapter_model.safetensors").exists());
+}
+
+#[test]
+fn a_stop_while_answers_are_graded_keeps_the_run_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = plan(dir.path(), &GIVEN);
+    let stop = StopFlag::default();
+    let grader = Failing { flag: Some(stop.clone()), ..failing(1000) };
+    assert_eq!(reinforce(&plan, &grader, &mut (), &stop).unwrap(), Outcome::Interrupted);
+    let mut listener = Listener::default();
+    reinforce(&plan, &Letters, &mut listener, &StopFlag::default()).unwrap();
+    assert_eq!((listener.steps[0].step, listener.steps.len()), (0, 6));
+}
+
+#[test]
+fn without_validation_prompts_the_answers_of_training_are_shown_and_the_last_weights_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut plan = plan(dir.path(), &GIVEN);
+    plan.validation.clear();
+    let summary = complete(&plan);
+    assert!(summary.validation_losses.is_empty() && !summary.output.join(VALIDATION).exists());
+    let lines = std::fs::read_to_string(summary.output.join(TRAJECTORIES)).unwrap();
+    assert!(lines.contains("\"file\":\"train.jsonl\"") && lines.lines().count() >= 16, "{lines}");
+}
+
+#[test]
+fn what_cannot_be_reinforced_is_refused_before_anything_is_computed() {
+    let refused = |given: &[(&str, &str)]| {
+        let dir = tempfile::tempdir().unwrap();
+        reinforce(&plan(dir.path(), given), &Letters, &mut (), &StopFlag::default()).unwrap_err().message().to_string()
+    };
+    assert!(refused(&[("klBeta", "0.1"), ("tuningMethod", "full")]).contains("no base left"));
+    assert!(refused(&[("inferenceMaxTokens", "64")]).contains("leaves no room for a prompt"));
+    assert!(
+        refused(&[("inferenceMaxTokens", "32"), ("maxPromptLength", "40")])
+            .contains("are more than the model's context")
+    );
+    assert!(refused(&[("maxPromptLength", "3")]).contains("exceeds limit of 3"));
+    assert!(refused(&[("saveOptimizerState", "true")]).contains("leave them out"));
+    let dir = tempfile::tempdir().unwrap();
+    let plan = plan(dir.path(), &[]);
+    std::fs::write(&plan.training, "{\"prompt\": \"a\", \"completion\": \"b\"}\n").unwrap();
+    let error = reinforce(&plan, &Letters, &mut (), &StopFlag::default()).unwrap_err();
+    assert!(error.message().contains("\"messages\" is missing"), "{error}");
+    assert!(plan.output().join("data_report.jsonl").exists());
+}
