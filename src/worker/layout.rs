@@ -2,8 +2,9 @@
 //!
 //! - `attempt-<n>/checkpoints/step-<step>/` and `attempt-<n>/outputs/`: what attempt n writes while it
 //!   works. No other attempt writes there, and it is removed some time after the job has ended.
-//! - `training_artifacts/step_wise_training_metrics.csv`: grows while the job runs; written only after
-//!   asking the database whether the attempt still holds the job.
+//! - `training_artifacts/step_wise_training_metrics.csv` and, of a reinforcement job,
+//!   `validation_artifacts/trajectories.jsonl`: grow while the job runs; written only after asking the database whether
+//!   the attempt still holds the job.
 //! - everything else at its final key (`adapter/…`, `validation_artifacts/…`, `training_manifest.json`,
 //!   `loss.svg`, `data_report.jsonl`): written only after one statement decided which attempt's uploaded
 //!   outputs are the result. From then on whoever writes these keys, however late, writes the same bytes,

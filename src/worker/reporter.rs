@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::halt::Halt;
-use super::layout::{Layout, TRAINING_METRICS};
+use super::layout::{Layout, TRAINING_METRICS, TRAJECTORIES};
 use super::observer::News;
 use crate::error::Result;
 use crate::jobs::Claim;
@@ -17,6 +17,8 @@ use crate::objects::Objects;
 
 const ROWS: Duration = Duration::from_secs(1);
 const FILES: Duration = Duration::from_secs(3);
+/// What is shown while it grows.
+const GROWING: [&str; 2] = [TRAINING_METRICS, TRAJECTORIES];
 
 /// Writes news until the sender is gone.
 pub(crate) async fn progress(claim: Claim, mut news: watch::Receiver<News>) {
@@ -36,29 +38,31 @@ pub(crate) async fn progress(claim: Claim, mut news: watch::Receiver<News>) {
     }
 }
 
-/// Uploads the training metrics whenever they have grown, until dropped.
+/// Uploads the training metrics, and what a policy says, whenever they have grown, until dropped.
 pub(crate) async fn metrics(claim: &Claim, objects: &Objects, layout: &Layout, output: &Path, halt: &Halt) {
-    let path = output.join(TRAINING_METRICS);
-    let mut uploaded = 0;
+    let mut uploaded = GROWING.map(|_| 0);
     loop {
         tokio::time::sleep(FILES).await;
-        let size = std::fs::metadata(&path).map_or(0, |file| file.len());
-        if size == uploaded || halt.reason().is_some() {
-            continue;
-        }
-        match upload(claim, objects, layout, &path).await {
-            Ok(()) => uploaded = size,
-            Err(error) => warn!(job.id = claim.job.spec.id, "metrics were not uploaded: {}", error.log()),
+        for (name, uploaded) in GROWING.into_iter().zip(&mut uploaded) {
+            let path = output.join(name);
+            let size = std::fs::metadata(&path).map_or(0, |file| file.len());
+            if size == *uploaded || halt.reason().is_some() {
+                continue;
+            }
+            match upload(claim, objects, layout, (name, &path)).await {
+                Ok(()) => *uploaded = size,
+                Err(error) => warn!(job.id = claim.job.spec.id, "{name} was not uploaded: {}", error.log()),
+            }
         }
     }
 }
 
-async fn upload(claim: &Claim, objects: &Objects, layout: &Layout, path: &Path) -> Result<()> {
+async fn upload(claim: &Claim, objects: &Objects, layout: &Layout, (name, path): (&str, &Path)) -> Result<()> {
     // Read whole, and cut after the last full line: the trainer is writing meanwhile.
     let mut bytes = std::fs::read(path)?;
     bytes.truncate(bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1));
     if claim.status().await?.is_some() {
-        objects.put_bytes(&layout.output(TRAINING_METRICS), bytes, &layout.put()).await?;
+        objects.put_bytes(&layout.output(name), bytes, &layout.put()).await?;
     }
     Ok(())
 }
