@@ -72,9 +72,8 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
         objective,
         settings,
         seed: u64::try_from(spec.seed).unwrap_or_default(),
-        device: attempt.device,
+        devices: vec![attempt.device],
         work_dir: attempt.work_dir.clone(),
-        slots: 1,
         memory: Memory::host(worker.app.config.job_memory()?),
         clock: worker.app.clock.clone(),
     };
