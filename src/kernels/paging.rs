@@ -85,8 +85,8 @@ mod tests {
                 for piece in paging.pieces(start, len) {
                     prop_assert_eq!(piece.in_tensor, next);
                     next += piece.len;
-                    for at in piece.in_page..piece.in_page + piece.len {
-                        prop_assert!(!std::mem::replace(&mut taken[piece.page][at], true));
+                    for taken in &mut taken[piece.page][piece.in_page..piece.in_page + piece.len] {
+                        prop_assert!(!std::mem::replace(taken, true));
                     }
                 }
                 prop_assert_eq!(next, len);

@@ -200,9 +200,11 @@ mod tests {
     #[test]
     fn every_slot_gets_a_device_and_no_two_share_a_gpu() {
         use TrainingDevice::{Cpu, Cuda};
+        /// The devices that are named, whether by `auto`, the slots, and what comes of it.
+        type Case<'a, T> = (&'a [TrainingDevice], bool, Option<usize>, T);
         let place = |named: &[TrainingDevice], auto, slots| TrainingDevice::for_slots(named.to_vec(), auto, slots);
         let two = [Cuda(0), Cuda(1)];
-        let placed: [(&[TrainingDevice], bool, Option<usize>, &[TrainingDevice]); 9] = [
+        let placed: [Case<'_, &[TrainingDevice]>; 9] = [
             (&[Cpu], true, None, &[Cpu]),
             (&[Cpu], true, Some(3), &[Cpu; 3]),
             (&[Cpu], false, Some(2), &[Cpu; 2]),
@@ -216,7 +218,7 @@ mod tests {
         for (named, auto, slots, devices) in placed {
             assert_eq!(place(named, auto, slots).unwrap(), devices, "{named:?}, auto {auto}, {slots:?}");
         }
-        let refused: [(&[TrainingDevice], bool, Option<usize>, &str); 6] = [
+        let refused: [Case<'_, &str>; 6] = [
             (&[Cpu, Cuda(0)], false, None, "all on the CPU or all on GPUs"),
             (&[Cuda(1), Cuda(1)], false, None, "name each GPU once"),
             (&[Cuda(0)], false, Some(2), "needs as many GPUs"),

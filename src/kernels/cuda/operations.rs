@@ -167,7 +167,6 @@ impl Attention {
         Ok((out.into_storage(), q.1.shape().clone()))
     }
 
-    #[expect(clippy::type_complexity, reason = "candle's own type of three gradients")]
     pub(in crate::kernels) fn back_on_device(
         &self,
         op: &'static str,

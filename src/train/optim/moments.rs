@@ -16,7 +16,7 @@ pub(super) enum Moments {
     #[cfg(feature = "cuda")]
     Device(Vec<crate::kernels::DeviceMoments>),
     #[cfg(feature = "cuda")]
-    Paged(crate::kernels::PagedMoments),
+    Paged(Box<crate::kernels::PagedMoments>),
 }
 
 /// The update of one trainable.
@@ -42,7 +42,8 @@ impl Moments {
             if paged {
                 let counts: Vec<usize> = trainables.iter().map(|one| one.var.elem_count()).collect();
                 let zeros = PagedMoments::zeros(device, Paging::USUAL, &counts);
-                return Ok(Self::Paged(zeros.map_err(|cause| Error::from(cause).at("taking page-locked memory"))?));
+                let zeros = zeros.map_err(|cause| Error::from(cause).at("taking page-locked memory"))?;
+                return Ok(Self::Paged(Box::new(zeros)));
             }
             let zeros = trainables.iter().map(|one| DeviceMoments::zeros(&one.var));
             return Ok(Self::Device(zeros.collect::<candle_core::Result<_>>()?));
