@@ -20,7 +20,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("service", &["routes", "worker", "http", "app", "jobs", "store", "objects", "models", "infer", "config"]),
     ("routes", &["bedrock", "http", "app"]),
     ("bedrock", &["http", "app", "jobs", "store", "objects", "models", "infer", "train", "data", "config"]),
-    ("worker", &["app", "jobs", "store", "objects", "models", "train", "artifacts", "data", "config"]),
+    ("worker", &["app", "jobs", "store", "objects", "models", "infer", "train", "artifacts", "data", "config"]),
     ("http", &["app", "store", "config"]),
     ("app", &["infer", "models", "store", "objects", "config"]),
     ("jobs", &["store"]),

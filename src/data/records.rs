@@ -211,48 +211,7 @@ fn format_of(root: &Node<'_>, members: &[Member<'_>], objective: Objective) -> R
 
 fn turns(messages: Node<'_>) -> Result<Vec<Message>, Fault> {
     let items = messages.items("messages")?;
-    let mut turns = Vec::with_capacity(items.len());
-    for (i, item) in items.iter().enumerate() {
-        let path = format!("messages[{i}]");
-        let (mut role, mut content) = (None, None);
-        for member in item.members(&path)? {
-            match member.name.as_str() {
-                "role" => role = Some(member.value),
-                "content" => content = Some(member.value),
-                other => {
-                    return Err(Fault::format(
-                        member.key.column(),
-                        format!("{path}: unknown key \"{other}\"; a message has \"role\" and \"content\""),
-                    ));
-                }
-            }
-        }
-        let missing = |name: &str| Fault::format(item.column(), format!("{path}: the key \"{name}\" is missing"));
-        let role = role.ok_or_else(|| missing("role"))?;
-        let content = content.ok_or_else(|| missing("content"))?;
-        let expected = if i % 2 == 0 { Role::User } else { Role::Assistant };
-        let name = role.string(&format!("{path}.role"))?;
-        if name != expected.name() {
-            let hint = if name == "system" {
-                " (a system prompt goes into the key \"system\" beside \"messages\")"
-            } else {
-                ""
-            };
-            return Err(Fault::format(
-                role.column(),
-                format!(
-                    "{path}.role: expected \"{}\", found \"{name}\"{hint}; messages start with the user and alternate",
-                    expected.name()
-                ),
-            ));
-        }
-        let place = format!("{path}.content");
-        let text = text_of(content, &place)?;
-        if text.trim().is_empty() {
-            return Err(Fault::format(content.column(), format!("{place}: is empty")));
-        }
-        turns.push(Message { role: expected, text });
-    }
+    let turns = items.iter().enumerate().map(|(i, item)| turn(*item, i)).collect::<Result<Vec<_>, _>>()?;
     match turns.last() {
         None => {
             Err(Fault::format(messages.column(), "messages: is empty; give at least a user's and an assistant's turn"))
@@ -268,8 +227,51 @@ fn turns(messages: Node<'_>) -> Result<Vec<Message>, Fault> {
     }
 }
 
+/// The turn number `i`, from 0: the user's, when `i` is even.
+pub(super) fn turn(item: Node<'_>, i: usize) -> Result<Message, Fault> {
+    let path = format!("messages[{i}]");
+    let (mut role, mut content) = (None, None);
+    for member in item.members(&path)? {
+        match member.name.as_str() {
+            "role" => role = Some(member.value),
+            "content" => content = Some(member.value),
+            other => {
+                return Err(Fault::format(
+                    member.key.column(),
+                    format!("{path}: unknown key \"{other}\"; a message has \"role\" and \"content\""),
+                ));
+            }
+        }
+    }
+    let missing = |name: &str| Fault::format(item.column(), format!("{path}: the key \"{name}\" is missing"));
+    let role = role.ok_or_else(|| missing("role"))?;
+    let content = content.ok_or_else(|| missing("content"))?;
+    let expected = if i.is_multiple_of(2) { Role::User } else { Role::Assistant };
+    let name = role.string(&format!("{path}.role"))?;
+    if name != expected.name() {
+        let hint = if name == "system" {
+            " (a system prompt goes into the key \"system\" beside \"messages\")"
+        } else {
+            ""
+        };
+        return Err(Fault::format(
+            role.column(),
+            format!(
+                "{path}.role: expected \"{}\", found \"{name}\"{hint}; messages start with the user and alternate",
+                expected.name()
+            ),
+        ));
+    }
+    let place = format!("{path}.content");
+    let text = text_of(content, &place)?;
+    if text.trim().is_empty() {
+        return Err(Fault::format(content.column(), format!("{place}: is empty")));
+    }
+    Ok(Message { role: expected, text })
+}
+
 /// A text given as a string, or as an array of text blocks.
-fn text_of(node: Node<'_>, path: &str) -> Result<String, Fault> {
+pub(super) fn text_of(node: Node<'_>, path: &str) -> Result<String, Fault> {
     match node.kind() {
         "a string" => node.string(path),
         "an array" => {

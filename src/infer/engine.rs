@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use candle_core::Device;
 
-use super::generate::{Answer, Options, Speaker};
+use super::generate::{Answer, Options, Piece, Speaker};
 use super::loaded::Loaded;
 use crate::data::{Conversation, Encoder};
 use crate::error::Result;
@@ -92,7 +92,7 @@ impl Engine {
         prompt: &Prompt,
         options: &Options,
         cancel: &AtomicBool,
-        on_text: &mut dyn FnMut(&str),
+        on_piece: &mut dyn FnMut(Piece<'_>),
     ) -> Result<Answer> {
         let adapter = self.adapter(target)?;
         // An adapter is asked on the base that it was trained on, which may be one in 4 bits.
@@ -110,7 +110,7 @@ impl Engine {
             tokenizer: &base.tokenizer,
             context_length: target.context_length.map_or(longest, |length| length.min(longest)),
         };
-        speaker.answer(&prompt, options, cancel, on_text)
+        speaker.answer(&prompt, options, cancel, on_piece)
     }
 
     /// How many tokens a prompt has.

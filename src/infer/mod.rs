@@ -12,4 +12,4 @@ mod stops;
 
 pub use cache::Cache;
 pub use engine::{Adapter, Capacity, Engine, Prompt, Target};
-pub use generate::{Answer, Options, Speaker, StopReason};
+pub use generate::{Answer, Options, Piece, Speaker, StopReason};

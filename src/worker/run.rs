@@ -14,6 +14,7 @@ use super::retry::patiently;
 use super::stages;
 use crate::error::{Error, Kind, Result};
 use crate::jobs::{Claim, Held};
+use crate::store::CustomizationType;
 use crate::train::TrainingDevice;
 
 /// How an attempt came to its end.
@@ -78,6 +79,9 @@ async fn attempt(worker: &Worker, device: TrainingDevice, claim: Claim, halt: Ha
         stages::train::Trained::Interrupted => return Ok(End::Interrupted),
         stages::train::Trained::Crashed(panic) => return Ok(End::Crashed(panic)),
     };
+    if attempt.claim.job.spec.customization_type == CustomizationType::Distillation {
+        stages::distill::keep(&attempt)?;
+    }
     let publisher = attempt.publisher(worker);
     let decision = publisher.decide(&output, &summary).await?;
     publisher.finish(&decision, &output).await?;

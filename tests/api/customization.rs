@@ -1,5 +1,5 @@
-//! Customization types that this version does not run: their configuration is checked in full, and the
-//! job is refused rather than trained as something else.
+//! What customization types need beside a data set: their configuration is checked in full, and a job whose type
+//! does not fit is refused rather than trained as something else.
 
 use serde_json::{Value, json};
 
@@ -15,11 +15,12 @@ fn distillation() -> Value {
 }
 
 #[test]
-fn a_type_that_is_not_run_is_refused_by_name() {
+fn a_type_that_is_not_run_or_lacks_what_it_needs_is_refused_by_name() {
     with_app(async |app| {
         app.create("first").await;
         let cases = [
-            ("DISTILLATION", Some(distillation())),
+            ("DISTILLATION", None),
+            ("DISTILLATION", Some(rft(json!({ "epochCount": 1 })))),
             ("REINFORCEMENT_FINE_TUNING", Some(rft(json!({ "epochCount": 1 })))),
             ("IMPORTED", None),
             ("FINE_TUNING", Some(distillation())),

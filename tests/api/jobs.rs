@@ -73,7 +73,7 @@ fn every_wrong_request_is_a_validation_exception_that_says_why() {
             ("roleArn", json!("tuner"), "'roleArn' failed to satisfy constraint"),
             ("baseModelIdentifier", json!("no.such-model-v1:0"), "ListFoundationModels and ListCustomModels show"),
             ("customizationType", json!("MAGIC"), "Member must satisfy enum value set: [FINE_TUNING, CONTINUED"),
-            ("customizationType", json!("DISTILLATION"), "DISTILLATION is not supported"),
+            ("customizationType", json!("DISTILLATION"), "DISTILLATION needs a teacher"),
             ("customizationType", json!("REINFORCEMENT_FINE_TUNING"), "is not supported"),
             ("customizationType", json!("IMPORTED"), "IMPORTED is not supported"),
             ("hyperParameters", json!({ "epochs": "1" }), "epochs"),

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use candle_core::Device;
 use tunesmith::data::{Conversation, Message, Role};
 use tunesmith::error::{Kind, Result};
-use tunesmith::infer::{Adapter, Answer, Capacity, Engine, Options, Prompt, StopReason, Target};
+use tunesmith::infer::{Adapter, Answer, Capacity, Engine, Options, Piece, Prompt, StopReason, Target};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models").join(name)
@@ -42,7 +42,7 @@ fn pieces_of_a_streamed_answer_make_up_its_text_and_are_whole_characters() {
     let engine = engine();
     for seed in 0..10 {
         let mut pieces = Vec::new();
-        let mut collect = |piece: &str| pieces.push(piece.to_string());
+        let mut collect = |piece: Piece<'_>| pieces.push(piece.text.to_string());
         let answer = engine.answer(&llama(), &prompt(), &wild(seed), &AtomicBool::new(false), &mut collect).unwrap();
         assert_eq!(pieces.concat(), answer.text, "seed {seed}");
         assert!(pieces.len() > 1, "seed {seed}: {pieces:?}");
@@ -135,7 +135,7 @@ fn a_conversation_goes_through_the_chat_template() {
 fn a_cancelled_answer_stops() {
     let mut pieces = 0;
     let cancel = AtomicBool::new(false);
-    let mut stop_at_first = |_: &str| {
+    let mut stop_at_first = |_: Piece<'_>| {
         pieces += 1;
         cancel.store(true, std::sync::atomic::Ordering::Relaxed);
     };
