@@ -2,6 +2,7 @@
 //! nothing is global, so a test can swap any field.
 
 pub mod artifact;
+pub mod models;
 
 use std::fmt;
 use std::sync::Arc;

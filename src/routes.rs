@@ -44,7 +44,10 @@ fn operations() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(foundation::get::get))
         .routes(routes!(foundation::availability::get))
         .routes(routes!(runtime::invoke::invoke))
+        .routes(routes!(runtime::invoke_stream::invoke_with_response_stream))
         .routes(routes!(runtime::converse::converse))
+        .routes(routes!(runtime::converse_stream::converse_stream))
+        .routes(routes!(runtime::count_tokens::count_tokens))
 }
 
 /// The document that describes the operations.

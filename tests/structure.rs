@@ -20,7 +20,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("service", &["routes", "worker", "http", "app", "jobs", "store", "objects", "models", "infer", "config"]),
     ("routes", &["bedrock", "http", "app"]),
     ("bedrock", &["http", "app", "jobs", "store", "objects", "models", "infer", "train", "data", "config", "graders"]),
-    ("worker", &["app", "jobs", "store", "objects", "models", "train", "artifacts", "data", "config", "graders"]),
+    (
+        "worker",
+        &["app", "jobs", "store", "objects", "models", "infer", "train", "artifacts", "data", "config", "graders"],
+    ),
     ("http", &["app", "store", "config"]),
     ("app", &["infer", "models", "store", "objects", "config"]),
     ("jobs", &["store"]),

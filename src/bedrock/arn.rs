@@ -1,4 +1,4 @@
-//! Amazon Resource Names: how ours are built, and how a caller's name for a foundation model is read.
+//! Amazon Resource Names: how ours are built.
 
 /// Where things live: the part of an ARN that is the same for all of a caller's resources.
 #[derive(Debug, Clone, Copy)]
@@ -55,16 +55,6 @@ pub fn foundation_model(region: &str, id: &str) -> String {
     format!("arn:aws:bedrock:{region}::foundation-model/{id}")
 }
 
-/// The id that a foundation model's id or ARN names; `None` when the ARN names something else or
-/// another region.
-pub fn foundation_model_id<'a>(region: &str, identifier: &'a str) -> Option<&'a str> {
-    if !identifier.starts_with("arn:") {
-        return Some(identifier);
-    }
-    let (head, id) = identifier.split_once("::foundation-model/")?;
-    (head.rsplit(':').next() == Some(region)).then_some(id)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,15 +67,6 @@ mod tests {
         let job = place.job("tunesmith.starter-v1:0", "abcdefghijkl");
         check("job", &ModelCustomizationJobIdentifier(job)).unwrap();
         check("model", &ModelArn(foundation_model("us-east-1", "tunesmith.starter-v1:0"))).unwrap();
-    }
-
-    #[test]
-    fn a_foundation_model_is_found_by_id_and_by_arn_of_its_region() {
-        let arn = foundation_model("us-east-1", "meta.llama3-v1:0");
-        assert_eq!(foundation_model_id("us-east-1", &arn), Some("meta.llama3-v1:0"));
-        assert_eq!(foundation_model_id("eu-west-1", &arn), None);
-        assert_eq!(foundation_model_id("eu-west-1", "meta.llama3-v1:0"), Some("meta.llama3-v1:0"));
-        assert_eq!(foundation_model_id("us-east-1", "arn:aws:bedrock:us-east-1:0:custom-model/a.b/c"), None);
     }
 
     #[test]

@@ -12,8 +12,9 @@ use super::shapes::S3Uri;
 texts! {
     /// ARN of a Lambda function.
     LambdaArn, 1..=512, r"arn:(aws[a-zA-Z-]*)?:lambda:[a-z]{2}(-gov)?-[a-z]+-\d{1}:\d{12}:function:[a-zA-Z0-9-_\.]+(:(\$LATEST|[a-zA-Z0-9-_]+))?";
-    /// The teacher: a foundation model's id or ARN, or an inference profile's ARN.
-    TeacherModelIdentifier, 0..=2048, r"(arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{1,20}:((:foundation-model/([a-z0-9-]{1,63}[.]{1}[a-z0-9-]{1,63}([.]?[a-z0-9-]{1,63})([:][a-z0-9-]{1,63}){0,2})|(([0-9a-zA-Z][_-]?)+)$)|([0-9]{12}:inference-profile/[a-zA-Z0-9-:.]+$)))|([a-z0-9-]{1,63}[.]{1}[a-z0-9-]{1,63}([.]?[a-z0-9-]{1,63})([:][a-z0-9-]{1,63}){0,2})";
+    /// The teacher: a foundation model's id or ARN, or an inference profile's ARN. As an extension, the last
+    /// alternative: the ARN of a custom or an imported model, or of what serves one.
+    TeacherModelIdentifier, 0..=2048, r"(arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{1,20}:((:foundation-model/([a-z0-9-]{1,63}[.]{1}[a-z0-9-]{1,63}([.]?[a-z0-9-]{1,63})([:][a-z0-9-]{1,63}){0,2})|(([0-9a-zA-Z][_-]?)+)$)|([0-9]{12}:inference-profile/[a-zA-Z0-9-:.]+$)))|([a-z0-9-]{1,63}[.]{1}[a-z0-9-]{1,63}([.]?[a-z0-9-]{1,63})([:][a-z0-9-]{1,63}){0,2})|(arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{1,20}:[0-9]{12}:(custom-model|imported-model|custom-model-deployment|provisioned-model)/[a-zA-Z0-9-.:/]+)";
     /// A key of the metadata of a logged request.
     RequestMetadataMapKeyString, 1..=256, r"[a-zA-Z0-9\s._:/=+$@-]{1,256}";
     /// A value of the metadata of a logged request.
@@ -68,7 +69,7 @@ pub struct TeacherModelConfig {
     /// The teacher.
     #[schema(required)]
     pub teacher_model_identifier: Option<TeacherModelIdentifier>,
-    /// Tokens in an answer, at most.
+    /// Tokens in an answer, at most; 1000 when absent. Longer answers are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_response_length_for_inference: Option<i32>,
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,8 +15,8 @@ use crate::config::MemorySettings;
 use crate::error::{Error, Result};
 use crate::models::DecoderConfig;
 use crate::train::{
-    self, Lengths, Measurement, Memory, Observer, Phase, SHAPES, Settings, Shape, StepMetrics, StepParts, TuningMethod,
-    Workload,
+    self, Lengths, Measurement, Memory, Observer, Phase, SHAPES, Settings, Shape, StepMetrics, StepParts,
+    TrainingDevice, TuningMethod, Workload,
 };
 
 /// Measure this machine
@@ -64,13 +65,14 @@ pub(super) struct Train {
     #[arg(long, default_value_t = 1)]
     warm_up: u64,
 
-    /// What to train on: `cpu`, `cuda:0`, or `auto` for the first GPU and else the CPU
+    /// What to train on: `cpu`, `cuda:0`, `cuda:0,cuda:1` to share every batch, or `auto` for as many GPUs as there are
+    /// slots and the CPU where there is none
     #[arg(long, default_value = "auto")]
     device: String,
 
-    /// Copies of the model that share every batch
-    #[arg(long, default_value = "1")]
-    slots: std::num::NonZeroUsize,
+    /// Copies of the model that share every batch [default: as many as devices are named, or one]
+    #[arg(long)]
+    slots: Option<NonZeroUsize>,
 
     #[command(flatten)]
     memory: MemorySettings,
@@ -172,8 +174,7 @@ impl Train {
             tokens,
             records: self.records,
             warm_up: self.warm_up,
-            device: super::train::device(&self.device)?,
-            slots: self.slots.get(),
+            devices: TrainingDevice::of_slots(&self.device, self.slots)?,
             memory: Memory::host(self.memory.bytes()?),
             work_dir,
         })
@@ -309,7 +310,7 @@ impl Figures {
             "plannedBytes": measured.decision.need.bytes,
             "microBatchTokens": measured.decision.token_budget,
             "keepsGraphs": measured.decision.keeps_graphs,
-            "slots": work.slots,
+            "slots": work.devices.len(),
             "cpuSeconds": self.cpu_seconds,
             "partSeconds": parts,
         })

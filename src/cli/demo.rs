@@ -65,6 +65,10 @@ pub(super) struct Demo {
     /// A hyperparameter in place of its default, such as loraRank=8; may be given more than once
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = super::hyper_parameter)]
     set: Vec<(String, String)>,
+
+    /// Afterwards, distill: the tuned model answers the training tickets, and a second model learns from that alone
+    #[arg(long)]
+    distill: bool,
 }
 
 impl Demo {
@@ -123,20 +127,8 @@ impl Demo {
 
         let id = clock.id();
         let (job, model) = (format!("demo-{id}"), format!("ticket-router-{id}"));
-        println!("Creating the customization job {job} …");
         let begun = clock.monotonic();
-        let request = json!({
-            "jobName": job,
-            "customModelName": model,
-            "roleArn": "arn:aws:iam::000000000000:role/tuner",
-            "baseModelIdentifier": starter::ID,
-            "trainingDataConfig": {"s3Uri": format!("s3://{BUCKET}/data/train.jsonl")},
-            "validationDataConfig": {"validators": [{"s3Uri": format!("s3://{BUCKET}/data/validation.jsonl")}]},
-            "outputDataConfig": {"s3Uri": format!("s3://{BUCKET}/outputs/")},
-            "hyperParameters": self.hyper_parameters(),
-        });
-        client.call(Method::POST, "/model-customization-jobs", Some(&request)).await?;
-        let done = watch(&client, service, &job, begun).await?;
+        let done = run_job(&client, service, begun, &self.request(&job, &model)).await?;
         let seconds = begun.elapsed().as_secs_f64();
         let loss = &done["trainingMetrics"]["trainingLoss"];
         println!("Completed {seconds:.1} s after create; training loss {loss}.");
@@ -173,7 +165,53 @@ impl Demo {
         if after <= before {
             return Err(Error::new(Kind::Model, format!("tuning did not help: {before} right before, {after} after")));
         }
+        if self.distill {
+            let teacher = done["outputModelArn"].as_str().unwrap_or_default();
+            let student = self.distill(&client, service, clock, teacher, &tickets).await?;
+            println!("  teacher {after:>4}  {:>5.1} %", percent(after));
+            println!("  student {student:>4}  {:>5.1} %, never shown a right answer", percent(student));
+            if student <= before {
+                return Err(Error::new(Kind::Model, format!("distillation did not help: {student} right after it")));
+            }
+        }
         Ok(())
+    }
+
+    /// Teaches the base model what `teacher` says to the training tickets; how many answers are right then.
+    async fn distill(
+        &self,
+        client: &Client,
+        service: &Service,
+        clock: &Clock,
+        teacher: &str,
+        tickets: &[Ticket],
+    ) -> Result<usize> {
+        let id = clock.id();
+        let (job, model) = (format!("demo-distill-{id}"), format!("student-{id}"));
+        let mut request = self.request(&job, &model);
+        request["customizationType"] = json!("DISTILLATION");
+        let config = json!({"teacherModelIdentifier": teacher, "maxResponseLengthForInference": MAX_TOKENS});
+        request["customizationConfig"] = json!({"distillationConfig": {"teacherModelConfig": config}});
+        let begun = clock.monotonic();
+        println!("\nNow the tuned model teaches: it answers the training tickets, and another model learns from that.");
+        run_job(client, service, begun, &request).await?;
+        println!("Completed {:.1} s after create. Asking the student the same …", begun.elapsed().as_secs_f64());
+        let answers = ask_all(client, &model, tickets).await?;
+        println!("\nExact answers on {} held-out tickets:", tickets.len());
+        Ok(report::exact(tickets, &answers))
+    }
+
+    fn request(&self, job: &str, model: &str) -> Value {
+        json!({
+            "jobName": job,
+            "customModelName": model,
+            "roleArn": "arn:aws:iam::000000000000:role/tuner",
+            "baseModelIdentifier": starter::ID,
+            "trainingDataConfig": {"s3Uri": format!("s3://{BUCKET}/data/train.jsonl")},
+            "validationDataConfig": {"validators": [{"s3Uri": format!("s3://{BUCKET}/data/validation.jsonl")}]},
+            "outputDataConfig": {"s3Uri": format!("s3://{BUCKET}/outputs/")},
+            "hyperParameters": self.hyper_parameters(),
+        })
     }
 
     fn hyper_parameters(&self) -> Value {
@@ -189,6 +227,14 @@ fn free(wanted: SocketAddr) -> Result<SocketAddr> {
         Error::validation(format!("cannot listen on {}: {cause}; choose another with --listen", wanted.ip()))
     })?;
     Ok(bound.local_addr()?)
+}
+
+/// Creates a job and follows it.
+async fn run_job(client: &Client, service: &Service, begun: std::time::Instant, request: &Value) -> Result<Value> {
+    let job = request["jobName"].as_str().unwrap_or_default();
+    println!("Creating the customization job {job} …");
+    client.call(Method::POST, "/model-customization-jobs", Some(request)).await?;
+    watch(client, service, job, begun).await
 }
 
 /// Follows the job until it ends, and gives its last description.

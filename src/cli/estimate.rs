@@ -20,6 +20,10 @@ pub(super) struct Args {
     /// The job file, as `tunesmith train` takes it
     pub(super) job: PathBuf,
 
+    /// What the job is to be trained on, as `tunesmith train` takes it
+    #[arg(long)]
+    device: Option<String>,
+
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -38,7 +42,7 @@ the base only config.json and the tokenizer are needed. Exits with 1 when the jo
 /// # Errors
 /// When the job file, the data or the base cannot be used, or the job does not fit into memory.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let plan = job::plan(&args.job, Memory::host(args.memory.bytes()?))?;
+    let plan = job::plan(&args.job, args.device.as_deref(), Memory::host(args.memory.bytes()?))?;
     let scratch = Scratch::new("estimate", &plan.clock)?;
     let estimate = train::estimate(&plan, scratch.path(), &mut ())?;
     if args.json {
@@ -98,14 +102,20 @@ fn write_text(text: &mut String, job: &Path, estimate: &Estimate) -> std::fmt::R
 }
 
 fn memory_table(text: &mut String, decision: &Decision) -> std::fmt::Result {
-    let Decision { need, memory, .. } = decision;
+    let Decision { need, memory, host, .. } = decision;
     writeln!(text, "\nMemory  {}", need.stage)?;
     for part in &need.parts {
         writeln!(text, "        {:<28}{:>10}", part.kind.to_string(), ByteSize(part.bytes).to_string())?;
     }
     let share = 100.0 * need.bytes as f64 / memory.bytes.max(1) as f64;
     let (needed, there) = (ByteSize(need.bytes).to_string(), ByteSize(memory.bytes));
-    writeln!(text, "        {:<28}{needed:>10}  of {there} ({share:.0} %)\n", "in all")
+    writeln!(text, "        {:<28}{needed:>10}  of {there} ({share:.0} %)\n", "in all")?;
+    let Some(host) = host else { return Ok(()) };
+    writeln!(text, "        in the machine's memory, {}", host.stage)?;
+    for part in &host.parts {
+        writeln!(text, "        {:<28}{:>10}", part.kind.to_string(), ByteSize(part.bytes).to_string())?;
+    }
+    writeln!(text, "        {:<28}{:>10}\n", "in all", ByteSize(host.bytes).to_string())
 }
 
 fn as_json(estimate: &Estimate) -> Value {
@@ -123,6 +133,7 @@ fn as_json(estimate: &Estimate) -> Value {
             "graphsKept": decision.keeps_graphs,
             "sideBySide": decision.lanes,
             "optimizerPaged": decision.pages_optimizer,
+            "neededHostBytes": decision.host.as_ref().map(|host| host.bytes),
         }),
         Err(refusal) => json!({"fits": false, "message": Error::message(refusal)}),
     };

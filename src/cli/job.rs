@@ -1,6 +1,7 @@
 //! The job file of `tunesmith train` and `tunesmith estimate`: what to train, on what, and where to.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -30,7 +31,9 @@ const JOB_HELP: &str = r#"The job file is JSON:
     "training": "train.jsonl",
     "validation": ["validation.jsonl"], may be absent
     "hyperParameters": {"epochCount": 3, "learningRate": "1e-4"},
-    "slots": 1,                         copies of the model that share every batch; may be absent
+    "device": "cuda:0,cuda:1",          as --device, which goes before it; may be absent
+    "slots": 2,                         copies of the model that share every batch, each on a GPU of its own or all
+                                        on the CPU (as many as devices are named, or one, when absent)
     "output": "run"                     checkpoints, outputs and prepared data of this run
   }"#;
 
@@ -49,7 +52,8 @@ struct Job {
     validation: Vec<PathBuf>,
     #[serde(default)]
     hyper_parameters: BTreeMap<String, Value>,
-    slots: Option<std::num::NonZeroUsize>,
+    device: Option<String>,
+    slots: Option<NonZeroUsize>,
     output: PathBuf,
 }
 
@@ -69,11 +73,11 @@ fn fine_tuning() -> Objective {
     Objective::FineTuning
 }
 
-/// Reads the job file; paths in it are relative to its folder.
+/// Reads the job file; paths in it are relative to its folder. `device` goes before what it says of devices.
 ///
 /// # Errors
-/// When the file, or a hyperparameter in it, cannot be used.
-pub(super) fn plan(path: &Path, memory: Memory) -> Result<Plan> {
+/// When the file, a hyperparameter in it, or a device cannot be used.
+pub(super) fn plan(path: &Path, device: Option<&str>, memory: Memory) -> Result<Plan> {
     let wrong = |cause: &dyn std::fmt::Display| Error::validation(format!("{}: {cause}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|cause| wrong(&cause))?;
     let job: Job = serde_json::from_str(&text).map_err(|cause| wrong(&cause))?;
@@ -103,6 +107,7 @@ pub(super) fn plan(path: &Path, memory: Memory) -> Result<Plan> {
         other => other.to_string(),
     };
     let given = job.hyper_parameters.into_iter().map(|(name, value)| (name, text(value))).collect();
+    let devices = TrainingDevice::of_slots(device.or(job.device.as_deref()).unwrap_or("auto"), job.slots)?;
     let work_dir = folder.join(job.output);
     let beside = |name: &str| job.start.as_ref().map(|start| folder.join(start).join(name));
     Ok(Plan {
@@ -118,8 +123,7 @@ pub(super) fn plan(path: &Path, memory: Memory) -> Result<Plan> {
         // The same in every attempt, so that the command run again goes on.
         seed: 0,
         work_dir,
-        device: TrainingDevice::Cpu,
-        slots: job.slots.map_or(1, std::num::NonZeroUsize::get),
+        devices,
         memory,
         clock: Clock::system(),
     })
@@ -132,7 +136,7 @@ mod tests {
     fn plan_of(job: &str) -> Result<Plan> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("job.json"), job).unwrap();
-        plan(&dir.path().join("job.json"), Memory::host(1 << 30))
+        plan(&dir.path().join("job.json"), None, Memory::host(1 << 30))
     }
 
     #[test]
@@ -144,6 +148,19 @@ mod tests {
         assert_eq!(plan.base_id, "a");
         assert!(plan.training.is_absolute() && plan.training.ends_with("t.jsonl"));
         assert!(plan.validation.is_empty() && plan.objective == Objective::FineTuning);
+    }
+
+    #[test]
+    fn a_job_names_its_devices_and_the_command_line_goes_before_it() {
+        let job = |more: &str| format!(r#"{{"base": "a", "training": "t", "output": "o"{more}}}"#);
+        let devices = |more: &str| plan_of(&job(more)).map(|plan| plan.devices);
+        assert_eq!(devices(r#", "device": "cpu", "slots": 2"#).unwrap(), [TrainingDevice::Cpu; 2]);
+        assert_eq!(devices(r#", "device": "cpu,cpu""#).unwrap(), [TrainingDevice::Cpu; 2]);
+        assert!(devices(r#", "device": "tpu""#).unwrap_err().message().contains("is not a device"));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("job.json");
+        std::fs::write(&path, job(r#", "device": "tpu""#)).unwrap();
+        assert_eq!(plan(&path, Some("cpu"), Memory::host(1 << 30)).unwrap().devices, [TrainingDevice::Cpu]);
     }
 
     #[test]
@@ -161,8 +178,7 @@ mod tests {
         assert!(plan_of(unknown).unwrap_err().message().contains("unknown field `epochs`"));
         let range = r#"{"base": "a", "training": "t", "output": "o", "hyperParameters": {"epochCount": 0}}"#;
         assert!(plan_of(range).unwrap_err().message().contains("epochCount is \"0\""));
-        assert!(
-            plan(Path::new("nowhere.json"), Memory::host(1 << 30)).unwrap_err().message().starts_with("nowhere.json: ")
-        );
+        let missing = plan(Path::new("nowhere.json"), None, Memory::host(1 << 30)).unwrap_err();
+        assert!(missing.message().starts_with("nowhere.json: "));
     }
 }

@@ -13,8 +13,7 @@ use crate::config::MemorySettings;
 use crate::error::{Error, Result};
 use crate::graders::{BuiltIn, Spec};
 use crate::train::{
-    self, Memory, Observer, Outcome, Phase, Plan, StepMetrics, StopFlag, Summary, TrainingDevice, TrainingObjective,
-    ValidationMetrics,
+    self, Memory, Observer, Outcome, Phase, StepMetrics, StopFlag, Summary, TrainingObjective, ValidationMetrics,
 };
 
 /// About how many lines a run prints where there is no terminal.
@@ -27,9 +26,10 @@ pub(super) struct Args {
     /// The job file; paths in it are relative to its folder
     pub(super) job: PathBuf,
 
-    /// What to train on: `cpu`, `cuda:0`, or `auto` for the first GPU and else the CPU
-    #[arg(long, default_value = "auto")]
-    pub(super) device: String,
+    /// What to train on: `cpu`, `cuda:0`, `cuda:0,cuda:1` to share every batch, or `auto` for as many GPUs as the job
+    /// has slots and the CPU where there is none [default: the job file's, else auto]
+    #[arg(long)]
+    pub(super) device: Option<String>,
 
     #[command(flatten)]
     memory: MemorySettings,
@@ -40,7 +40,7 @@ pub(super) struct Args {
 /// # Errors
 /// When the job file, the data or the base model cannot be used, or the run diverged.
 pub(super) fn run(args: &Args) -> Result<()> {
-    let plan = Plan { device: device(&args.device)?, ..job::plan(&args.job, Memory::host(args.memory.bytes()?))? };
+    let plan = job::plan(&args.job, args.device.as_deref(), Memory::host(args.memory.bytes()?))?;
     let stop = StopFlag::default();
     stop_on_ctrl_c(stop.clone())?;
     let mut screen = Screen::new(std::io::stderr().is_terminal());
@@ -64,15 +64,6 @@ pub(super) fn run(args: &Args) -> Result<()> {
         )),
     }
     Ok(())
-}
-
-/// The one device that is asked for.
-pub(super) fn device(name: &str) -> Result<TrainingDevice> {
-    match TrainingDevice::parse(name)?.as_slice() {
-        [first, ..] if name == "auto" => Ok(*first),
-        [one] => Ok(*one),
-        _ => Err(Error::validation(format!("--device: a run trains on one device, not on {name}"))),
-    }
 }
 
 /// The first Ctrl-C asks the run to stop; the second is the terminal's usual end.

@@ -6,8 +6,12 @@ use std::sync::atomic::AtomicBool;
 
 use candle_core::Device;
 
-use super::generate::{Answer, Options, Speaker};
+use super::batch::Batch;
+use super::complete::{Request, complete};
+use super::detokenize::Detokenizer;
+use super::generate::{Answer, Options, Piece, Speaker, StopReason};
 use super::loaded::Loaded;
+use super::sampling::Sampling;
 use super::score;
 use crate::data::{Conversation, Encoder, Record};
 use crate::error::{Error, Result};
@@ -93,8 +97,56 @@ impl Engine {
         prompt: &Prompt,
         options: &Options,
         cancel: &AtomicBool,
-        on_text: &mut dyn FnMut(&str),
+        on_piece: &mut dyn FnMut(Piece<'_>),
     ) -> Result<Answer> {
+        self.with_speaker(target, |speaker, base| speaker.answer(&base.encode(prompt)?, options, cancel, on_piece))
+    }
+
+    /// The likeliest answers to `prompts`, found side by side, in order. `goes_on` is asked before every token; when
+    /// it says no, the result is `None`. An answer without text stands for a prompt that fills the context. Blocks.
+    ///
+    /// # Errors
+    /// As [`Engine::answer`].
+    pub fn answers(
+        &self,
+        target: &Target,
+        prompts: &[Prompt],
+        max_tokens: usize,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Answer>>> {
+        let likeliest = Sampling { max_tokens, temperature: 0.0, top_p: 1.0, top_k: None, seed: 0 };
+        self.with_speaker(target, |speaker, base| {
+            let prompts = prompts.iter().map(|prompt| base.encode(prompt)).collect::<Result<Vec<_>>>()?;
+            let room = speaker.context_length.saturating_sub(speaker.tuning.virtual_tokens());
+            let fits = |prompt: &&Vec<u32>| !prompt.is_empty() && prompt.len() < room;
+            let requests: Vec<Request<'_>> =
+                prompts.iter().filter(fits).map(|prompt| Request { prompt, ways: vec![likeliest] }).collect();
+            let ends = speaker.tokenizer.ends();
+            let mut batch = Batch::new(speaker.decoder, speaker.tuning, ends, speaker.context_length);
+            let Some(completions) = complete(&mut batch, &requests, requests.len(), goes_on)? else { return Ok(None) };
+            let mut completions = completions.into_iter().flatten();
+            let answer = |prompt: &Vec<u32>| -> Result<Answer> {
+                let done = if fits(&prompt) { completions.next() } else { None };
+                let (mut tokens, stop_reason) =
+                    done.map_or((Vec::new(), StopReason::ContextWindow), |done| (done.tokens, done.stop_reason));
+                let output_tokens = tokens.len();
+                if stop_reason == StopReason::EndTurn {
+                    tokens.pop();
+                }
+                let mut words = Detokenizer::new(speaker.tokenizer);
+                let mut text = String::new();
+                for token in &tokens {
+                    text += &words.push(*token)?;
+                }
+                text += &words.finish()?;
+                Ok(Answer { text, tokens, stop_reason, stop_sequence: None, input_tokens: prompt.len(), output_tokens })
+            };
+            prompts.iter().map(answer).collect::<Result<_>>().map(Some)
+        })
+    }
+
+    /// Calls `body` with the target, loaded if it is not in memory.
+    fn with_speaker<T>(&self, target: &Target, body: impl FnOnce(Speaker<'_>, &Base) -> Result<T>) -> Result<T> {
         let adapter = self.adapter(target)?;
         if adapter.as_ref().is_some_and(|adapter| adapter.tuning.score().is_some()) {
             return Err(Error::validation(
@@ -105,7 +157,6 @@ impl Engine {
         // An adapter is asked on the base that it was trained on, which may be one in 4 bits.
         let form = adapter.as_ref().map_or(Form::Frozen, |adapter| adapter.method.form());
         let base = self.base(target, form)?;
-        let prompt = base.encode(prompt)?;
         let tuning: &dyn Tuning = match &adapter {
             Some(adapter) => &*adapter.tuning,
             None => &Frozen,
@@ -117,7 +168,7 @@ impl Engine {
             tokenizer: &base.tokenizer,
             context_length: target.context_length.map_or(longest, |length| length.min(longest)),
         };
-        speaker.answer(&prompt, options, cancel, on_text)
+        body(speaker, &base)
     }
 
     /// What a reward model says of `records`, each a prompt with an answer or a conversation that ends with one:

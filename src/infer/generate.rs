@@ -69,6 +69,17 @@ impl StopReason {
     }
 }
 
+/// Text of an answer as soon as it is certain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece<'a> {
+    /// What was said since the last piece; not empty.
+    pub text: &'a str,
+    /// Tokens of the prompt.
+    pub input_tokens: usize,
+    /// Tokens produced so far.
+    pub output_tokens: usize,
+}
+
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -100,8 +111,8 @@ pub struct Speaker<'a> {
 }
 
 impl Speaker<'_> {
-    /// Answers `prompt`. Text goes to `on_text` piece by piece as soon as it is certain; the pieces
-    /// together are the answer's text. `cancel` ends the work at the next token.
+    /// Answers `prompt`. Text goes to `on_piece` as soon as it is certain; the pieces together are the answer's
+    /// text. `cancel` ends the work at the next token.
     ///
     /// # Errors
     /// When the prompt is empty or fills the context, the work was cancelled, or the model produces
@@ -111,7 +122,7 @@ impl Speaker<'_> {
         prompt: &[u32],
         options: &Options,
         cancel: &AtomicBool,
-        on_text: &mut dyn FnMut(&str),
+        on_piece: &mut dyn FnMut(Piece<'_>),
     ) -> Result<Answer> {
         if prompt.is_empty() {
             return Err(Error::validation("The prompt is empty"));
@@ -126,10 +137,10 @@ impl Speaker<'_> {
             )));
         }
         let mut text = String::new();
-        let mut show = |piece: &str| {
+        let mut show = |piece: &str, output_tokens: usize| {
             if !piece.is_empty() {
                 text.push_str(piece);
-                on_text(piece);
+                on_piece(Piece { text: piece, input_tokens: prompt.len(), output_tokens });
             }
         };
         let mut sampler = Sampler::new(&options.sampling());
@@ -148,7 +159,7 @@ impl Speaker<'_> {
             }
             tokens.push(token);
             let passed = stops.push(&words.push(token)?);
-            show(&passed.text);
+            show(&passed.text, tokens.len());
             if passed.stopped.is_some() {
                 break (StopReason::StopSequence, passed.stopped);
             }
@@ -170,11 +181,11 @@ impl Speaker<'_> {
         let (mut stop_reason, mut stop_sequence) = (stop_reason, stop_sequence);
         if stop_sequence.is_none() {
             let passed = stops.push(&words.finish()?);
-            show(&passed.text);
+            show(&passed.text, tokens.len() + ended);
             if passed.stopped.is_some() {
                 (stop_reason, stop_sequence) = (StopReason::StopSequence, passed.stopped);
             } else {
-                show(&stops.finish());
+                show(&stops.finish(), tokens.len() + ended);
             }
         }
         let output_tokens = tokens.len() + ended;

@@ -22,6 +22,7 @@ mod lora_linear;
 mod matmul;
 mod nf4;
 mod operand;
+mod paging;
 mod rms_norm;
 mod rope;
 mod scalar_head;
@@ -36,8 +37,10 @@ pub use attention::attention;
 #[cfg(test)]
 pub(crate) use bf16::portable::emulated;
 pub use bf16::{Packed, has_bf16_products};
+#[cfg(feature = "nccl")]
+pub use cuda::Nccl;
 #[cfg(feature = "cuda")]
-pub use cuda::{DeviceMoments, sum_of_squares};
+pub use cuda::{DeviceMoments, PagedMoments, PagedUpdate, sum_of_squares};
 pub use dora::{row_norms, row_squares};
 pub use dropout::Dropout;
 pub use embedding::embedding;
@@ -47,6 +50,7 @@ pub use linear::linear;
 pub use linear_cross_entropy::{CrossEntropy, Gradients, head_rows, linear_cross_entropy};
 pub use lora_linear::lora_linear;
 pub use nf4::{BLOCK, DYNAMIC_MAP, LEVELS, NESTED_BLOCK, Nf4, Parts};
+pub use paging::Paging;
 pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use scalar_head::{ScalarHead, scalar_head};

@@ -138,6 +138,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "one record that lies in one range")]
     fn keys_of_placed_records_lie_anywhere_among_the_rows_and_nowhere_else() {
         let spans = Spans::placed(&[6..9, 0..2], 12).unwrap();
         assert_eq!((spans.queries(), spans.keys()), (2, 12));

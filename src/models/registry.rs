@@ -21,14 +21,20 @@ pub enum Customization {
     FineTuning,
     /// Training on plain text.
     ContinuedPreTraining,
+    /// Training on another model's answers.
+    Distillation,
 }
 
 impl Customization {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::FineTuning, Self::ContinuedPreTraining, Self::Distillation];
+
     /// The name on the wire.
     pub fn name(self) -> &'static str {
         match self {
             Self::FineTuning => "FINE_TUNING",
             Self::ContinuedPreTraining => "CONTINUED_PRE_TRAINING",
+            Self::Distillation => "DISTILLATION",
         }
     }
 }
@@ -222,9 +228,7 @@ fn inspect(dir: &Path) -> Result<FoundationModel> {
         provider: card.provider.unwrap_or_else(|| provider.to_string()),
         dir: dir.to_path_buf(),
         context_length: card.context_length.unwrap_or(config.max_positions),
-        customizations: card
-            .customizations
-            .unwrap_or_else(|| vec![Customization::FineTuning, Customization::ContinuedPreTraining]),
+        customizations: card.customizations.unwrap_or_else(|| Customization::ALL.to_vec()),
         chat: tokenizer.chat_template().is_some(),
         aliases: card.aliases,
         hyper_parameters: flat(card.hyper_parameters),
@@ -288,7 +292,7 @@ mod tests {
         );
         let plain = registry.get("test.tiny-v1:0").unwrap();
         assert_eq!((plain.name.as_str(), plain.provider.as_str(), plain.context_length), ("tiny-v1:0", "test", 64));
-        assert_eq!(plain.customizations, [Customization::FineTuning, Customization::ContinuedPreTraining]);
+        assert_eq!(plain.customizations, Customization::ALL);
         assert!(plain.chat);
         let carded = registry.get("test.carded").unwrap();
         assert_eq!((carded.name.as_str(), carded.provider.as_str(), carded.context_length), ("Tiny", "Us", 32));

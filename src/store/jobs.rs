@@ -70,6 +70,11 @@ impl JobSpec {
         self.training_data.get("s3Uri")?.as_str()
     }
 
+    /// `trainingDataConfig.invocationLogsConfig.invocationLogSource.s3Uri`.
+    pub fn invocation_logs_uri(&self) -> Option<&str> {
+        self.training_data.get("invocationLogsConfig")?.get("invocationLogSource")?.get("s3Uri")?.as_str()
+    }
+
     /// `validationDataConfig.validators[].s3Uri`, in order.
     pub fn validation_uris(&self) -> Vec<&str> {
         let validators = self.validation_data.as_ref().and_then(|data| data.get("validators")?.as_array());

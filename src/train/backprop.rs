@@ -40,6 +40,11 @@ impl Gradients {
         &self.sums
     }
 
+    /// The same, taken out.
+    pub(super) fn into_sums(self) -> Vec<Option<Tensor>> {
+        self.sums
+    }
+
     /// Adds those of another micro-batch.
     ///
     /// # Errors

@@ -13,8 +13,10 @@ use super::flops::Flops;
 use super::objective::Criteria;
 use super::run::Run;
 use super::settings::Resolved;
-use super::side_by_side;
-use super::{Base, Decision, Memory, Observer, Phase, Plan, Settings, StepMetrics, StopFlag, TrainingDevice};
+use super::{
+    Base, Decision, Memory, Observer, Phase, Plan, Settings, StepMetrics, StopFlag, TrainingDevice, recipe,
+    side_by_side,
+};
 use crate::clock::Clock;
 use crate::data::corpus::{SourceFacts, Writer};
 use crate::data::{Batches, Corpus, Cursor, Format, Objective};
@@ -48,10 +50,8 @@ pub struct Workload {
     pub records: usize,
     /// Steps before the measurement begins.
     pub warm_up: u64,
-    /// What the run computes on.
-    pub device: TrainingDevice,
-    /// Slots that share every batch.
-    pub slots: usize,
+    /// What the run computes on: one device for every slot that shares the batches.
+    pub devices: Vec<TrainingDevice>,
     /// The memory that the run may take.
     pub memory: Memory,
     /// An empty folder for the data.
@@ -88,7 +88,7 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
     std::fs::create_dir_all(plan.checkpoints())?;
     let corpus = corpus(work)?;
 
-    let device = plan.device.open()?;
+    let (device, others) = recipe::open(&plan)?;
     let began = clock.monotonic();
     let method = plan.settings.method.on(&work.config)?;
     method.check(&work.config)?;
@@ -103,10 +103,11 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
         evaluation_interval: u64::MAX,
         max_sequence_length: work.tokens,
         seed: plan.seed,
-        parts: side_by_side::parts(&work.config, trained).max(work.slots.next_power_of_two()),
+        parts: side_by_side::parts(&work.config, trained).max(plan.slots().next_power_of_two()),
         token_budget: 1,
         keeps_graphs: false,
         lanes: 1,
+        pages_optimizer: false,
         form: plan.form(&method, &work.config),
     };
     let asked = plan.settings.micro_batch_tokens;
@@ -119,8 +120,9 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
         records.map(|record| [corpus.length(*record), corpus.learned(*record)]).collect()
     });
     let batches = batches.collect();
-    let copies = (1..work.slots)
-        .map(|_| Decoder::random(work.config.clone(), plan.seed, &device, plan.form(&method, &work.config)));
+    let copies = others
+        .iter()
+        .map(|device| Decoder::random(work.config.clone(), plan.seed, device, plan.form(&method, &work.config)));
     let copies = copies.collect::<Result<Vec<_>>>()?;
     let learned = (tuned, Criteria::sft(0));
     let mut run = Run::resume(&plan, &decoder, learned, (&corpus, &[]), resolved, "bench", None)?;
@@ -176,8 +178,7 @@ fn plan(work: &Workload, settings: Settings, clock: Clock) -> Plan {
         seed: settings.seed.unwrap_or(1),
         settings,
         work_dir: work.work_dir.clone(),
-        device: work.device,
-        slots: work.slots,
+        devices: work.devices.clone(),
         memory: work.memory,
         clock,
     }
@@ -227,8 +228,7 @@ mod tests {
             tokens: 60,
             records: 7,
             warm_up: 1,
-            device: TrainingDevice::Cpu,
-            slots: 1,
+            devices: vec![TrainingDevice::Cpu],
             memory: Memory::host(4 << 30),
             work_dir: dir.path().into(),
         };

@@ -1,7 +1,10 @@
 //! What a run computes on: the CPU, or one CUDA GPU with a stream of the run's own. A build without the feature
 //! `cuda` knows the names of GPUs and says that it cannot use them.
 
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::fmt;
+use std::num::NonZeroUsize;
 
 use candle_core::Device;
 
@@ -33,6 +36,41 @@ impl TrainingDevice {
             });
         }
         setting.split(',').map(|name| Self::named(name.trim(), gpus)).collect()
+    }
+
+    /// The devices of one run, one for every slot: `auto` is as many GPUs as there are slots and the CPU where there
+    /// is none, `cpu` any number of slots, and of GPUs every slot has its own. Without a number of slots, one for
+    /// every device that is named, or one.
+    ///
+    /// # Errors
+    /// When a name is no device that this build can use here, or devices and slots do not go together.
+    pub fn of_slots(setting: &str, slots: Option<NonZeroUsize>) -> Result<Vec<Self>> {
+        Self::for_slots(Self::parse(setting)?, setting.trim() == "auto", slots.map(NonZeroUsize::get))
+    }
+
+    fn for_slots(named: Vec<Self>, auto: bool, slots: Option<usize>) -> Result<Vec<Self>> {
+        let (count, wanted) = (named.len(), slots.unwrap_or(if auto { 1 } else { named.len() }));
+        let on_cpu = named.iter().filter(|one| **one == Self::Cpu).count();
+        if on_cpu != 0 && on_cpu != count {
+            return Err(Error::validation("The slots of one run are all on the CPU or all on GPUs: name one kind"));
+        }
+        let different: BTreeSet<String> = named.iter().map(Self::to_string).collect();
+        if on_cpu == 0 && different.len() != count {
+            return Err(Error::validation("Every slot needs a GPU of its own: name each GPU once"));
+        }
+        match (on_cpu == count, count.cmp(&wanted)) {
+            (true, _) if count == 1 => Ok(vec![Self::Cpu; wanted]),
+            (_, Ordering::Equal) => Ok(named),
+            (false, Ordering::Greater) if auto => Ok(named.into_iter().take(wanted).collect()),
+            (false, Ordering::Less) => Err(Error::validation(format!(
+                "A run of {wanted} slots needs as many GPUs, each slot one of its own; here it has {count}. Name them, \
+                 such as cuda:0,cuda:1, or ask for fewer slots"
+            ))),
+            _ => Err(Error::validation(format!(
+                "A run of {wanted} slots cannot be placed on {count} devices: name one for every slot, or leave the \
+                 number of slots out"
+            ))),
+        }
     }
 
     fn named(name: &str, gpus: usize) -> Result<Self> {
@@ -158,5 +196,39 @@ mod tests {
         let missing = TrainingDevice::parse("cuda:4096").unwrap_err();
         let words = if cfg!(feature = "cuda") { "There is no cuda:4096" } else { "Build it with --features cuda" };
         assert!(missing.message().contains(words), "{}", missing.message());
+    }
+    #[test]
+    fn every_slot_gets_a_device_and_no_two_share_a_gpu() {
+        use TrainingDevice::{Cpu, Cuda};
+        /// The devices that are named, whether by `auto`, the slots, and what comes of it.
+        type Case<'a, T> = (&'a [TrainingDevice], bool, Option<usize>, T);
+        let place = |named: &[TrainingDevice], auto, slots| TrainingDevice::for_slots(named.to_vec(), auto, slots);
+        let two = [Cuda(0), Cuda(1)];
+        let placed: [Case<'_, &[TrainingDevice]>; 9] = [
+            (&[Cpu], true, None, &[Cpu]),
+            (&[Cpu], true, Some(3), &[Cpu; 3]),
+            (&[Cpu], false, Some(2), &[Cpu; 2]),
+            (&[Cpu, Cpu], false, None, &[Cpu; 2]),
+            (&[Cuda(3)], false, None, &[Cuda(3)]),
+            (&two, true, None, &[Cuda(0)]),
+            (&two, true, Some(2), &two),
+            (&two, false, None, &two),
+            (&two, false, Some(2), &two),
+        ];
+        for (named, auto, slots, devices) in placed {
+            assert_eq!(place(named, auto, slots).unwrap(), devices, "{named:?}, auto {auto}, {slots:?}");
+        }
+        let refused: [Case<'_, &str>; 6] = [
+            (&[Cpu, Cuda(0)], false, None, "all on the CPU or all on GPUs"),
+            (&[Cuda(1), Cuda(1)], false, None, "name each GPU once"),
+            (&[Cuda(0)], false, Some(2), "needs as many GPUs"),
+            (&two, true, Some(3), "needs as many GPUs"),
+            (&two, false, Some(1), "cannot be placed on 2 devices"),
+            (&[Cpu, Cpu], false, Some(3), "cannot be placed on 2 devices"),
+        ];
+        for (named, auto, slots, words) in refused {
+            let error = place(named, auto, slots).unwrap_err();
+            assert!(error.message().contains(words), "{named:?}, auto {auto}, {slots:?}: {}", error.message());
+        }
     }
 }

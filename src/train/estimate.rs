@@ -10,14 +10,12 @@ use std::io::{BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
-
 use self::operations::Operations;
 use super::backprop::{Gradients, MicroBatch, loss_and_gradients};
 use super::planner::Decision;
 use super::side_by_side::Lanes;
 use super::sources::Sources;
-use super::{Observer, Plan, StopFlag};
+use super::{Observer, Plan, StopFlag, TrainingDevice};
 use crate::data::{Batches, Cursor, Objective};
 use crate::error::{Error, Result};
 use crate::models::{Decoder, DecoderConfig};
@@ -130,8 +128,9 @@ pub fn estimate(plan: &Plan, scratch: &Path, observer: &mut dyn Observer) -> Res
     let (resolved, memory) = match planned {
         Ok((resolved, decision)) => (resolved, Ok(decision)),
         Err(refusal) => {
-            // The steps are the same with memory without end.
+            // The steps are the same with memory without end, which no device has.
             plan.memory.bytes = u64::MAX / 4;
+            plan.devices.fill(TrainingDevice::Cpu);
             (plan.resolve(&sources, None, observer)?.0, Err(refusal))
         }
     };
@@ -212,8 +211,8 @@ fn sample(path: &Path, scratch: &Path) -> Result<(PathBuf, f64)> {
     Ok((to, taken as f64 / size as f64))
 }
 
-/// Operations a second of passes like the run's, on all cores: the best of some, since anything else that
-/// runs only slows them down.
+/// Operations a second of passes like the run's, on the first slot's device: the best of some, since anything else
+/// that runs only slows them down.
 fn measure(plan: &Plan, sources: &Sources, decision: &Decision, length: usize) -> Result<f64> {
     let base = one_layer(&sources.config);
     let method = match sources.method.clone() {
@@ -222,7 +221,8 @@ fn measure(plan: &Plan, sources: &Sources, decision: &Decision, length: usize) -
     };
     // Whether bf16 pays is a matter of the whole model's layers, which this one is one of.
     let form = plan.form(&method, &sources.config);
-    let decoder = Decoder::random(base, 1, &Device::Cpu, form)?;
+    let device = plan.device().open()?;
+    let decoder = Decoder::random(base, 1, &device, form)?;
     let built = method.build(&decoder, Some(&[1][..]), plan.seed())?;
     let operations = Operations { base: decoder.config(), method: &method, keeps_graphs: decision.keeps_graphs };
 
@@ -233,7 +233,7 @@ fn measure(plan: &Plan, sources: &Sources, decision: &Decision, length: usize) -
     let squares: f64 = batch.lengths.iter().map(|length| (*length as f64).powi(2)).sum();
     let work = operations.training(rows as f64, rows as f64, squares) * decision.lanes as f64;
     let lanes = if decision.lanes > 1 { Some(Lanes::open(decision.lanes)?) } else { None };
-    let pass = || -> Result<()> {
+    let one_round = || -> Result<()> {
         let one = |_: usize, batch: &MicroBatch| {
             let mut gradients = Gradients::new(built.trainables());
             loss_and_gradients(&decoder, built.trainables(), &*built, batch, &mut gradients, decision.keeps_graphs)
@@ -244,6 +244,11 @@ fn measure(plan: &Plan, sources: &Sources, decision: &Decision, length: usize) -
                 lanes.map(&vec![batch.clone(); decision.lanes], one).into_iter().try_for_each(|one| one.map(drop))
             }
         }
+    };
+    // A GPU goes on after the loss is known.
+    let pass = || -> Result<()> {
+        one_round()?;
+        Ok(device.synchronize()?)
     };
     pass()?;
     let began = plan.clock.monotonic();

@@ -46,12 +46,11 @@ pub struct Plan {
     pub settings: Settings,
     /// Used when the hyperparameters name no seed; must be the same on every attempt of a job.
     pub seed: u64,
-    /// What the run computes on.
-    pub device: TrainingDevice,
+    /// What the run computes on: one device for every slot. Slots share every batch, each with the model and an
+    /// optimizer of its own; one is a run as usual.
+    pub devices: Vec<TrainingDevice>,
     /// Folder of this run alone: `checkpoints/`, `output/`, prepared data.
     pub work_dir: PathBuf,
-    /// Slots that share every batch, each with the model and an optimizer of its own; 1 is a run as usual.
-    pub slots: usize,
     /// The memory that the run may take.
     pub memory: Memory,
     /// What durations are measured with.
@@ -85,6 +84,16 @@ impl Plan {
                 other.name()
             ))),
         }
+    }
+
+    /// The first slot's device; all are of one kind.
+    pub fn device(&self) -> TrainingDevice {
+        self.devices.first().copied().unwrap_or_default()
+    }
+
+    /// How many slots there are.
+    pub fn slots(&self) -> usize {
+        self.devices.len().max(1)
     }
 
     /// The seed of this run.

@@ -2,7 +2,7 @@
 //! batches and the memory there is, it counts what every part of a run takes ([`Need`]) and decides how many
 //! tokens go through the model at a time, whether the graphs of all layers stand in memory or a layer is run
 //! again in the backward pass, how many micro-batches run side by side, and whether the optimizer's moments
-//! live outside the device. Only the first changes the bits of a result, so it depends on nothing but the
+//! live in the machine's memory and visit the device. Only the first changes the bits of a result, so it depends on nothing but the
 //! memory in total, and a run that is taken up again keeps what its checkpoint says.
 //!
 //! What cannot fit is refused with the numbers, before the model is read.
@@ -73,6 +73,8 @@ pub struct Decision {
     pub need: Need,
     /// What there is.
     pub memory: Memory,
+    /// What it takes of the machine's memory where the optimizer's moments live there.
+    pub host: Option<Need>,
     /// Rows of the largest micro-batch: its tokens and the soft prompts before them.
     pub largest_rows: usize,
 }
@@ -99,11 +101,16 @@ pub(crate) struct Question<'a> {
     pub(crate) cores: usize,
     /// Into how many parts a batch is cut.
     pub(crate) parts: usize,
+    /// How many slots share every batch, each with gradients of its own.
+    pub(crate) slots: usize,
     /// The budget that the caller or a checkpoint asks for.
     pub(crate) token_budget: Option<usize>,
     /// Tokens of the longest record: a smaller budget changes nothing.
     pub(crate) longest: usize,
+    /// What each slot may take.
     pub(crate) memory: Memory,
+    /// Bytes of the machine's memory that each slot may take beside a device's.
+    pub(crate) host: u64,
     /// Whether the optimizer can keep its moments outside the device.
     pub(crate) can_page: bool,
 }
@@ -133,7 +140,11 @@ impl Question<'_> {
             let mut busy = (0..budgets.len()).filter(|at| budgets[*at] >= BUSY_TOKENS.min(usual));
             let kept = busy.find(|at| fits(*at, true));
             if let Some(at) = kept.or_else(|| (0..budgets.len()).find(|at| fits(*at, false))) {
-                return Ok(self.side_by_side(budgets[at], largest(at), pages_optimizer));
+                let decision = self.side_by_side(budgets[at], largest(at), pages_optimizer);
+                return match &decision.host {
+                    Some(host) if host.bytes > self.host => Err(self.refusal_by_host(host, largest(at))),
+                    _ => Ok(decision),
+                };
             }
         }
         let least = largest(budgets.len() - 1);
@@ -148,7 +159,7 @@ impl Question<'_> {
 
     /// As many lanes as fit; graphs are kept where that costs no lane.
     fn side_by_side(&self, token_budget: usize, largest: Largest, pages_optimizer: bool) -> Decision {
-        let most = if self.parts > 1 { self.cores.clamp(1, self.parts) } else { 1 };
+        let most = if self.parts > 1 && self.slots <= 1 { self.cores.clamp(1, self.parts) } else { 1 };
         let all = (1..=most).rev().flat_map(|lanes| [true, false].map(|keeps_graphs| (lanes, keeps_graphs)));
         let mut last = (1, false);
         for (lanes, keeps_graphs) in all {
@@ -167,12 +178,28 @@ impl Question<'_> {
             pages_optimizer,
             need,
             memory: self.memory,
+            host: pages_optimizer.then(|| Work { question: self, largest }.host()),
             largest_rows: largest.rows,
         }
     }
 
     fn need(&self, largest: Largest, choice: Choice) -> Need {
         Work { question: self, largest }.need(choice)
+    }
+
+    /// What is wrong where the device would do if the machine had room for the moments, and what would help.
+    fn refusal_by_host(&self, host: &Need, largest: Largest) -> Error {
+        let kept = Choice { keeps_graphs: false, lanes: 1, pages_optimizer: false };
+        Error::validation(format!(
+            "The job does not fit into memory: the optimizer's moments have no room on the device, which has {} where \
+             {} are needed, and beside it in the machine's memory the job needs {}, of which training may take {} \
+             here. What helps: tuningMethod lora or qlora; a smaller base model; a machine or a device with more \
+             memory (TUNESMITH_MEMORY says how much of the machine's may be taken).",
+            Size(self.memory.bytes),
+            Size(self.need(largest, kept).bytes),
+            Size(host.bytes),
+            Size(self.host),
+        ))
     }
 
     /// What is wrong and what would help.
@@ -235,9 +262,11 @@ pub fn refuse_the_impossible(base: &DecoderConfig, settings: &Settings, memory: 
         quantizes: false,
         cores: 1,
         parts: 1,
+        slots: 1,
         token_budget: None,
         longest: 2,
         memory,
+        host: u64::MAX,
         can_page: true,
     };
     let least = Largest { rows: 2, records: 1, micros: 1, validation_rows: 0 };

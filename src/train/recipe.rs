@@ -26,7 +26,7 @@ use crate::tune::{Method, PromptConfig, TuningMethod};
 /// When the data or the base model cannot be used (the message says why), when the run diverged, or
 /// when the observer could not keep a checkpoint.
 pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Outcome> {
-    let device = plan.device.open()?;
+    let (device, others) = open(plan)?;
     // What an earlier attempt wrote is in its checkpoint; half an output must not survive.
     if plan.output().exists() {
         std::fs::remove_dir_all(plan.output())?;
@@ -48,7 +48,7 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
     let decoder = load(plan, tuned_base, &device)?;
     let method = start::method(plan, &sources, &decoder)?;
     let data = (&sources.training, sources.validation.as_slice());
-    let copies = (1..plan.slots).map(|_| load(plan, tuned_base, &device)).collect::<Result<Vec<_>>>()?;
+    let copies = others.iter().map(|device| load(plan, tuned_base, device)).collect::<Result<Vec<_>>>()?;
     let tuned = (&decoder, &*method);
     let Some(criteria) = criteria(plan, &sources, tuned, found.as_ref(), resolved.token_budget, stop)? else {
         return Ok(Outcome::Interrupted);
@@ -120,6 +120,12 @@ fn criteria(
     })
 }
 
+/// The first slot's device and those of the other slots.
+pub(super) fn open(plan: &Plan) -> Result<(Device, Vec<Device>)> {
+    let others = plan.devices.iter().skip(1).map(|device| device.open());
+    Ok((plan.device().open()?, others.collect::<Result<_>>()?))
+}
+
 /// The base, in the form that the method trains on.
 pub(super) fn load(plan: &Plan, (method, config): (&TuningMethod, &DecoderConfig), device: &Device) -> Result<Decoder> {
     match (&plan.base, plan.form(method, config)) {
@@ -140,7 +146,7 @@ fn soft_tokens(method: &TuningMethod) -> usize {
 impl Plan {
     /// How the base lies in memory. Packed bf16 is the CPU's.
     pub(super) fn form(&self, method: &TuningMethod, base: &DecoderConfig) -> Form {
-        match self.device {
+        match self.device() {
             TrainingDevice::Cpu => self.settings.form(method, base),
             TrainingDevice::Cuda(_) => method.form(),
         }
@@ -164,10 +170,11 @@ impl Plan {
             evaluation_interval: 0,
             max_sequence_length: sources.max_tokens,
             seed: self.seed(),
-            parts: side_by_side::parts(base, trained).max(self.slots.next_power_of_two()),
+            parts: side_by_side::parts(base, trained).max(self.slots().next_power_of_two()),
             token_budget: 1,
             keeps_graphs: false,
             lanes: 1,
+            pages_optimizer: false,
             form: self.form(&sources.method, base),
         };
         let batches = Batches::new(&sources.training, self.batches(&resolved), Cursor::default());
@@ -207,7 +214,10 @@ impl Plan {
         token_budget: Option<usize>,
     ) -> Result<Decision> {
         let longest = validation.iter().chain([training]).map(|corpus| corpus.manifest().longest as usize).max();
-        let on_cpu = self.device == TrainingDevice::Cpu;
+        let on_cpu = self.device() == TrainingDevice::Cpu;
+        // All slots are cut alike, so the device with the least memory decides.
+        let host = self.memory.shared_by(self.slots());
+        let each = self.devices.iter().map(|device| device.memory(host)).collect::<Result<Vec<_>>>()?;
         let question = Question {
             base,
             method,
@@ -215,12 +225,14 @@ impl Plan {
             keeps_best: self.settings.early_stopping.is_some(),
             quantizes: resolved.form == Form::Nf4 && !base.nf4 && self.quantized.is_some(),
             // A GPU's stream has one order: nothing runs side by side on it.
-            cores: if on_cpu { (rayon::current_num_threads() / self.slots).max(1) } else { 1 },
+            cores: if on_cpu { (rayon::current_num_threads() / self.slots()).max(1) } else { 1 },
             parts: resolved.parts,
+            slots: self.slots(),
             token_budget,
             longest: longest.unwrap_or(0),
-            memory: self.device.memory(self.memory)?.shared_by(self.slots),
-            can_page: false,
+            memory: each.into_iter().min_by_key(|memory| memory.bytes).unwrap_or(host),
+            host: host.bytes,
+            can_page: !on_cpu,
         };
         let lead = soft_tokens(method);
         question.decide(|token_budget| {

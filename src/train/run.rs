@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::backprop::{self, Gradients};
 use super::checkpoint::{self, BEST, Checkpoint, Contents, Exact, OPTIMIZER, State, WEIGHTS};
@@ -65,14 +65,13 @@ impl<'a> Run<'a> {
         let settings = &plan.settings;
         // The moments of the run whose adapter this one goes on from, if it is to go on with them too.
         let earlier_moments = plan.moments();
-        let mut optimizer = AdamW::new(method.trainables(), adamw(settings))?;
+        let mut optimizer = AdamW::new(method.trainables(), adamw(settings, &resolved))?;
         let mut state = State::beginning(run, resolved.token_budget);
         let mut best = None;
         if let (None, Some(file)) = (checkpoint, earlier_moments) {
             let moments = Weights::open_file(file)?;
-            let device = decoder.device();
-            let updates = moments.get(UPDATES, &[1], device)?.to_vec1::<f32>()?[0] as u64;
-            optimizer.restore(method.trainables(), updates, |name, shape| moments.get(name, shape, device))?;
+            let updates = moments.get(UPDATES, &[1], &Device::Cpu)?.to_vec1::<f32>()?[0] as u64;
+            optimizer.restore(method.trainables(), updates, |name, shape| moments.get(name, shape, &Device::Cpu))?;
         }
         if let Some(checkpoint) = checkpoint {
             state = State { token_budget: resolved.token_budget, ..checkpoint.state.clone() };
@@ -112,7 +111,7 @@ impl<'a> Run<'a> {
     /// # Errors
     /// When a method is not the run's own, or the system gives no more threads.
     pub(super) fn beside(mut self, others: Vec<(&'a Decoder, Box<dyn Method>)>) -> Result<Self> {
-        let settings = adamw(&self.plan.settings);
+        let settings = adamw(&self.plan.settings, &self.resolved);
         self.slots = Some(Slots::open(self.method.trainables(), &self.optimizer, settings, others)?);
         Ok(self)
     }
@@ -409,7 +408,7 @@ impl<'a> Run<'a> {
     /// Writes the optimizer's moments, for a run that goes on from what this one leaves.
     pub(super) fn save_optimizer(&self, path: &Path) -> Result<()> {
         let mut tensors = self.optimizer.tensors(self.method.trainables())?;
-        let updates = Tensor::new(&[self.optimizer.updates() as f32], self.decoder.device())?;
+        let updates = Tensor::new(&[self.optimizer.updates() as f32], &Device::Cpu)?;
         tensors.push((UPDATES.into(), updates));
         save_tensors(path, &tensors, Precision::F32)
     }
@@ -444,7 +443,8 @@ pub(super) fn restore(
         one.var.set(&weights.get(&one.name, one.var.dims(), device)?)?;
     }
     let moments = read(OPTIMIZER)?;
-    optimizer.restore(method.trainables(), state.updates, |name, shape| moments.get(name, shape, device))?;
+    // A device takes up its part from the host's memory, as it is kept on either.
+    optimizer.restore(method.trainables(), state.updates, |name, shape| moments.get(name, shape, &Device::Cpu))?;
     if !dir.join(BEST).exists() {
         return Ok(None);
     }
@@ -458,12 +458,13 @@ fn measured<'a>(criterion: &dyn Criterion, loss: f64, extra: &'a [(&'static str,
     Measured { loss, perplexity: criterion.has_perplexity().then(|| loss.exp()), extra }
 }
 
-pub(super) fn adamw(settings: &Settings) -> AdamWSettings {
+pub(super) fn adamw(settings: &Settings, resolved: &Resolved) -> AdamWSettings {
     AdamWSettings {
         beta1: settings.adam_beta1,
         beta2: settings.adam_beta2,
         epsilon: settings.adam_epsilon,
         weight_decay: settings.weight_decay,
+        paged: resolved.pages_optimizer,
     }
 }
 

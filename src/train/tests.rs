@@ -45,9 +45,8 @@ fn plan(dir: &Path, given: &[(&str, &str)]) -> Plan {
         objective: Objective::FineTuning,
         settings: settings(given),
         seed: 11,
-        device: TrainingDevice::Cpu,
+        devices: vec![TrainingDevice::Cpu],
         work_dir: dir.join("work"),
-        slots: 1,
         memory: Memory::host(4 << 30),
         clock: Clock::system(),
     }
@@ -65,6 +64,7 @@ fn resolved(plan: &Plan) -> Resolved {
         token_budget: plan.settings.micro_batch_tokens.unwrap_or(4096),
         keeps_graphs: true,
         lanes: 1,
+        pages_optimizer: false,
         form: Form::Frozen,
     }
 }

@@ -1,7 +1,8 @@
 //! Where a job's objects lie. Under `<outputDataConfig.s3Uri>/model-customization-job-<id>/`:
 //!
-//! - `attempt-<n>/checkpoints/step-<step>/` and `attempt-<n>/outputs/`: what attempt n writes while it
-//!   works. No other attempt writes there, and it is removed some time after the job has ended.
+//! - `attempt-<n>/checkpoints/step-<step>/`, `attempt-<n>/responses/` (a teacher's answers) and
+//!   `attempt-<n>/outputs/`: what attempt n writes while it works. No other attempt writes there, and it is removed
+//!   some time after the job has ended.
 //! - `training_artifacts/step_wise_training_metrics.csv` and, of a reinforcement job,
 //!   `validation_artifacts/trajectories.jsonl`: grow while the job runs; written only after asking the database whether
 //!   the attempt still holds the job.
@@ -51,6 +52,11 @@ impl Layout {
     /// Where an attempt puts the checkpoint of a step.
     pub(crate) fn checkpoint(&self, attempt: i64, step: u64) -> Uri {
         self.root.join(&format!("attempt-{attempt}/checkpoints/step-{step:08}"))
+    }
+
+    /// Where an attempt puts its object number `n` of a teacher's answers.
+    pub(crate) fn response(&self, attempt: i64, n: u64) -> Uri {
+        self.root.join(&format!("attempt-{attempt}/responses/{n:06}.jsonl"))
     }
 
     /// What the keys of every attempt's working objects begin with.

@@ -15,6 +15,7 @@ use super::stages;
 use super::transfer::Listing;
 use crate::error::{Error, Kind, Result};
 use crate::jobs::{Claim, Held};
+use crate::store::CustomizationType;
 use crate::train::{BEST_CHECKPOINT, TrainingDevice};
 
 /// How an attempt came to its end.
@@ -80,6 +81,9 @@ async fn attempt(worker: &Worker, device: TrainingDevice, claim: Claim, halt: Ha
         stages::train::Trained::Interrupted => return Ok(End::Interrupted),
         stages::train::Trained::Crashed(panic) => return Ok(End::Crashed(panic)),
     };
+    if attempt.claim.job.spec.customization_type == CustomizationType::Distillation {
+        stages::distill::keep(&attempt)?;
+    }
     let publisher = attempt.publisher(worker);
     let decision = publisher.decide(&output, &summary).await?;
     publisher.finish(&decision, &output).await?;

@@ -1,5 +1,5 @@
-//! Customization types that this version does not run: their configuration is checked in full, and the
-//! job is refused rather than trained as something else.
+//! What customization types need beside a data set: their configuration is checked in full, and a job whose type
+//! does not fit is refused rather than trained as something else.
 
 use serde_json::{Value, json};
 
@@ -15,10 +15,15 @@ fn distillation() -> Value {
 }
 
 #[test]
-fn a_type_that_is_not_run_is_refused_by_name() {
+fn a_type_that_is_not_run_or_lacks_what_it_needs_is_refused_by_name() {
     with_app(async |app| {
         app.create("first").await;
-        let cases = [("DISTILLATION", Some(distillation())), ("IMPORTED", None), ("FINE_TUNING", Some(distillation()))];
+        let cases = [
+            ("DISTILLATION", None),
+            ("DISTILLATION", Some(rft(json!({ "epochCount": 1 })))),
+            ("IMPORTED", None),
+            ("FINE_TUNING", Some(distillation())),
+        ];
         for (name, config) in cases {
             let mut job = app.job("second");
             job["customizationType"] = json!(name);

@@ -316,7 +316,29 @@ def _():
     assert answer["prompt_token_count"] == int(headers["x-amzn-bedrock-input-token-count"])
 
 
-@check(28, "provisioned throughput comes into service and stands in the list whose path has an s")
+@check(28, "streams say piece by piece what the whole answers say")
+def _():
+    messages = [{"role": "user", "content": [{"text": "colour 3"}]}]
+    asked = dict(modelId=made["deployment"], messages=messages, inferenceConfig={"maxTokens": 8, "temperature": 0.0})
+    whole = runtime.converse(**asked)
+    events = list(runtime.converse_stream(**asked)["stream"])
+    text = "".join(event["contentBlockDelta"]["delta"]["text"] for event in events if "contentBlockDelta" in event)
+    assert text == whole["output"]["message"]["content"][0]["text"], (text, whole)
+    assert events[0] == {"messageStart": {"role": "assistant"}}, events
+    assert events[-2] == {"messageStop": {"stopReason": whole["stopReason"]}}, events
+    assert events[-1]["metadata"]["usage"] == whole["usage"], events
+    body = json.dumps({"prompt": "colour 3", "max_gen_len": 8, "temperature": 0})
+    whole = json.loads(runtime.invoke_model(modelId=made["deployment"], body=body)["body"].read())
+    reply = runtime.invoke_model_with_response_stream(modelId=made["deployment"], body=body)
+    assert reply["contentType"] == "application/json", reply
+    chunks = [json.loads(event["chunk"]["bytes"]) for event in reply["body"]]
+    assert "".join(chunk["generation"] for chunk in chunks) == whole["generation"], (chunks, whole)
+    assert chunks[-1]["amazon-bedrock-invocationMetrics"]["outputTokenCount"] == whole["generation_token_count"]
+    counted = runtime.count_tokens(modelId=BASE, input={"invokeModel": {"body": body}})
+    assert counted["inputTokens"] == whole["prompt_token_count"], (counted, whole)
+
+
+@check(29, "provisioned throughput comes into service and stands in the list whose path has an s")
 def _():
     reply = bedrock.create_provisioned_model_throughput(provisionedModelName="p", modelId=BASE, modelUnits=1)
     assert status(reply) == 201
@@ -330,7 +352,7 @@ def _():
     refused("ResourceNotFoundException", 404, bedrock.get_provisioned_model_throughput, provisionedModelId=arn)
 
 
-@check(29, "a wrong secret, a clock six minutes off and a wrong bearer key are 403; a right bearer key is enough")
+@check(30, "a wrong secret, a clock six minutes off and a wrong bearer key are 403; a right bearer key is enough")
 def _():
     wrong = boto3.client("bedrock", aws_secret_access_key="wrong", aws_access_key_id=os.environ["AWS_ACCESS_KEY_ID"])
     refused("InvalidSignatureException", 403, wrong.list_custom_models)
@@ -347,7 +369,7 @@ def _():
     del os.environ["AWS_BEARER_TOKEN_BEDROCK"]
 
 
-@check(30, "what was made is deleted, jobs stay, and every reply has a request id")
+@check(31, "what was made is deleted, jobs stay, and every reply has a request id")
 def _():
     bedrock.delete_custom_model_deployment(customModelDeploymentIdentifier=made["deployment"])
     reply = bedrock.delete_custom_model(modelIdentifier=made["model"])
@@ -357,4 +379,4 @@ def _():
 
 
 print(f"{len(checks)} checks hold")
-assert len(checks) == 30
+assert len(checks) == 31

@@ -227,8 +227,11 @@ class Wire:
 
 
 # What makes the least request of an operation one that is accepted.
+TURN = {"messages": [{"role": "user", "content": [{"text": "a"}]}]}
 EXTRAS = {
-    "Converse": {"messages": [{"role": "user", "content": [{"text": "a"}]}], "inferenceConfig": {"maxTokens": 1}},
+    "Converse": {**TURN, "inferenceConfig": {"maxTokens": 1}},
+    "ConverseStream": {**TURN, "inferenceConfig": {"maxTokens": 1}},
+    "CountTokens": {"input": {"converse": TURN}},
     "CreateModelCustomizationJob": {
         "baseModelIdentifier": BASE,
         "trainingDataConfig": {"s3Uri": "s3://bucket/train.jsonl"},

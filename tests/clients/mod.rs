@@ -73,6 +73,14 @@ fn every_tuning_method_is_trained_asked_and_tuned_further() {
 }
 
 #[test]
+fn boto3_distills_an_imported_model_and_logged_answers() {
+    if !installed("python3", &["-c", "import boto3"]) {
+        return;
+    }
+    run(Command::new("python3").arg(script("distillation.py")));
+}
+
+#[test]
 fn the_aws_cli_makes_the_whole_journey() {
     if !installed("aws", &["--version"]) {
         return;

@@ -9,6 +9,11 @@ use super::process::{House, until};
 use super::{ADAPTER, METRICS, tiny, uninterrupted};
 use crate::jobs::database::{block_on, variable};
 
+/// Enough that a teacher is still answering them when it is killed.
+const PROMPTS: usize = 600;
+/// What a distillation learned.
+const LEARNED: &str = "distillation/training_data.jsonl";
+
 #[test]
 fn a_job_whose_process_is_killed_again_and_again_ends_once_with_the_same_bits() {
     killed("lora", 4);
@@ -22,6 +27,38 @@ fn a_killed_job_over_a_base_in_four_bits_ends_with_the_same_bits() {
 #[test]
 fn a_killed_job_that_trains_a_prefix_ends_with_the_same_bits() {
     killed("prefix", 2);
+}
+
+#[test]
+fn a_killed_distillation_asks_no_prompt_twice_and_ends_with_the_same_bits() {
+    block_on(async {
+        let house = House::new().await;
+        let mut process = house.start(&["serve"]);
+        house.upload_data().await;
+        let teacher = tiny::job(1);
+        house.submit(&teacher).await;
+        let teacher = house.completed(&teacher).await.output_model_arn.unwrap();
+        house.put("prompts.jsonl", &tiny::prompts(PROMPTS)).await;
+        let job = |n| tiny::distillation(n, &teacher);
+        let (adapter, _) = uninterrupted(&house, &job(2)).await;
+        let learned = house.output(&job(2), LEARNED).await;
+
+        let spec = job(3);
+        house.submit(&spec).await;
+        // Killed when some answers are kept and some are not.
+        house.at_step(&spec, PROMPTS as u64 / 3).await;
+        process.kill();
+        process = house.start(&["serve"]);
+        house.completed(&spec).await;
+
+        assert!(house.output(&spec, ADAPTER).await == adapter, "the adapter's bits differ");
+        assert!(house.output(&spec, LEARNED).await == learned, "other answers were learned");
+        let answers = house.answers(&spec).await;
+        let kept: std::collections::BTreeSet<_> = answers.iter().collect();
+        assert_eq!((answers.len(), kept.len()), (PROMPTS, PROMPTS), "a prompt was asked twice");
+        assert!(house.job(&spec).await.attempt > 1);
+        assert_eq!(process.terminate().await.code(), Some(0));
+    });
 }
 
 fn killed(method: &str, kills: i64) {

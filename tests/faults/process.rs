@@ -74,6 +74,28 @@ impl House {
         self.objects.put_bytes(&uri, tiny::data(), &Put::default()).await.unwrap();
     }
 
+    /// Puts an object where jobs can read it.
+    pub(crate) async fn put(&self, key: &str, text: &str) {
+        let uri = Uri::new("tuning", key);
+        self.objects.put_bytes(&uri, text.as_bytes().to_vec(), &Put::default()).await.unwrap();
+    }
+
+    /// Which prompts a job's teacher has answered, once for each answer.
+    pub(crate) async fn answers(&self, spec: &JobSpec) -> Vec<String> {
+        let folder = Uri::parse(&spec.output_prefix().unwrap()).unwrap().folder();
+        let mut keys = Vec::new();
+        for object in self.objects.list(&folder).all().await.unwrap() {
+            if object.uri.key().contains("/responses/") {
+                let bytes = self.objects.get_bytes(&object.uri, 64 << 20).await.unwrap();
+                for line in String::from_utf8(bytes.to_vec()).unwrap().lines() {
+                    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                    keys.push(line["key"].as_str().unwrap().to_string());
+                }
+            }
+        }
+        keys
+    }
+
     pub(crate) async fn submit(&self, spec: &JobSpec) {
         assert_eq!(jobs::insert(&self.db, spec, &[]).await.unwrap(), Accepted::Inserted);
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tunesmith::models::{Decoder, DecoderConfig, Form, Precision};
+use tunesmith::store::CustomizationType;
 use tunesmith::store::jobs::JobSpec;
 
 pub(crate) const MODEL: &str = "tunesmith.tiny-v1:0";
@@ -69,5 +70,24 @@ pub(crate) fn job(n: usize) -> JobSpec {
     spec.output_data = json!({"s3Uri": "s3://tuning/out/"}).into();
     spec.hyper_parameters.0 =
         [("stepCount", "1500"), ("batchSize", "8"), ("learningRate", "0.01")].map(|(k, v)| (k.into(), v.into())).into();
+    spec
+}
+
+/// Sums without their answers.
+pub(crate) fn prompts(count: usize) -> String {
+    (0..count)
+        .map(|n| json!({"prompt": format!("{}+{}=", n / 10, n % 10)}))
+        .map(|record| format!("{record}\n"))
+        .collect()
+}
+
+/// A job that learns another model's answers to `prompts.jsonl`.
+pub(crate) fn distillation(n: usize, teacher: &str) -> JobSpec {
+    let mut spec = job(n);
+    spec.customization_type = CustomizationType::Distillation;
+    spec.training_data = json!({"s3Uri": "s3://tuning/prompts.jsonl"}).into();
+    let config = json!({"teacherModelIdentifier": teacher, "maxResponseLengthForInference": 8});
+    spec.customization_config = Some(json!({"distillationConfig": {"teacherModelConfig": config}}).into());
+    spec.hyper_parameters.0.insert("stepCount".into(), "100".into());
     spec
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use candle_core::Device;
 use tunesmith::data::{Conversation, Message, Role};
 use tunesmith::error::{Kind, Result};
-use tunesmith::infer::{Adapter, Answer, Capacity, Engine, Options, Prompt, StopReason, Target};
+use tunesmith::infer::{Adapter, Answer, Capacity, Engine, Options, Piece, Prompt, StopReason, Target};
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models").join(name)
@@ -42,7 +42,7 @@ fn pieces_of_a_streamed_answer_make_up_its_text_and_are_whole_characters() {
     let engine = engine();
     for seed in 0..10 {
         let mut pieces = Vec::new();
-        let mut collect = |piece: &str| pieces.push(piece.to_string());
+        let mut collect = |piece: Piece<'_>| pieces.push(piece.text.to_string());
         let answer = engine.answer(&llama(), &prompt(), &wild(seed), &AtomicBool::new(false), &mut collect).unwrap();
         assert_eq!(pieces.concat(), answer.text, "seed {seed}");
         assert!(pieces.len() > 1, "seed {seed}: {pieces:?}");
@@ -135,11 +135,33 @@ fn a_conversation_goes_through_the_chat_template() {
 fn a_cancelled_answer_stops() {
     let mut pieces = 0;
     let cancel = AtomicBool::new(false);
-    let mut stop_at_first = |_: &str| {
+    let mut stop_at_first = |_: Piece<'_>| {
         pieces += 1;
         cancel.store(true, std::sync::atomic::Ordering::Relaxed);
     };
     let cancelled = engine().answer(&llama(), &prompt(), &wild(1), &cancel, &mut stop_at_first);
     assert!(cancelled.unwrap_err().message().contains("cancelled"));
     assert_eq!(pieces, 1);
+}
+
+#[test]
+fn prompts_answered_side_by_side_get_the_answers_that_each_gets_alone() {
+    let engine = engine();
+    let prompts: Vec<Prompt> =
+        ["<|begin|>the cat", "<|begin|>a hat on the mat", "<|begin|>the", "<|begin|>sat sat sat the"]
+            .map(|text| Prompt::Text(text.into()))
+            .into();
+    let options = Options { max_tokens: 24, ..Default::default() };
+    let alone: Vec<Answer> = prompts.iter().map(|prompt| ask(&engine, &llama(), prompt, &options).unwrap()).collect();
+    let together = engine.answers(&llama(), &prompts, 24, &|| true).unwrap().unwrap();
+    assert_eq!(together, alone);
+
+    // A prompt that fills the context spoils no other.
+    let long = Prompt::Text(format!("<|begin|>{}", "the ".repeat(5000)));
+    let with_long = [&prompts[..2], &[long], &prompts[2..]].concat();
+    let mut together = engine.answers(&llama(), &with_long, 24, &|| true).unwrap().unwrap();
+    assert_eq!((together[2].text.as_str(), together[2].stop_reason), ("", StopReason::ContextWindow));
+    together.remove(2);
+    assert_eq!(together, alone);
+    assert!(engine.answers(&llama(), &prompts, 24, &|| false).unwrap().is_none());
 }

@@ -116,6 +116,10 @@ fn line(Exchange { method, target, reply }: &Exchange) -> Option<Value> {
         recorder::check(method, target, reply);
     }
     let operation = recorder::operation(method, target)?;
+    if reply.header("content-type") == Some(recorder::EVENT_STREAM) {
+        // Frames are no text; the clients themselves have read them.
+        return None;
+    }
     Some(json!({
         "operation": operation,
         "status": reply.status,

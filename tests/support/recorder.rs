@@ -15,8 +15,21 @@ struct Operation {
     /// The segments of the path; `None` stands for a parameter.
     path: Vec<Option<String>>,
     /// By status; `default` for errors.
-    replies: HashMap<String, Option<Validator>>,
+    replies: HashMap<String, Body>,
 }
+
+/// What the document says of a reply's body.
+enum Body {
+    /// There is none.
+    Empty,
+    /// JSON of this shape.
+    Json(Validator),
+    /// A stream of frames, which their own tests read.
+    Frames,
+}
+
+/// The media type of frames.
+pub(crate) const EVENT_STREAM: &str = "application/vnd.amazon.eventstream";
 
 static OPERATIONS: LazyLock<Vec<Operation>> = LazyLock::new(|| {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi/openapi.json");
@@ -30,8 +43,14 @@ static OPERATIONS: LazyLock<Vec<Operation>> = LazyLock::new(|| {
         for (method, operation) in item.as_object().unwrap() {
             let Some(replies) = operation["responses"].as_object() else { continue };
             let replies = replies.iter().map(|(status, reply)| {
-                let schema = &reply["content"]["application/json"]["schema"];
-                (status.clone(), (!schema.is_null()).then(|| validator(&document["components"], schema)))
+                let content = &reply["content"];
+                let schema = &content["application/json"]["schema"];
+                let body = match (content[EVENT_STREAM].is_null(), schema.is_null()) {
+                    (false, _) => Body::Frames,
+                    (true, false) => Body::Json(validator(&document["components"], schema)),
+                    (true, true) => Body::Empty,
+                };
+                (status.clone(), body)
             });
             operations.push(Operation {
                 name: operation["operationId"].as_str().unwrap_or_default().to_string(),
@@ -127,8 +146,12 @@ pub(super) fn check(method: &str, target: &str, reply: &Reply) {
     let Some(described) = operation.replies.get(&status) else {
         panic!("the document does not describe this status: {place}");
     };
-    let Some(validator) = described else {
-        return assert!(reply.body.is_empty() || reply.body == b"{}", "a body that is not described: {place}");
+    let validator = match described {
+        Body::Empty => {
+            return assert!(reply.body.is_empty() || reply.body == b"{}", "a body that is not described: {place}");
+        }
+        Body::Frames => return assert_eq!(reply.header("content-type"), Some(EVENT_STREAM), "{place}"),
+        Body::Json(validator) => validator,
     };
     assert_eq!(reply.header("content-type"), Some("application/json"), "{place}");
     let faults: Vec<String> =

@@ -7,8 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Details;
-use crate::app::App;
-use crate::bedrock::arn;
+use crate::app::{App, models};
 use crate::bedrock::constraint::check;
 use crate::bedrock::shapes::GetFoundationModelIdentifier;
 use crate::error::{Error, Result};
@@ -35,7 +34,7 @@ pub async fn get(
     Segment(identifier): Segment,
 ) -> Result<axum::Json<Response>> {
     check("modelIdentifier", &GetFoundationModelIdentifier(identifier.clone()))?;
-    let model = arn::foundation_model_id(&app.config.region, &identifier).and_then(|id| app.registry.get(id));
+    let model = models::foundation(&app, &identifier);
     let model = model.ok_or_else(|| {
         Error::not_found("Could not resolve the foundation model from the provided model identifier.")
     })?;

@@ -49,7 +49,7 @@ impl Details {
             provider_name: model.provider.clone(),
             input_modalities: vec!["TEXT"],
             output_modalities: vec!["TEXT"],
-            response_streaming_supported: false,
+            response_streaming_supported: true,
             customizations_supported: model.customizations.iter().copied().map(Customization::name).collect(),
             inference_types_supported: vec!["ON_DEMAND", "PROVISIONED"],
             model_lifecycle: Lifecycle { status: "ACTIVE" },

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::reinforcement;
-use crate::app::App;
+use super::{distillation, reinforcement};
+use crate::app::{App, models};
 use crate::bedrock::arn::{self, Place};
 use crate::bedrock::constraint::{Shape, Violations, check, given};
 use crate::bedrock::customization::CustomizationConfig;
@@ -190,13 +190,16 @@ impl Request {
         }
 
         let training = given(self.training_data_config.as_ref(), "trainingDataConfig")?;
-        if training.invocation_logs_config.is_some() {
-            return Err(Error::validation(
-                "trainingDataConfig.invocationLogsConfig is only for customizationType DISTILLATION: give \
-                 trainingDataConfig.s3Uri",
-            ));
+        match self.customization_config.as_ref().and_then(|config| config.distillation_config.as_ref()) {
+            Some(config) => distillation::check(app, &caller.account, config, training).await?,
+            None if training.invocation_logs_config.is_some() => {
+                return Err(Error::validation(
+                    "trainingDataConfig.invocationLogsConfig is only for customizationType DISTILLATION: give \
+                     trainingDataConfig.s3Uri",
+                ));
+            }
+            None => drop(given(training.s3_uri.as_ref(), "trainingDataConfig.s3Uri")?),
         }
-        given(training.s3_uri.as_ref(), "trainingDataConfig.s3Uri")?;
         check_tag_count(self.job_tags.as_deref(), "jobTags", self.job_name.as_ref().map(|name| name.0.as_str()))?;
         let model = self.custom_model_name.as_ref().map(|name| name.0.as_str());
         check_tag_count(self.custom_model_tags.as_deref(), "customModelTags", model)?;
@@ -235,22 +238,22 @@ impl Request {
 
     fn customization(&self) -> Result<CustomizationType> {
         let name = self.customization_type.as_ref().map_or("FINE_TUNING", |name| name.0.as_str());
-        let supported = CustomizationType::parse(name)
-            .filter(|asked| !matches!(asked, CustomizationType::Distillation | CustomizationType::Imported));
+        let supported = CustomizationType::parse(name).filter(|asked| *asked != CustomizationType::Imported);
         let supported = supported.ok_or_else(|| {
             Error::validation(format!(
-                "customizationType {name} is not supported: use FINE_TUNING, CONTINUED_PRE_TRAINING or \
+                "customizationType {name} is not supported: use FINE_TUNING, CONTINUED_PRE_TRAINING, DISTILLATION or \
                  REINFORCEMENT_FINE_TUNING"
             ))
         })?;
-        match &self.customization_config {
-            None => Ok(supported),
-            Some(config) if config.rft_config.is_some() && supported == CustomizationType::ReinforcementFineTuning => {
-                Ok(supported)
-            }
-            Some(_) => {
-                Err(Error::validation(format!("customizationConfig does not apply to customizationType {name}")))
-            }
+        let teaches = self.customization_config.as_ref().map(|config| config.distillation_config.is_some());
+        match (supported, teaches) {
+            (CustomizationType::Distillation, Some(true)) => Ok(supported),
+            (CustomizationType::Distillation, _) => Err(Error::validation(
+                "customizationType DISTILLATION needs a teacher: give \
+                 customizationConfig.distillationConfig.teacherModelConfig",
+            )),
+            (_, None) | (CustomizationType::ReinforcementFineTuning, Some(false)) => Ok(supported),
+            _ => Err(Error::validation(format!("customizationConfig does not apply to customizationType {name}"))),
         }
     }
 }
@@ -265,7 +268,7 @@ async fn base_model<'a>(
     caller: &Caller,
     identifier: &str,
 ) -> Result<(&'a FoundationModel, Option<CustomModel>)> {
-    if let Some(base) = arn::foundation_model_id(&app.config.region, identifier).and_then(|id| app.registry.get(id)) {
+    if let Some(base) = models::foundation(app, identifier) {
         return Ok((base, None));
     }
     let parent = custom_models::find(&app.db, &caller.account, identifier).await?;
@@ -329,7 +332,12 @@ async fn probe(app: &App, spec: &JobSpec) -> Result<()> {
     let reads: Vec<Uri> = read.map(Uri::parse).collect::<Result<_>>()?;
     let written = spec.output_data.get("s3Uri").and_then(Value::as_str);
     let writes: Vec<Uri> = written.map(Uri::parse).into_iter().collect::<Result<_>>()?;
-    check_role(&app.config, &spec.role_arn, &reads, &writes)?;
+    let logs = spec.invocation_logs_uri().map(Uri::parse).transpose()?;
+    let all: Vec<Uri> = reads.iter().chain(&logs).cloned().collect();
+    check_role(&app.config, &spec.role_arn, &all, &writes)?;
+    if let Some(folder) = &logs {
+        distillation::probe(app, folder).await?;
+    }
     for source in &reads {
         app.objects.probe_read(source).await?;
     }

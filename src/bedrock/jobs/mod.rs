@@ -1,6 +1,7 @@
 //! Model customization jobs.
 
 pub mod create;
+mod distillation;
 pub mod get;
 pub mod list;
 mod reinforcement;

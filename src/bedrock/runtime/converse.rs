@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -19,7 +20,7 @@ use crate::data::{self, Conversation, join_blocks};
 use crate::error::{Error, Result};
 use crate::http::Caller;
 use crate::http::extract::{Segment, parse};
-use crate::infer::{Options, Prompt};
+use crate::infer::{Answer, Options, Prompt};
 
 choices! {
     /// Who speaks.
@@ -172,8 +173,23 @@ pub struct Metrics {
     latency_ms: u64,
 }
 
+impl Usage {
+    /// Of an answer.
+    pub(super) fn of(answer: &Answer) -> Self {
+        let Answer { input_tokens, output_tokens, .. } = *answer;
+        Self { input_tokens, output_tokens, total_tokens: input_tokens + output_tokens }
+    }
+}
+
+impl Metrics {
+    /// Of an answer that was begun then and has just ended.
+    pub(super) fn since(begun: Instant) -> Self {
+        Self { latency_ms: begun.elapsed().as_millis() as u64 }
+    }
+}
+
 impl Request {
-    fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let mut violations = Violations::default();
         for (index, path) in self.additional_model_response_field_paths.iter().flatten().enumerate() {
             let at = format!("additionalModelResponseFieldPaths.{}.member", index + 1);
@@ -226,7 +242,7 @@ impl Request {
         }
     }
 
-    fn conversation(&self) -> Result<Conversation> {
+    pub(super) fn conversation(&self) -> Result<Conversation> {
         let messages = self.messages.as_deref().unwrap_or_default();
         let mut turns = Vec::with_capacity(messages.len());
         for (index, message) in messages.iter().enumerate() {
@@ -258,7 +274,7 @@ impl Request {
         Ok(Conversation { system: system.filter(|text| !text.is_empty()), messages: turns })
     }
 
-    fn options(&self, seed: u64) -> Options {
+    pub(super) fn options(&self, seed: u64) -> Options {
         let config = self.inference_config.as_ref();
         let max_tokens = config.and_then(|config| config.max_tokens);
         Options {
@@ -339,6 +355,7 @@ pub async fn converse(
 
     let begun = app.clock.monotonic();
     let answer = super::answer(&app, target, prompt, request.options(app.clock.seed())).await?;
+    let (stop_reason, usage) = (answer.stop_reason.name(), Usage::of(&answer));
     let content = Content { text: Some(answer.text), ..Content::default() };
     Ok(axum::Json(Response {
         output: Output {
@@ -347,13 +364,9 @@ pub async fn converse(
                 content: Some(vec![content]),
             },
         },
-        stop_reason: answer.stop_reason.name(),
-        usage: Usage {
-            input_tokens: answer.input_tokens,
-            output_tokens: answer.output_tokens,
-            total_tokens: answer.input_tokens + answer.output_tokens,
-        },
-        metrics: Metrics { latency_ms: begun.elapsed().as_millis() as u64 },
+        stop_reason,
+        usage,
+        metrics: Metrics::since(begun),
     }))
 }
 

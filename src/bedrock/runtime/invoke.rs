@@ -16,7 +16,7 @@ use crate::bedrock::shapes::AskedModelIdentifier;
 use crate::error::{Error, Result};
 use crate::http::Caller;
 use crate::http::extract::Segment;
-use crate::infer::{Options, Prompt, StopReason};
+use crate::infer::{Answer, Options, Prompt, StopReason};
 
 /// Tokens of the prompt.
 const INPUT_TOKENS: HeaderName = HeaderName::from_static("x-amzn-bedrock-input-token-count");
@@ -34,7 +34,7 @@ const MAX_GENERATION: i64 = 2048;
 pub struct Request {
     /// One user's turn where the model has a chat template; continued as it is where it has none.
     #[schema(min_length = 1)]
-    prompt: String,
+    pub(super) prompt: String,
     /// 0 always takes the most likely token; 0.5 when absent.
     #[schema(minimum = 0, maximum = 1)]
     temperature: Option<f32>,
@@ -58,7 +58,7 @@ pub struct Reply {
 }
 
 impl Request {
-    fn parse(body: &[u8]) -> Result<Self> {
+    pub(super) fn parse(body: &[u8]) -> Result<Self> {
         let malformed = |why: String| {
             Error::validation(format!("Malformed input request: {why}, please reformat your input and try again."))
         };
@@ -76,6 +76,24 @@ impl Request {
             return Err(malformed("prompt must not be empty".into()));
         }
         Ok(request)
+    }
+
+    pub(super) fn options(&self, seed: u64) -> Options {
+        Options {
+            max_tokens: self.max_gen_len.map_or(MAX_TOKENS, |length| length.unsigned_abs() as usize),
+            temperature: self.temperature.unwrap_or(TEMPERATURE),
+            top_p: self.top_p.unwrap_or(TOP_P),
+            seed,
+            ..Options::default()
+        }
+    }
+}
+
+/// Why an answer ended, in Llama's words.
+pub(super) fn stop_reason(answer: &Answer) -> &'static str {
+    match answer.stop_reason {
+        StopReason::EndTurn | StopReason::StopSequence => "stop",
+        StopReason::MaxTokens | StopReason::ContextWindow => "length",
     }
 }
 
@@ -103,24 +121,16 @@ pub async fn invoke(
     super::refuse_guardrail(&headers)?;
     let target = super::target(&app, &caller, &id).await?;
     let request = Request::parse(&body)?;
-    let options = Options {
-        max_tokens: request.max_gen_len.map_or(MAX_TOKENS, |length| length.unsigned_abs() as usize),
-        temperature: request.temperature.unwrap_or(TEMPERATURE),
-        top_p: request.top_p.unwrap_or(TOP_P),
-        seed: app.clock.seed(),
-        ..Options::default()
-    };
+    let options = request.options(app.clock.seed());
     let begun = app.clock.monotonic();
     let answer = super::answer(&app, target, Prompt::Text(request.prompt), options).await?;
 
+    let stop_reason = stop_reason(&answer);
     let reply = Reply {
         generation: answer.text,
         prompt_token_count: answer.input_tokens,
         generation_token_count: answer.output_tokens,
-        stop_reason: match answer.stop_reason {
-            StopReason::EndTurn | StopReason::StopSequence => "stop",
-            StopReason::MaxTokens | StopReason::ContextWindow => "length",
-        },
+        stop_reason,
     };
     let counts = [
         (INPUT_TOKENS, HeaderValue::from(answer.input_tokens)),

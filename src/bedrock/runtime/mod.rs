@@ -1,25 +1,24 @@
-//! Asking models. A foundation model is asked by id or ARN, a custom model through a deployment or
-//! provisioned throughput by its ARN or name and, as an extension of ours, directly by its own; an imported
-//! model by its ARN or name.
+//! Asking models: what can be asked by which name, [`models`] knows.
 
 pub mod converse;
+pub mod converse_stream;
+pub mod count_tokens;
+mod frames;
 pub mod invoke;
+pub mod invoke_stream;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::http::HeaderMap;
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::arn;
 use super::constraint::{Violations, check, choices, texts};
 use super::shapes::AskedModelIdentifier;
-use crate::app::App;
-use crate::app::artifact::{Artifact, Files, bring};
+use crate::app::{App, models};
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::infer::{Answer, Options, Prompt, Target};
-use crate::store::custom_models::CustomModel;
-use crate::store::{ModelStatus, custom_models, imported_models, serving};
 
 texts! {
     /// A version of a guardrail.
@@ -58,45 +57,10 @@ async fn target(app: &App, caller: &Caller, id: &str) -> Result<Target> {
     check("modelId", &AskedModelIdentifier(id.to_string())).map_err(|cause| {
         Error::validation("The provided model identifier is invalid.").because(anyhow::anyhow!("{}", cause.message()))
     })?;
-    let foundation = |id| arn::foundation_model_id(&app.config.region, id).and_then(|id| app.registry.get(id));
-    let behind = match foundation(id) {
-        Some(_) => None,
-        None => serving::model_behind(&app.db, &caller.account, id).await?,
-    };
-    let id = behind.as_deref().unwrap_or(id);
-    if let Some(model) = foundation(id) {
-        return Ok(Target { base_dir: model.dir.clone(), context_length: Some(model.context_length), adapter: None });
-    }
-    if let Some(model) = custom_models::find(&app.db, &caller.account, id).await? {
-        return custom(app, &model).await;
-    }
-    let imported = imported_models::find(&app.db, &caller.account, id).await?.ok_or_else(|| {
+    let found = models::find(app, &caller.account, id).await?.ok_or_else(|| {
         Error::not_found("Could not resolve the foundation model from the provided model identifier.")
     })?;
-    match bring(app, &Files::from(&imported)).await? {
-        Artifact::Whole(base_dir) => Ok(Target { base_dir, context_length: None, adapter: None }),
-        Artifact::Adapter(_) => Err(Error::internal(anyhow::anyhow!("{} consists of an adapter", imported.arn))),
-    }
-}
-
-async fn custom(app: &App, model: &CustomModel) -> Result<Target> {
-    if model.status != ModelStatus::Active {
-        return Err(Error::new(Kind::ModelNotReady, format!("The custom model {} is {}", model.name, model.status)));
-    }
-    let base = app.registry.get(&model.base_model_id);
-    let context_length = base.map(|base| base.context_length);
-    Ok(match bring(app, &Files::from(model)).await? {
-        // A whole model needs its base for nothing.
-        Artifact::Whole(base_dir) => Target { base_dir, context_length, adapter: None },
-        Artifact::Adapter(adapter) => {
-            let base = base.ok_or_else(|| {
-                let message =
-                    format!("The foundation model {} of this custom model is not installed here", model.base_model_id);
-                Error::new(Kind::ModelNotReady, message)
-            })?;
-            Target { base_dir: base.dir.clone(), context_length, adapter: Some(adapter) }
-        }
-    })
+    models::target(app, &found).await
 }
 
 /// Tells the engine to stop when nobody waits for the answer any more.
@@ -108,11 +72,16 @@ impl Drop for CancelOnDrop {
     }
 }
 
+/// A place among the answers under way.
+fn place(app: &App) -> Result<OwnedSemaphorePermit> {
+    Arc::clone(&app.answers)
+        .try_acquire_owned()
+        .map_err(|_| Error::new(Kind::Throttling, "Too many requests are being answered, please try again"))
+}
+
 /// Asks the engine on a thread that may block.
 async fn answer(app: &App, target: Target, prompt: Prompt, options: Options) -> Result<Answer> {
-    let place = Arc::clone(&app.answers)
-        .try_acquire_owned()
-        .map_err(|_| Error::new(Kind::Throttling, "Too many requests are being answered, please try again"))?;
+    let place = place(app)?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::default());
     let cancelled = Arc::clone(&cancel.0);

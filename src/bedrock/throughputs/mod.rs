@@ -9,7 +9,7 @@ pub mod list;
 pub mod update;
 
 use super::arn;
-use crate::app::App;
+use crate::app::{App, models};
 use crate::error::{Error, Result};
 use crate::store::serving::Placed;
 use crate::store::throughputs::Throughput;
@@ -29,7 +29,7 @@ struct Served {
 
 /// Reads `modelId`: a foundation model's id or ARN, or a custom model's ARN or name.
 async fn served(app: &App, account: &str, identifier: &str) -> Result<Served> {
-    if let Some(base) = arn::foundation_model_id(&app.config.region, identifier).and_then(|id| app.registry.get(id)) {
+    if let Some(base) = models::foundation(app, identifier) {
         let model_arn = arn::foundation_model(&app.config.region, &base.id);
         return Ok(Served { foundation_model_arn: model_arn.clone(), model_arn });
     }

@@ -45,12 +45,15 @@ fn scores(events: &[Value], score: impl Fn(&Value) -> Value) -> (StatusCode, Hea
     (StatusCode::OK, HeaderMap::new(), Value::from(entries).to_string())
 }
 
+/// What a function saw of a call: its path, its headers, and the samples.
+type Seen = (String, HeaderMap, Vec<Value>);
+
 /// Grades these outputs by a function that answers so; the grades, and what the function saw.
 fn grade(
     outputs: &[&str],
     timeout: Duration,
     answer: impl Fn(usize, &[Value]) -> (StatusCode, HeaderMap, String) + Send + 'static,
-) -> (Vec<Graded>, Vec<(String, HeaderMap, Vec<Value>)>) {
+) -> (Vec<Graded>, Vec<Seen>) {
     // One thread may be held up by a function that is slow, another keeps the time.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
     let function = Arc::new(Function { seen: Mutex::default(), answer: Mutex::new(Box::new(answer)) });

@@ -10,7 +10,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr
 use candle_core::cuda_backend::cudarc::driver::{DeviceRepr, result as driver_result, sys as driver};
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr, gemm_reduced_precision_f32};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, Device, Layout, Result, Shape, Storage, StorageRef, Tensor, bail};
 use half::bf16;
 
 use super::launch::{Argument, Element, Launch, Machine, Value, View};
@@ -33,7 +33,12 @@ impl Cuda {
 
     /// The device that a tensor lies on.
     pub(super) fn of_tensor(tensor: &Tensor) -> Result<Self> {
-        Ok(Self { device: tensor.device().as_cuda_device()?.clone() })
+        Self::of_device(tensor.device())
+    }
+
+    /// A device of candle's.
+    pub(super) fn of_device(device: &Device) -> Result<Self> {
+        Ok(Self { device: device.as_cuda_device()?.clone() })
     }
 
     /// The first device of this computer, if it has one.
@@ -48,7 +53,7 @@ impl Cuda {
     }
 
     /// The stream, with its context bound to this thread, as calls of the driver itself need it.
-    fn stream(&self) -> Result<Arc<CudaStream>> {
+    pub(super) fn stream(&self) -> Result<Arc<CudaStream>> {
         let stream = self.device.cuda_stream();
         stream.context().bind_to_thread().w()?;
         Ok(stream)

@@ -6,6 +6,8 @@
 mod adamw;
 mod attention;
 #[cfg(feature = "cuda")]
+mod copies;
+#[cfg(feature = "cuda")]
 mod device;
 mod dora;
 mod dropout;
@@ -18,9 +20,12 @@ mod lead;
 mod linear;
 mod linear_cross_entropy;
 mod lora_linear;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod nf4;
 #[cfg(feature = "cuda")]
 mod operations;
+mod paged;
 mod product;
 mod rms_norm;
 mod rope;
@@ -31,7 +36,9 @@ mod vector;
 #[cfg(feature = "cuda")]
 pub(super) use device::Memory;
 pub(super) use launch::Module;
+#[cfg(feature = "nccl")]
+pub use nccl::Nccl;
 #[cfg(feature = "cuda")]
-pub use operations::{DeviceMoments, sum_of_squares};
+pub use operations::{DeviceMoments, PagedMoments, PagedUpdate, sum_of_squares};
 #[cfg(feature = "cuda")]
 pub(super) use operations::{OnDevice, cross_entropy, linear, linear_back, linear_bias_back, row_norms, row_squares};

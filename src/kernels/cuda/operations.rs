@@ -1,15 +1,16 @@
 //! The operations on tensors of a device: operands are looked at, launches made, results become tensors. An
 //! operation's `cuda_fwd` and `bwd` end here.
 
+mod moments;
 mod products;
 
+pub use moments::{DeviceMoments, PagedMoments, PagedUpdate, sum_of_squares};
 pub(in crate::kernels) use products::{
     OnDevice, cross_entropy, linear, linear_back, linear_bias_back, row_norms, row_squares,
 };
 
-use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
 
-use super::adamw;
 use super::attention::Saved;
 use super::device::{Cuda, Held, Memory, view};
 use super::launch::{Element, Machine, View};
@@ -166,7 +167,6 @@ impl Attention {
         Ok((out.into_storage(), q.1.shape().clone()))
     }
 
-    #[expect(clippy::type_complexity, reason = "candle's own type of three gradients")]
     pub(in crate::kernels) fn back_on_device(
         &self,
         op: &'static str,
@@ -187,59 +187,4 @@ impl Attention {
         };
         Ok((give(grad_q, q)?, give(grad_k, k)?, give(grad_v, v)?))
     }
-}
-
-/// Both moments of a weight, on its device.
-#[derive(Debug)]
-pub struct DeviceMoments {
-    cuda: Cuda,
-    mean: Memory,
-    square: Memory,
-}
-
-impl DeviceMoments {
-    /// Those of a run that begins or goes on, where `weight` lies.
-    ///
-    /// # Errors
-    /// When the weight is not on a GPU, or the GPU has no room.
-    pub fn new(weight: &Tensor, mean: &[f32], square: &[f32]) -> Result<Self> {
-        let cuda = Cuda::of_tensor(weight)?;
-        let (mean, square) = (cuda.upload(mean)?, cuda.upload(square)?);
-        Ok(Self { cuda, mean, square })
-    }
-
-    /// Mean and mean square, on the host.
-    ///
-    /// # Errors
-    /// When the GPU fails.
-    pub fn values(&self) -> Result<(Vec<f32>, Vec<f32>)> {
-        Ok((self.cuda.download(&self.mean)?, self.cuda.download(&self.square)?))
-    }
-
-    /// One update of a weight, in place.
-    ///
-    /// # Errors
-    /// When the weight is not f32, or the sizes differ.
-    pub fn update(
-        &self,
-        step: &crate::kernels::AdamWStep,
-        weight: (&CudaStorage, &Layout),
-        gradient: (&CudaStorage, &Layout),
-    ) -> Result<()> {
-        let (weight, gradient) = (view("adamw", weight.0, weight.1)?, view("adamw", gradient.0, gradient.1)?);
-        if weight.element != Element::F32 {
-            bail!("adamw: weights that train are f32, not {:?}", weight.element);
-        }
-        step.cuda_update(&self.cuda, [weight, gradient, self.cuda.view(&self.mean), self.cuda.view(&self.square)])
-    }
-}
-
-/// Σ x² over a tensor on a GPU, f32 or bf16.
-///
-/// # Errors
-/// When the GPU fails.
-pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
-    debug_assert!(matches!(x.dtype(), DType::F32 | DType::BF16));
-    let held = Held::of("norm", x);
-    adamw::sum_of_squares(&Cuda::of_tensor(x)?, held.view()?)
 }

@@ -4,6 +4,7 @@
 mod attention;
 mod blocks;
 mod optimizer;
+mod paged;
 mod products;
 mod sources;
 

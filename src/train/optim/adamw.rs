@@ -1,11 +1,9 @@
-//! AdamW over all trainables; the arithmetic of one update is `kernels::AdamWStep`. Its state lies where the
-//! weights lie, and is named tensors, because a checkpoint must hold all of it.
+//! AdamW over all trainables; the arithmetic of one update is `kernels::AdamWStep`. Its state lies where
+//! `Moments` say, and is named tensors, because a checkpoint must hold all of it.
 
-use std::borrow::Cow;
-use std::sync::Mutex;
+use candle_core::{CpuStorage, Device, Storage, Tensor};
 
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Storage, Tensor, bail};
-
+use super::moments::{Moments, Update};
 use crate::error::{Error, Result};
 use crate::kernels::AdamWStep;
 use crate::tune::Trainable;
@@ -18,47 +16,8 @@ pub(crate) struct AdamWSettings {
     pub(crate) epsilon: f64,
     /// Applied to matrices only: pulling norms and biases to zero does harm (as in transformers' Trainer).
     pub(crate) weight_decay: f64,
-}
-
-/// Mean and mean square of one trainable's gradients.
-enum Moments {
-    Host {
-        mean: Vec<f32>,
-        square: Vec<f32>,
-    },
-    #[cfg(feature = "cuda")]
-    Device(crate::kernels::DeviceMoments),
-}
-
-impl Moments {
-    /// These moments, where `weight` lies.
-    fn new(weight: &Tensor, mean: Vec<f32>, square: Vec<f32>) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        if weight.device().is_cuda() {
-            return Ok(Self::Device(crate::kernels::DeviceMoments::new(weight, &mean, &square)?));
-        }
-        if !weight.device().is_cpu() {
-            return Err(Error::internal(anyhow::anyhow!("adamw: no update on {:?}", weight.device().location())));
-        }
-        Ok(Self::Host { mean, square })
-    }
-
-    fn zeros(weight: &Tensor) -> Result<Self> {
-        let zeros = vec![0.0; weight.elem_count()];
-        Self::new(weight, zeros.clone(), zeros)
-    }
-
-    /// Mean and mean square on the host.
-    fn values(&self) -> Result<[Cow<'_, [f32]>; 2]> {
-        match self {
-            Self::Host { mean, square } => Ok([mean.into(), square.into()]),
-            #[cfg(feature = "cuda")]
-            Self::Device(moments) => {
-                let (mean, square) = moments.values()?;
-                Ok([mean.into(), square.into()])
-            }
-        }
-    }
+    /// The moments live in the host's memory and visit the GPU that the weights lie on.
+    pub(crate) paged: bool,
 }
 
 /// The optimizer's state for a list of trainables.
@@ -66,23 +25,22 @@ pub(crate) struct AdamW {
     settings: AdamWSettings,
     /// Updates so far: skipped steps do not count.
     updates: u64,
-    moments: Vec<Moments>,
+    moments: Moments,
 }
 
 impl AdamW {
     /// No update yet.
     ///
     /// # Errors
-    /// When the device has no room for the state.
+    /// When there is no room for the state where it is to live.
     pub(crate) fn new(trainables: &[Trainable], settings: AdamWSettings) -> Result<Self> {
-        let moments = trainables.iter().map(|one| Moments::zeros(&one.var)).collect::<Result<_>>()?;
-        Ok(Self { settings, updates: 0, moments })
+        Ok(Self { settings, updates: 0, moments: Moments::zeros(trainables, settings.paged)? })
     }
 
     /// One update of every trainable that got a gradient; each gradient counts `scale` times.
     ///
     /// # Errors
-    /// When a tensor is not contiguous f32 on the CPU.
+    /// When a tensor is not f32, or the device fails.
     pub(crate) fn update(
         &mut self,
         trainables: &[Trainable],
@@ -91,11 +49,12 @@ impl AdamW {
         learning_rate: f64,
     ) -> Result<()> {
         self.updates += 1;
-        let AdamWSettings { beta1, beta2, epsilon, weight_decay } = self.settings;
-        let updates = i32::try_from(self.updates).unwrap_or(i32::MAX);
-        let first_bias = 1.0 - beta1.powi(updates);
-        let second_bias = 1.0 - beta2.powi(updates);
-        for ((one, gradient), moments) in trainables.iter().zip(gradients).zip(&mut self.moments) {
+        let AdamWSettings { beta1, beta2, epsilon, weight_decay, .. } = self.settings;
+        let count = i32::try_from(self.updates).unwrap_or(i32::MAX);
+        let first_bias = 1.0 - beta1.powi(count);
+        let second_bias = 1.0 - beta2.powi(count);
+        let mut updates = Vec::with_capacity(trainables.len());
+        for (index, (one, gradient)) in trainables.iter().zip(gradients).enumerate() {
             let Some(gradient) = gradient else { continue };
             let decay = if one.var.dims().len() >= 2 { weight_decay } else { 0.0 };
             let step = AdamWStep {
@@ -108,10 +67,9 @@ impl AdamW {
                 step: (learning_rate / first_bias) as f32,
                 epsilon: epsilon as f32,
             };
-            let update = Update { step, moments: Mutex::new(moments) };
-            one.var.inplace_op2(&gradient.contiguous()?, &update)?;
+            updates.push(Update { index, step, weight: &one.var, gradient });
         }
-        Ok(())
+        self.moments.update(updates)
     }
 
     /// How many updates were made.
@@ -125,8 +83,8 @@ impl AdamW {
     /// When the device fails.
     pub(crate) fn tensors(&self, trainables: &[Trainable]) -> Result<Vec<(String, Tensor)>> {
         let mut tensors = Vec::with_capacity(2 * trainables.len());
-        for (one, moments) in trainables.iter().zip(&self.moments) {
-            let [mean, square] = moments.values()?;
+        for (index, one) in trainables.iter().enumerate() {
+            let [mean, square] = self.moments.values(index)?;
             let tensor = |values: &[f32]| Tensor::from_slice(values, one.var.shape(), &Device::Cpu);
             tensors.push((mean_of(one), tensor(&mean)?));
             tensors.push((square_of(one), tensor(&square)?));
@@ -144,10 +102,10 @@ impl AdamW {
         updates: u64,
         read: impl Fn(&str, &[usize]) -> Result<Tensor>,
     ) -> Result<()> {
-        for (one, moments) in trainables.iter().zip(&mut self.moments) {
+        for (index, one) in trainables.iter().enumerate() {
             let values =
                 |name: String| -> Result<Vec<f32>> { Ok(read(&name, one.var.dims())?.flatten_all()?.to_vec1()?) };
-            *moments = Moments::new(&one.var, values(mean_of(one))?, values(square_of(one))?)?;
+            self.moments.set(index, &one.var, [values(mean_of(one))?, values(square_of(one))?])?;
         }
         self.updates = updates;
         Ok(())
@@ -160,59 +118,6 @@ fn mean_of(one: &Trainable) -> String {
 
 fn square_of(one: &Trainable) -> String {
     format!("{}.exp_avg_sq", one.name)
-}
-
-/// The update of one weight, as an operation that writes into it.
-struct Update<'a> {
-    step: AdamWStep,
-    moments: Mutex<&'a mut Moments>,
-}
-
-impl InplaceOp2 for Update<'_> {
-    fn name(&self) -> &'static str {
-        "adamw"
-    }
-
-    fn cpu_fwd(
-        &self,
-        weight: &mut CpuStorage,
-        weight_layout: &Layout,
-        gradient: &CpuStorage,
-        gradient_layout: &Layout,
-    ) -> candle_core::Result<()> {
-        let (Some((from, to)), Some((start, end))) =
-            (weight_layout.contiguous_offsets(), gradient_layout.contiguous_offsets())
-        else {
-            bail!("adamw: weight and gradient must be contiguous");
-        };
-        let (CpuStorage::F32(weight), CpuStorage::F32(gradient)) = (weight, gradient) else {
-            bail!("adamw: weight and gradient must be f32");
-        };
-        let Ok(mut moments) = self.moments.lock() else { bail!("adamw: the state is lost") };
-        let (mean, square) = match &mut **moments {
-            Moments::Host { mean, square } => (mean, square),
-            #[cfg(feature = "cuda")]
-            Moments::Device(_) => bail!("adamw: the weight is on the CPU, its moments are not"),
-        };
-        if to - from != end - start || mean.len() != end - start {
-            bail!("adamw: a weight of {} values, a gradient of {}", to - from, end - start);
-        }
-        self.step.update(&mut weight[from..to], &gradient[start..end], mean, square);
-        Ok(())
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        weight: &mut candle_core::CudaStorage,
-        weight_layout: &Layout,
-        gradient: &candle_core::CudaStorage,
-        gradient_layout: &Layout,
-    ) -> candle_core::Result<()> {
-        let Ok(moments) = self.moments.lock() else { bail!("adamw: the state is lost") };
-        let Moments::Device(moments) = &**moments else { bail!("adamw: the weight is on a GPU, its moments are not") };
-        moments.update(&self.step, (weight, weight_layout), (gradient, gradient_layout))
-    }
 }
 
 /// Looks at the values of a contiguous f32 tensor on the CPU.
@@ -240,7 +145,8 @@ mod tests {
         one.var.flatten_all().unwrap().to_vec1().unwrap()
     }
 
-    const SETTINGS: AdamWSettings = AdamWSettings { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 };
+    const SETTINGS: AdamWSettings =
+        AdamWSettings { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, paged: false };
 
     fn gradient(step: usize) -> Option<Tensor> {
         let values: [[f32; 4]; 3] = [[0.3, -1.0, 0.02, 5.0], [-0.1, -0.8, 0.0, 4.0], [0.7, 0.5, -0.03, -2.0]];
@@ -305,6 +211,54 @@ mod tests {
             weights(&weight)
         };
         assert_eq!(run(false), run(true));
+    }
+
+    #[test]
+    fn moments_are_not_paged_where_there_is_no_gpu_to_page_them_to() {
+        let weight = trainable(&[1.0; 4], &[2, 2]);
+        assert!(AdamW::new(std::slice::from_ref(&weight), AdamWSettings { paged: true, ..SETTINGS }).is_err());
+    }
+
+    /// Three updates of two weights on a GPU, one of them once without a gradient, with a save and a restore in
+    /// between; weights and state after them.
+    #[cfg(feature = "cuda")]
+    fn on_gpu(gpu: &Device, paged: bool) -> Vec<Vec<f32>> {
+        // Longer than a page, so that a page ends in the middle of one and the other shares its last page.
+        let counts = [crate::kernels::Paging::USUAL.page * 4 + 1000, 70_001];
+        let values = |count: usize, seed: usize| -> Vec<f32> {
+            (0..count).map(|at| ((at * 31 + seed * 17) % 1009) as f32 / 1009.0 - 0.5).collect()
+        };
+        let tensor =
+            |which: usize, seed: usize| Tensor::from_vec(values(counts[which], seed), counts[which], gpu).unwrap();
+        let both: Vec<Trainable> = (0..2)
+            .map(|which| Trainable {
+                name: format!("w{which}"),
+                var: Var::from_tensor(&tensor(which, which)).unwrap(),
+                place: Place::Top,
+            })
+            .collect();
+        let settings = AdamWSettings { paged, ..SETTINGS };
+        let mut optimizer = AdamW::new(&both, settings).unwrap();
+        for step in 0..3 {
+            let gradients = [Some(tensor(0, 5 + step)), (step != 1).then(|| tensor(1, 9 + step))];
+            optimizer.update(&both, &gradients, 0.7, 0.01).unwrap();
+            let tensors = optimizer.tensors(&both).unwrap();
+            let read = |name: &str, _: &[usize]| Ok(tensors.iter().find(|(own, _)| own == name).unwrap().1.clone());
+            let updates = optimizer.updates();
+            optimizer = AdamW::new(&both, settings).unwrap();
+            optimizer.restore(&both, updates, read).unwrap();
+        }
+        let state = optimizer.tensors(&both).unwrap().into_iter().map(|(_, tensor)| tensor.to_vec1().unwrap());
+        both.iter().map(weights).chain(state).collect()
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn paged_moments_give_the_bits_of_those_on_the_device() {
+        match crate::train::TrainingDevice::Cuda(0).open() {
+            Ok(gpu) => assert!(on_gpu(&gpu, true) == on_gpu(&gpu, false)),
+            Err(_) => eprintln!("skipped: no GPU"),
+        }
     }
 
     const GOLDEN: [[f32; 4]; 3] = [

@@ -2,6 +2,7 @@
 //! one scale, folded into the update, makes them means and clips them, so they are never copied.
 
 mod adamw;
+mod moments;
 mod norm;
 
 pub(crate) use adamw::{AdamW, AdamWSettings};

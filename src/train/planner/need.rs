@@ -5,7 +5,7 @@
 use std::fmt;
 
 use super::{MemoryKind, Question};
-use crate::kernels::{STRIP, has_bf16_products, head_rows};
+use crate::kernels::{Paging, STRIP, has_bf16_products, head_rows};
 use crate::models::Form;
 use crate::tune::{Arrangement, LoraConfig, PrefixConfig, TuningMethod};
 
@@ -31,6 +31,8 @@ pub enum PartKind {
     Gradients,
     /// The optimizer's moments.
     Moments,
+    /// Pages of moments that visit a device.
+    Pages,
     /// The best weights, with early stopping.
     Best,
     /// The input of every layer.
@@ -65,6 +67,7 @@ impl fmt::Display for PartKind {
             Self::Trained => "trained weights",
             Self::Gradients => "gradients",
             Self::Moments => "optimizer moments",
+            Self::Pages => "pages of optimizer moments",
             Self::Best => "best weights so far",
             Self::LayerInputs => "inputs of all layers",
             Self::LayerGraph => "graph of one layer",
@@ -226,11 +229,17 @@ impl Work<'_> {
 
     /// Weights that train beside the base, moments, best weights.
     fn learning(&self, choice: Choice) -> Vec<Part> {
-        let trained = VALUE * self.question.method.trained_values(self.question.base);
+        let values = self.question.method.trained_values(self.question.base);
+        let trained = VALUE * values;
         let beside = if *self.question.method == TuningMethod::Full { 0 } else { trained };
+        let moments = if choice.pages_optimizer {
+            Part { kind: PartKind::Pages, bytes: Paging::USUAL.device_bytes(values) }
+        } else {
+            Part { kind: PartKind::Moments, bytes: 2 * trained }
+        };
         vec![
             Part { kind: PartKind::Trained, bytes: beside },
-            Part { kind: PartKind::Moments, bytes: if choice.pages_optimizer { 0 } else { 2 * trained } },
+            moments,
             Part { kind: PartKind::Best, bytes: if self.question.keeps_best { trained } else { 0 } },
         ]
     }
@@ -253,16 +262,32 @@ impl Work<'_> {
 
     /// The moments as tensors, all of them again on the way into the file, and one tensor as bytes.
     fn checkpoint(&self, choice: Choice) -> Need {
-        let trained = self.question.method.trained_values(self.question.base);
+        let copies = if self.question.memory.kind == MemoryKind::Host { self.copies() } else { 0 };
+        let parts = self.standing().into_iter().chain(self.learning(choice));
+        Need::of(Stage::Checkpoint, parts.chain([Part { kind: PartKind::Copies, bytes: copies }]))
+    }
+
+    /// What a checkpoint copies in the machine's memory.
+    fn copies(&self) -> u64 {
         let counts = self.question.base.weight_counts();
         let one = match self.question.method {
             TuningMethod::Full => counts.embedding.max(counts.largest_map),
             TuningMethod::Head => counts.embedding,
             _ => 0,
         };
-        let copies = if self.question.memory.kind == MemoryKind::Host { VALUE * (4 * trained + one) } else { 0 };
-        let parts = self.standing().into_iter().chain(self.learning(choice));
-        Need::of(Stage::Checkpoint, parts.chain([Part { kind: PartKind::Copies, bytes: copies }]))
+        VALUE * (4 * self.question.method.trained_values(self.question.base) + one)
+    }
+
+    /// What moments that visit a device take of the machine's memory, where they live: most while a checkpoint
+    /// is written.
+    pub(crate) fn host(&self) -> Need {
+        let moments = Paging::host_bytes(self.question.method.trained_values(self.question.base));
+        let parts = [
+            Part { kind: PartKind::Program, bytes: PROCESS },
+            Part { kind: PartKind::Moments, bytes: moments },
+            Part { kind: PartKind::Copies, bytes: self.copies() },
+        ];
+        Need::of(Stage::Checkpoint, parts)
     }
 
     /// The head's chunk, of so many rows in all.
@@ -279,8 +304,14 @@ impl Work<'_> {
         let counts = self.question.base.weight_counts();
         let (rows, lanes) = (self.largest.rows as u64, choice.lanes as u64);
         let trained = self.question.method.trained_values(self.question.base);
-        // Side by side every micro-batch has gradients of its own, until they are added up.
-        let sets = if self.question.parts > 1 { self.largest.micros as u64 + 1 } else { 1 };
+        let sets = match (self.question.slots, self.question.memory.kind) {
+            (..=1, _) if self.question.parts <= 1 => 1,
+            // Side by side every micro-batch has gradients of its own, until they are added up.
+            (..=1, _) => self.largest.micros as u64 + 1,
+            // What a slot gives the others, the sum, and the sum as tensors; NCCL puts the sum in the gradients' place.
+            (_, MemoryKind::Host) => 3,
+            (_, MemoryKind::Device) => 1 + u64::from(!cfg!(feature = "nccl")),
+        };
         let layers = self.question.method.trained_layers(self.question.base) as u64;
         let (inputs, graphs) = if choice.keeps_graphs {
             (0, Part { kind: PartKind::Graphs, bytes: lanes * layers * self.graph() })

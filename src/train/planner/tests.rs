@@ -4,6 +4,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::kernels::Paging;
 use crate::tune::TuningMethod;
 
 const GIB: u64 = 1 << 30;
@@ -30,9 +31,11 @@ fn question<'a>(base: &'a DecoderConfig, method: &'a TuningMethod, memory: u64) 
         quantizes: false,
         cores: 2,
         parts: 1,
+        slots: 1,
         token_budget: None,
         longest: 512,
         memory: Memory::host(memory),
+        host: 1 << 40,
         can_page: true,
     }
 }
@@ -117,12 +120,53 @@ fn moments_leave_a_device_only_when_it_would_not_fit_otherwise_and_never_a_host(
         let on_device = Question { memory: device, ..question(&base, &method, 0) }.decide(full);
         if let Ok(decision) = &on_device {
             paged += u64::from(decision.pages_optimizer);
-            let moments = decision.need.parts.iter().any(|part| part.kind == PartKind::Moments);
-            assert_eq!(moments, !decision.pages_optimizer);
+            let bytes =
+                |need: &Need, kind: PartKind| need.parts.iter().find(|part| part.kind == kind).map(|part| part.bytes);
+            assert_eq!(bytes(&decision.need, PartKind::Moments).is_some(), !decision.pages_optimizer);
+            let trained = method.trained_values(&base);
+            let pages = decision.pages_optimizer.then(|| Paging::USUAL.device_bytes(trained));
+            assert_eq!(bytes(&decision.need, PartKind::Pages), pages);
+            assert_eq!(decision.host.is_some(), decision.pages_optimizer);
+            if let Some(host) = &decision.host {
+                assert_eq!(bytes(host, PartKind::Moments), Some(8 * trained));
+            }
         }
         assert!(!question(&base, &method, gib * GIB).decide(full).is_ok_and(|host| host.pages_optimizer));
     }
     assert!(paged > 20, "{paged}");
+}
+
+#[test]
+fn moments_leave_a_device_only_for_a_machine_that_has_room_for_them() {
+    let (base, method) = (llama_8b(), TuningMethod::Full);
+    let device = Memory { kind: MemoryKind::Device, bytes: 80 * GIB };
+    let ask = |host| Question { memory: device, host, ..question(&base, &method, 0) }.decide(full);
+    let host = ask(1 << 40).unwrap().host.unwrap();
+    assert!(ask(host.bytes).unwrap().pages_optimizer);
+    let refused = ask(host.bytes - 1).unwrap_err();
+    assert_eq!(refused.kind(), crate::error::Kind::Validation);
+    let needed = format!("the job needs {}", Size(host.bytes));
+    for said in ["has 80.0 GiB", needed.as_str(), "tuningMethod lora"] {
+        assert!(refused.message().contains(said), "{refused}");
+    }
+    // What fits on the device asks nothing of the machine.
+    let lora = lora();
+    assert!(Question { memory: device, host: 0, ..question(&base, &lora, 0) }.decide(full).is_ok());
+}
+
+#[test]
+fn slots_run_one_micro_batch_at_a_time_and_hold_gradients_of_their_own() {
+    let (base, method) = (tiny(), lora());
+    let ask = |slots| {
+        let question = Question { slots, parts: 16, ..question(&base, &method, 4 * GIB) };
+        question.decide(|budget| Largest { micros: 16, ..full(budget) }).unwrap()
+    };
+    assert_eq!((ask(1).lanes, ask(2).lanes), (2, 1));
+    let gradients = |decision: &Decision| {
+        let part = decision.need.parts.iter().find(|part| part.kind == PartKind::Gradients);
+        part.map_or(0, |part| part.bytes)
+    };
+    assert_eq!(gradients(&ask(2)), 3 * 4 * method.trained_values(&base));
 }
 
 #[test]

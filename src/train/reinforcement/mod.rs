@@ -28,10 +28,10 @@ pub const BEST_CHECKPOINT: &str = "best_checkpoint";
 /// As [`super::run()`]; and when more answers of a step than the plan allows could not be graded. Then the best
 /// weights so far lie in [`BEST_CHECKPOINT`] below the outputs.
 pub fn reinforce(plan: &Plan, grader: &dyn Grader, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Outcome> {
-    if plan.slots > 1 {
+    if plan.slots() > 1 {
         return Err(Error::validation("reinforcement fine-tuning runs on one slot: leave slots out"));
     }
-    let device = plan.device.open()?;
+    let device = plan.device().open()?;
     // What an earlier attempt wrote is in its checkpoint; half an output must not survive.
     if plan.output().exists() {
         std::fs::remove_dir_all(plan.output())?;

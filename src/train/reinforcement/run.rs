@@ -84,7 +84,7 @@ impl<'a> Run<'a> {
         resolved: Resolved,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Self> {
-        let mut optimizer = AdamW::new(method.trainables(), adamw(&plan.settings))?;
+        let mut optimizer = AdamW::new(method.trainables(), adamw(&plan.settings, &resolved))?;
         let mut state = State::beginning(&sources.run, resolved.token_budget);
         let mut best = None;
         if let Some(checkpoint) = checkpoint {

@@ -154,10 +154,11 @@ impl Sources {
             token_budget: 1,
             keeps_graphs: false,
             lanes: 1,
+            pages_optimizer: false,
             form: plan.form(&self.method, &self.config),
         };
         let longest = self.longest() + self.method.virtual_tokens();
-        let on_cpu = plan.device == TrainingDevice::Cpu;
+        let on_cpu = plan.device() == TrainingDevice::Cpu;
         let question = Question {
             base: &self.config,
             method: &self.method,
@@ -166,11 +167,13 @@ impl Sources {
             quantizes: resolved.form == Form::Nf4 && !self.config.nf4 && plan.quantized.is_some(),
             cores: if on_cpu { rayon::current_num_threads() } else { 1 },
             parts: resolved.parts,
+            slots: 1,
             // A run goes on as it was cut.
             token_budget: checkpoint.map(|checkpoint| checkpoint.state.token_budget).or(settings.micro_batch_tokens),
             longest,
-            memory: plan.device.memory(plan.memory)?,
-            can_page: false,
+            memory: plan.device().memory(plan.memory)?,
+            host: plan.memory.bytes,
+            can_page: !on_cpu,
         };
         let answers = settings.batch_size.min(self.training.records.len()) * self.options.samples_per_prompt;
         let decision = question.decide(|token_budget| {

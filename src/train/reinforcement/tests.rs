@@ -37,9 +37,8 @@ fn plan(dir: &Path, given: &[(&str, &str)]) -> Plan {
         objective: Objective::FineTuning,
         settings: Settings::parse(&given, &BTreeMap::new()).unwrap(),
         seed: 11,
-        device: TrainingDevice::Cpu,
+        devices: vec![TrainingDevice::Cpu],
         work_dir: dir.join("work"),
-        slots: 1,
         memory: Memory::host(4 << 30),
         clock: Clock::system(),
     }

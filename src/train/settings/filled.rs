@@ -25,6 +25,8 @@ pub(crate) struct Resolved {
     pub(crate) keeps_graphs: bool,
     /// How many micro-batches run side by side, where there are parts.
     pub(crate) lanes: usize,
+    /// Whether the optimizer's moments live in the machine's memory and visit the device.
+    pub(crate) pages_optimizer: bool,
     /// How the base lies in memory.
     pub(crate) form: Form,
 }
@@ -35,6 +37,7 @@ impl Resolved {
         self.token_budget = decision.token_budget;
         self.keeps_graphs = decision.keeps_graphs;
         self.lanes = decision.lanes;
+        self.pages_optimizer = decision.pages_optimizer;
     }
 }
 
@@ -191,6 +194,7 @@ mod tests {
             token_budget: 512,
             keeps_graphs: true,
             lanes: 1,
+            pages_optimizer: false,
             form,
         };
         let base = DecoderConfig::read(Path::new("assets/starter")).unwrap();

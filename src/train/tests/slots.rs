@@ -25,25 +25,25 @@ fn records(count: u64, vocabulary: u64) -> Vec<(Vec<u32>, Vec<bool>)> {
         .collect()
 }
 
-/// The losses of four steps on `slots` slots, and the weights of every slot after them.
-fn train(plan: &Plan, corpus: &Corpus, slots: usize) -> (Vec<f64>, Vec<Vec<f32>>) {
+/// The losses of four steps with a slot on each device, and the weights of every slot after them.
+fn train(plan: &Plan, corpus: &Corpus, devices: &[Device]) -> (Vec<f64>, Vec<Vec<f32>>) {
     std::fs::create_dir_all(plan.checkpoints()).unwrap();
     let config = DecoderConfig::read(&base()).unwrap();
     let method = plan.settings.method.on(&config).unwrap();
     let decoders: Vec<Decoder> =
-        (0..slots).map(|_| Decoder::load(&base(), &Device::Cpu, method.form()).unwrap()).collect();
+        devices.iter().map(|device| Decoder::load(&base(), device, method.form()).unwrap()).collect();
     // Other seeds: what the peers begin with must be the first slot's.
     let mut methods: Vec<Box<dyn Method>> =
         decoders.iter().zip(0..).map(|(decoder, seed)| method.build(decoder, Some(&[3, 4]), seed).unwrap()).collect();
     let watched: Vec<Vec<candle_core::Var>> =
         methods.iter().map(|method| method.trainables().iter().map(|one| one.var.clone()).collect()).collect();
     let others: Vec<_> = decoders[1..].iter().zip(methods.drain(1..)).collect();
-    let parts = slots.next_power_of_two();
+    let parts = devices.len().next_power_of_two();
     let resolved = Resolved { parts, ..resolved(plan) };
     let first = methods.pop().unwrap();
     let mut run =
         Run::resume(plan, &decoders[0], (first, Criteria::sft(0)), (corpus, &[]), resolved, "run", None).unwrap();
-    if slots > 1 {
+    if devices.len() > 1 {
         run = run.beside(others).unwrap();
     }
     let losses = (0..4).map(|_| run.step(&mut (), &StopFlag::default()).unwrap().unwrap().loss).collect();
@@ -51,8 +51,8 @@ fn train(plan: &Plan, corpus: &Corpus, slots: usize) -> (Vec<f64>, Vec<Vec<f32>>
     (losses, watched.iter().map(|vars| vars.iter().flat_map(values).collect()).collect())
 }
 
-#[test]
-fn several_slots_take_the_steps_of_one_with_the_whole_batch_and_never_drift_apart() {
+/// Whether the slots on each of these lists of devices take the steps of the first of them with the whole batch.
+fn assert_steps_of_one(placed: &[Vec<Device>]) {
     let settings = [("batchSize", "12"), ("stepCount", "4"), ("learningRate", "0.01"), ("loraDropout", "0")];
     for (method, more) in [("lora", &settings[..]), ("qlora", &settings[..]), ("full", &settings[..3])] {
         let dir = tempfile::tempdir().unwrap();
@@ -60,10 +60,11 @@ fn several_slots_take_the_steps_of_one_with_the_whole_batch_and_never_drift_apar
         let plan = plan(dir.path(), &given);
         let vocabulary = DecoderConfig::read(&base()).unwrap().vocab_size as u64;
         let corpus = corpus(dir.path(), &records(48, vocabulary));
-        let (losses, one) = train(&plan, &corpus, 1);
+        let (losses, one) = train(&plan, &corpus, &placed[0][..1]);
         assert!(losses[3].is_finite());
-        for slots in [2, 3, 4] {
-            let (shared, all) = train(&plan, &corpus, slots);
+        for devices in placed {
+            let slots = devices.len();
+            let (shared, all) = train(&plan, &corpus, devices);
             for (alone, shared) in losses.iter().zip(&shared) {
                 assert!((alone - shared).abs() < 1e-6 * alone, "{method}, {slots} slots: {alone} and {shared}");
             }
@@ -76,4 +77,20 @@ fn several_slots_take_the_steps_of_one_with_the_whole_batch_and_never_drift_apar
             }
         }
     }
+}
+
+#[test]
+fn several_slots_take_the_steps_of_one_with_the_whole_batch_and_never_drift_apart() {
+    assert_steps_of_one(&[2, 3, 4].map(|slots| vec![Device::Cpu; slots]));
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn slots_on_several_gpus_take_the_steps_of_one() {
+    let gpus: Vec<Device> = (0..8).filter_map(|number| TrainingDevice::Cuda(number).open().ok()).collect();
+    if gpus.len() < 2 {
+        eprintln!("skipped: no GPU beside another");
+        return;
+    }
+    assert_steps_of_one(&(2..=gpus.len()).map(|slots| gpus[..slots].to_vec()).collect::<Vec<_>>());
 }

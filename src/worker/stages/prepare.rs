@@ -7,6 +7,7 @@ use super::super::Worker;
 use super::super::checkpoints::Checkpoints;
 use super::super::retry::patiently;
 use super::super::run::Attempt;
+use super::distill;
 use crate::app::artifact::{self, Artifact, Files};
 use crate::error::{Error, Kind, Result};
 use crate::objects::Uri;
@@ -18,7 +19,9 @@ use crate::train::{Base, Memory, OPTIMIZER_STATE, Objective, Plan, Settings, rei
 pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
     let spec = &attempt.claim.job.spec;
     let objective = match spec.customization_type {
-        CustomizationType::FineTuning | CustomizationType::ReinforcementFineTuning => Objective::FineTuning,
+        CustomizationType::FineTuning
+        | CustomizationType::Distillation
+        | CustomizationType::ReinforcementFineTuning => Objective::FineTuning,
         CustomizationType::ContinuedPreTraining => Objective::ContinuedPreTraining,
         other => return Err(Error::validation(format!("This version cannot run jobs of type {other}."))),
     };
@@ -54,9 +57,15 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
 
     let data = attempt.work_dir.join("data");
     std::fs::create_dir_all(&data)?;
-    let uri = spec.training_uri().ok_or_else(|| Error::validation("trainingDataConfig.s3Uri is missing"))?;
-    let training = data.join(file_name(uri, "training.jsonl"));
-    fetch(worker, attempt, uri, &training).await?;
+    let training = match spec.customization_type {
+        CustomizationType::Distillation => distill::data_set(worker, attempt).await?,
+        _ => {
+            let uri = spec.training_uri().ok_or_else(|| Error::validation("trainingDataConfig.s3Uri is missing"))?;
+            let training = data.join(file_name(uri, "training.jsonl"));
+            fetch(worker, attempt, uri, &training).await?;
+            training
+        }
+    };
     let mut validation = Vec::new();
     for (n, uri) in spec.validation_uris().into_iter().enumerate() {
         // A folder each: validators may have files of the same name, which stand in messages as they are.
@@ -78,9 +87,8 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
         objective,
         settings,
         seed: u64::try_from(spec.seed).unwrap_or_default(),
-        device: attempt.device,
+        devices: vec![attempt.device],
         work_dir: attempt.work_dir.clone(),
-        slots: 1,
         memory: Memory::host(worker.app.config.job_memory()?),
         clock: worker.app.clock.clone(),
     };

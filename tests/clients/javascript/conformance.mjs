@@ -295,7 +295,28 @@ await check(27, "InvokeModel answers without a content type, with its counts in 
   assert.equal(answer.prompt_token_count, Number(last.headers["x-amzn-bedrock-input-token-count"]));
 });
 
-await check(28, "provisioned throughput comes into service and stands in the list whose path has an s", async () => {
+await check(28, "streams say piece by piece what the whole answers say", async () => {
+  const asked = {
+    modelId: made.deployment,
+    messages: [{ role: "user", content: [{ text: "colour 3" }] }],
+    inferenceConfig: { maxTokens: 8, temperature: 0 },
+  };
+  const whole = await ask("Converse", asked);
+  const events = [];
+  for await (const event of (await ask("ConverseStream", asked)).stream) events.push(event);
+  const text = events.map((event) => event.contentBlockDelta?.delta.text ?? "").join("");
+  assert.equal(text, whole.output.message.content[0].text);
+  assert.equal(events.at(-2).messageStop.stopReason, whole.stopReason);
+  assert.deepEqual(events.at(-1).metadata.usage, whole.usage);
+  const body = JSON.stringify({ prompt: "colour 3", max_gen_len: 8, temperature: 0 });
+  const answer = JSON.parse((await ask("InvokeModel", { modelId: made.deployment, body })).body.transformToString());
+  const reply = await ask("InvokeModelWithResponseStream", { modelId: made.deployment, body });
+  let said = "";
+  for await (const event of reply.body) said += JSON.parse(new TextDecoder().decode(event.chunk.bytes)).generation;
+  assert.equal(said, answer.generation);
+});
+
+await check(29, "provisioned throughput comes into service and stands in the list whose path has an s", async () => {
   const wanted = { provisionedModelName: "p", modelId: BASE, modelUnits: 1 };
   const reply = await call("CreateProvisionedModelThroughput", wanted);
   assert.equal(reply.$metadata.httpStatusCode, 201);
@@ -311,7 +332,7 @@ await check(28, "provisioned throughput comes into service and stands in the lis
 });
 
 await check(
-  29,
+  30,
   "a wrong secret, a clock six minutes off and a wrong bearer key are 403; a right bearer key is enough",
   async () => {
     const endpoint = env.AWS_ENDPOINT_URL_BEDROCK;
@@ -325,7 +346,7 @@ await check(
   },
 );
 
-await check(30, "what was made is deleted, jobs stay, and every reply has a request id", async () => {
+await check(31, "what was made is deleted, jobs stay, and every reply has a request id", async () => {
   await call("DeleteCustomModelDeployment", { customModelDeploymentIdentifier: made.deployment });
   const reply = await call("DeleteCustomModel", { modelIdentifier: made.model });
   assert.equal(reply.$metadata.httpStatusCode, 200);
@@ -335,5 +356,5 @@ await check(30, "what was made is deleted, jobs stay, and every reply has a requ
 });
 
 console.log(`${checks.length} checks hold`);
-assert.equal(checks.length, 30);
+assert.equal(checks.length, 31);
 process.exit(0);

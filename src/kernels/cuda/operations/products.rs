@@ -157,7 +157,6 @@ impl LoraLinear {
         Ok((out.into_storage(), (rows, self.outputs).into()))
     }
 
-    #[expect(clippy::type_complexity, reason = "candle's own type of three gradients")]
     pub(in crate::kernels) fn back_on_device(
         &self,
         op: &'static str,

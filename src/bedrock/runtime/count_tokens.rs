@@ -1,0 +1,110 @@
+//! CountTokens: how many tokens the same request would be charged for its input.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{converse, invoke};
+use crate::app::App;
+use crate::bedrock::constraint::{Shape, Violations, check, given, texts};
+use crate::error::{Error, Result};
+use crate::http::Caller;
+use crate::http::extract::{Segment, parse};
+use crate::infer::Prompt;
+
+texts! {
+    /// Which model's tokenizer counts.
+    FoundationModelVersionIdentifier, 1..=256, r"[a-zA-Z_\.\-/0-9:]+";
+}
+
+/// A request of another operation.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = CountTokensRequest)]
+pub struct Request {
+    /// What is to be counted.
+    #[schema(required)]
+    input: Option<Input>,
+}
+
+/// Exactly one of its members.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = CountTokensInput)]
+pub struct Input {
+    /// A request of InvokeModel.
+    invoke_model: Option<InvokeModel>,
+    /// A request of Converse.
+    converse: Option<converse::Request>,
+}
+
+/// A request of InvokeModel.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = InvokeModelTokensRequest)]
+pub struct InvokeModel {
+    /// The request's body in base64.
+    #[schema(required)]
+    body: Option<String>,
+}
+
+impl Shape for Input {
+    fn check(&self, at: &str, violations: &mut Violations) {
+        let members = [("invokeModel", self.invoke_model.is_some()), ("converse", self.converse.is_some())];
+        violations.union(at, &members);
+        if self.invoke_model.as_ref().is_some_and(|request| request.body.is_none()) {
+            violations.missing(&format!("{at}.invokeModel.body"));
+        }
+    }
+}
+
+/// The count.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = CountTokensResponse)]
+pub struct Response {
+    /// Tokens of the input.
+    input_tokens: usize,
+}
+
+/// Count the tokens of a request
+#[utoipa::path(
+    post, path = "/model/{modelId}/count-tokens", operation_id = "CountTokens", tag = "bedrock-runtime",
+    params(("modelId" = inline(FoundationModelVersionIdentifier), Path, description = "Which model")),
+    request_body = Request,
+    responses((status = 200, description = "The count", body = Response))
+)]
+pub async fn count_tokens(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Segment(id): Segment,
+    body: Bytes,
+) -> Result<axum::Json<Response>> {
+    check("modelId", &FoundationModelVersionIdentifier(id.clone()))?;
+    let target = super::target(&app, &caller, &id).await?;
+    let request: Request = parse(&body)?;
+    let mut violations = Violations::default();
+    violations.required("input", request.input.as_ref());
+    violations.finish()?;
+    let input = given(request.input.as_ref(), "input")?;
+    let prompt = match (&input.converse, &input.invoke_model) {
+        (Some(request), _) => {
+            request.check()?;
+            Prompt::Chat(request.conversation()?)
+        }
+        (None, Some(request)) => {
+            let body = given(request.body.as_ref(), "input.invokeModel.body")?;
+            let body = STANDARD
+                .decode(body)
+                .map_err(|cause| Error::validation(format!("input.invokeModel.body is not base64: {cause}")))?;
+            Prompt::Text(invoke::Request::parse(&body)?.prompt)
+        }
+        (None, None) => return Err(Error::validation("input: give invokeModel or converse")),
+    };
+    let engine = Arc::clone(&app.engine);
+    let count = tokio::task::spawn_blocking(move || engine.count(&target, &prompt));
+    Ok(axum::Json(Response { input_tokens: count.await.map_err(Error::internal)?? }))
+}
