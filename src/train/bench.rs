@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 
 pub use self::shapes::{SHAPES, Shape};
 use super::flops::Flops;
+use super::learner::Steps;
 use super::objective::Criteria;
 use super::run::Run;
 use super::settings::Resolved;

@@ -12,6 +12,7 @@ mod estimate;
 mod flops;
 mod grader;
 mod hold_out;
+mod learner;
 mod losses;
 mod metrics;
 pub mod objective;

@@ -2,44 +2,44 @@
 //! the manifest over all of it.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::checkpoint::Exact;
-use super::run::Run;
+use super::learner::Learner;
 use super::settings::Settings;
-use super::sources::Sources;
-use super::{Objective, Summary, TuningMethod, start};
+use super::{Summary, TuningMethod, start};
 use crate::artifacts::{
     BaseFacts, Curve, DataFacts, Results, TrainingManifest, copy_tokenizer, loss_chart, write_adapter,
 };
-use crate::data::Corpus;
-use crate::data::corpus::sha256_of;
+use crate::data::corpus::{SourceFacts, sha256_of};
 use crate::error::Result;
 
-/// Writes everything below the plan's output folder; the metrics lie there already.
-pub(super) fn write(run: &Run<'_>, sources: &Sources) -> Result<Summary> {
-    let (plan, state) = (run.plan, &run.state);
-    let output = plan.output();
-    let weights_of_step = run.take_best()?;
-    let artifact = match &sources.method {
-        TuningMethod::Full => {
-            let dir = output.join("model");
-            run.decoder.save(&dir, plan.settings.weight_precision)?;
-            dir
-        }
-        method => {
-            let dir = output.join("adapter");
-            write_adapter(&dir, &plan.base_id, run.decoder.config(), method, &run.method.artifact()?)?;
-            dir
-        }
-    };
-    if plan.settings.save_optimizer_state {
-        run.save_optimizer(&output.join(start::OPTIMIZER_STATE))?;
-    }
-    copy_tokenizer(&sources.tokenizer, &artifact)?;
+/// What a run learned from.
+pub(super) struct Learned<'a> {
+    pub(super) customization_type: &'static str,
+    /// What was trained.
+    pub(super) method: &'a TuningMethod,
+    /// SHA-256 over the base's configuration and weights.
+    pub(super) base_sha256: &'a str,
+    /// The folder with the tokenizer.
+    pub(super) tokenizer: &'a Path,
+    pub(super) training_data: Vec<DataFacts>,
+    pub(super) validation_data: Vec<DataFacts>,
+}
 
-    let training = run.training_metrics.points()?;
-    let validation = run.validation_metrics.as_ref().map(|metrics| metrics.points()).transpose()?.unwrap_or_default();
+/// Writes everything below the plan's output folder; the metrics lie there already.
+pub(super) fn write(learner: &Learner<'_>, learned: &Learned<'_>) -> Result<Summary> {
+    let (plan, state) = (learner.plan, &learner.state);
+    let output = plan.output();
+    let weights_of_step = learner.take_best()?;
+    let artifact = artifact(learner, learned, &output)?;
+    if plan.settings.save_optimizer_state {
+        learner.save_optimizer(&output.join(start::OPTIMIZER_STATE))?;
+    }
+
+    let training = learner.training_metrics.points()?;
+    let validation =
+        learner.validation_metrics.as_ref().map(|metrics| metrics.points()).transpose()?.unwrap_or_default();
     let chart = loss_chart(&[
         Curve { name: "training", color: "#7aa6da", points: &training },
         Curve { name: "validation", color: "#d9480f", points: &validation },
@@ -48,16 +48,14 @@ pub(super) fn write(run: &Run<'_>, sources: &Sources) -> Result<Summary> {
 
     let validation_losses: Vec<f64> = state.validation_losses.iter().map(|Exact(loss)| *loss).collect();
     let Exact(training_loss) = state.training_loss;
+    let settings = Settings { method: learned.method.clone(), ..plan.settings.clone() };
     let manifest = TrainingManifest {
-        base_model: BaseFacts { id: plan.base_id.clone(), sha256: sources.base_sha256.clone() },
-        customization_type: match plan.objective {
-            Objective::FineTuning | Objective::Preferences => "FINE_TUNING".into(),
-            Objective::ContinuedPreTraining => "CONTINUED_PRE_TRAINING".into(),
-        },
-        training_data: facts(&sources.training),
-        validation_data: sources.validation.iter().flat_map(facts).collect(),
-        seed: run.resolved.seed,
-        hyper_parameters: Settings { method: sources.method.clone(), ..plan.settings.clone() }.filled(&run.resolved),
+        base_model: BaseFacts { id: plan.base_id.clone(), sha256: learned.base_sha256.to_string() },
+        customization_type: learned.customization_type.into(),
+        training_data: learned.training_data.clone(),
+        validation_data: learned.validation_data.clone(),
+        seed: learner.resolved.seed,
+        hyper_parameters: settings.filled(&learner.resolved),
         results: Results {
             steps: state.step,
             tokens: state.tokens,
@@ -81,18 +79,33 @@ pub(super) fn write(run: &Run<'_>, sources: &Sources) -> Result<Summary> {
     })
 }
 
-fn facts(corpus: &Corpus) -> Vec<DataFacts> {
-    let sources = &corpus.manifest().sources;
-    let fact = |source: &crate::data::corpus::SourceFacts| DataFacts {
-        name: source.name.clone(),
-        sha256: source.sha256.clone(),
-        records: source.records,
+/// Writes the weights as they are, with their tokenizer, below `folder`; where.
+pub(super) fn artifact(learner: &Learner<'_>, learned: &Learned<'_>, folder: &Path) -> Result<PathBuf> {
+    let plan = learner.plan;
+    let artifact = match learned.method {
+        TuningMethod::Full => {
+            let dir = folder.join("model");
+            learner.decoder.save(&dir, plan.settings.weight_precision)?;
+            dir
+        }
+        method => {
+            let dir = folder.join("adapter");
+            let tensors = learner.method.artifact()?;
+            write_adapter(&dir, &plan.base_id, learner.decoder.config(), method, &tensors)?;
+            dir
+        }
     };
-    sources.iter().map(fact).collect()
+    copy_tokenizer(learned.tokenizer, &artifact)?;
+    Ok(artifact)
+}
+
+/// A data file as the manifest names it.
+pub(super) fn facts(source: &SourceFacts) -> DataFacts {
+    DataFacts { name: source.name.clone(), sha256: source.sha256.clone(), records: source.records }
 }
 
 /// SHA-256 of every file in `dir`, by name.
-pub(super) fn digests(dir: &Path) -> Result<BTreeMap<String, String>> {
+fn digests(dir: &Path) -> Result<BTreeMap<String, String>> {
     let mut digests = BTreeMap::new();
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;

@@ -5,6 +5,7 @@
 use candle_core::Device;
 
 use super::checkpoint::Checkpoint;
+use super::learner;
 use super::objective::Criteria;
 use super::planner::{Decision, Largest, Question};
 use super::reference::Reference;
@@ -65,37 +66,13 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
     if decision.is_tight() {
         run.try_largest(soft_tokens(&sources.method), observer, stop)?;
     }
-    observer.progress(run.state.step, resolved.steps);
-    loop {
-        if run.validation_is_due() {
-            match run.validate(stop)? {
-                Some(metrics) => observer.validation(&metrics),
-                None => {
-                    run.save(observer)?;
-                    return Ok(Outcome::Interrupted);
-                }
-            }
-        }
-        if run.is_done() {
-            break;
-        }
-        match run.step(observer, stop)? {
-            Some(metrics) => observer.step(&metrics),
-            None => {
-                run.save(observer)?;
-                return Ok(Outcome::Interrupted);
-            }
-        }
-        observer.progress(run.state.step, resolved.steps);
-        if run.checkpoint_is_due() {
-            run.save(observer)?;
-        }
+    if !learner::train(&mut run, observer, stop)? {
+        return Ok(Outcome::Interrupted);
     }
-    run.save(observer)?;
 
     // Write what was learned.
     observer.phase(Phase::Saving);
-    Ok(Outcome::Completed(outputs::write(&run, &sources)?))
+    Ok(Outcome::Completed(outputs::write(&run.learner, &sources.learned(plan))?))
 }
 
 /// What is learned, with all that it knows of the data before the first step; `None` when the run was asked to stop.

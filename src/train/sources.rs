@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::hold_out::hold_out;
+use super::outputs::{Learned, facts};
 use super::{Base, Observer, Plan, Settings, StopFlag, start};
 use crate::data::corpus::sha256_of;
 use crate::data::{Corpus, Encoder, Objective, Options, Prepared, REPORT_FILE, Source, prepare};
@@ -107,6 +108,22 @@ impl Sources {
         }
         let run = hex::encode(digest.finalize());
         Ok(Some(Self { config, method, text, tokenizer, training, validation, max_tokens, base_sha256, run }))
+    }
+
+    /// What a run over them learned from, for its manifest.
+    pub(super) fn learned(&self, plan: &Plan) -> Learned<'_> {
+        let of = |corpus: &Corpus| corpus.manifest().sources.iter().map(facts).collect::<Vec<_>>();
+        Learned {
+            customization_type: match plan.objective {
+                Objective::FineTuning | Objective::Preferences => "FINE_TUNING",
+                Objective::ContinuedPreTraining => "CONTINUED_PRE_TRAINING",
+            },
+            method: &self.method,
+            base_sha256: &self.base_sha256,
+            tokenizer: &self.tokenizer,
+            training_data: of(&self.training),
+            validation_data: self.validation.iter().flat_map(of).collect(),
+        }
     }
 }
 

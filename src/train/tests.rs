@@ -1,10 +1,10 @@
 //! Whole runs on a tiny model: what comes out, and what is said when nothing can.
 
 mod methods;
-mod out_of_memory;
+pub(super) mod out_of_memory;
 mod precision;
 mod preferences;
-mod resume;
+pub(super) mod resume;
 mod slots;
 mod steps;
 mod whole;
@@ -83,7 +83,7 @@ fn complete(plan: &Plan) -> Summary {
 }
 
 /// Every file below `dir` with its bytes.
-fn tree(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(super) fn tree(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![dir.to_path_buf()];
     while let Some(folder) = folders.pop() {
@@ -100,8 +100,14 @@ fn tree(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-fn text(summary: &Summary, name: &str) -> String {
+pub(super) fn text(summary: &Summary, name: &str) -> String {
     std::fs::read_to_string(summary.output.join(name)).unwrap()
+}
+
+/// A column of a metrics file, by its name.
+pub(super) fn column(csv: &str, name: &str) -> Vec<f64> {
+    let at = csv.lines().next().unwrap().split(',').position(|column| column == name).unwrap();
+    csv.lines().skip(1).map(|line| line.split(',').nth(at).unwrap().parse().unwrap()).collect()
 }
 
 /// The third column of a metrics file.
@@ -109,8 +115,9 @@ fn losses(csv: &str) -> Vec<f64> {
     csv.lines().skip(1).map(|line| line.split(',').nth(2).unwrap().parse().unwrap()).collect()
 }
 
-const TRAINING: &str = "training_artifacts/step_wise_training_metrics.csv";
-const VALIDATION: &str = "validation_artifacts/post_fine_tuning_validation/validation/validation_metrics.csv";
+pub(super) const TRAINING: &str = "training_artifacts/step_wise_training_metrics.csv";
+pub(super) const VALIDATION: &str =
+    "validation_artifacts/post_fine_tuning_validation/validation/validation_metrics.csv";
 
 #[test]
 fn a_run_leaves_everything_that_a_job_promises() {
@@ -225,10 +232,10 @@ fn what_the_model_cannot_take_is_refused_before_anything_is_computed() {
 
 /// Notes what a run says.
 #[derive(Default)]
-struct Listener {
-    phases: Vec<Phase>,
-    steps: Vec<StepMetrics>,
-    warnings: Vec<String>,
+pub(super) struct Listener {
+    pub(super) phases: Vec<Phase>,
+    pub(super) steps: Vec<StepMetrics>,
+    pub(super) warnings: Vec<String>,
 }
 
 impl Observer for Listener {

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{MAX_TOKENS, PerformanceConfigLatency, ServiceTierType, TEMPERATURE, TOP_P};
+use super::{Asked, MAX_TOKENS, PerformanceConfigLatency, ServiceTierType, TEMPERATURE, TOP_P};
 use crate::app::App;
 use crate::bedrock::constraint::{Shape, Violations, choices, texts};
 use crate::bedrock::shapes::AskedModelIdentifier;
@@ -274,7 +274,7 @@ impl Request {
         Ok(Conversation { system: system.filter(|text| !text.is_empty()), messages: turns })
     }
 
-    pub(super) fn options(&self, seed: u64) -> Options {
+    fn options(&self, seed: u64) -> Options {
         let config = self.inference_config.as_ref();
         let max_tokens = config.and_then(|config| config.max_tokens);
         Options {
@@ -331,6 +331,15 @@ fn text_of(blocks: &[Content], place: &str) -> Result<String> {
     Ok(join_blocks(&texts))
 }
 
+/// What a request to continue a conversation comes to.
+pub(super) async fn asked(app: &App, caller: &Caller, id: &str, headers: &HeaderMap, body: &[u8]) -> Result<Asked> {
+    super::refuse_guardrail(headers)?;
+    let target = super::target(app, caller, id).await?;
+    let request: Request = parse(body)?;
+    request.check()?;
+    Ok(Asked { target, prompt: Prompt::Chat(request.conversation()?), options: request.options(app.clock.seed()) })
+}
+
 /// Continue a conversation
 ///
 /// `modelId` is a foundation model's id or ARN. As an extension, a custom model's name or ARN works too.
@@ -347,14 +356,9 @@ pub async fn converse(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<axum::Json<Response>> {
-    super::refuse_guardrail(&headers)?;
-    let target = super::target(&app, &caller, &id).await?;
-    let request: Request = parse(&body)?;
-    request.check()?;
-    let prompt = Prompt::Chat(request.conversation()?);
-
+    let asked = asked(&app, &caller, &id, &headers, &body).await?;
     let begun = app.clock.monotonic();
-    let answer = super::answer(&app, target, prompt, request.options(app.clock.seed())).await?;
+    let answer = super::answer(&app, asked).await?;
     let (stop_reason, usage) = (answer.stop_reason.name(), Usage::of(&answer));
     let content = Content { text: Some(answer.text), ..Content::default() };
     Ok(axum::Json(Response {

@@ -9,15 +9,14 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use serde_json::json;
 
-use super::converse::{Metrics, Request, Usage};
+use super::converse::{self, Metrics, Request, Usage};
 use super::frames::{self, Said, event, exception};
 use crate::app::App;
 use crate::bedrock::shapes::AskedModelIdentifier;
 use crate::data::Role;
 use crate::error::Result;
 use crate::http::Caller;
-use crate::http::extract::{Segment, parse};
-use crate::infer::Prompt;
+use crate::http::extract::Segment;
 
 /// Continue a conversation, word by word
 ///
@@ -35,14 +34,9 @@ pub async fn converse_stream(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response> {
-    super::refuse_guardrail(&headers)?;
-    let target = super::target(&app, &caller, &id).await?;
-    let request: Request = parse(&body)?;
-    request.check()?;
-    let prompt = Prompt::Chat(request.conversation()?);
-
+    let asked = converse::asked(&app, &caller, &id, &headers, &body).await?;
     let begun = app.clock.monotonic();
-    let said = frames::pieces(&app, target, prompt, request.options(app.clock.seed())).await?;
+    let said = frames::pieces(&app, asked).await?;
     let start = event("messageStart", &json!({ "role": Role::Assistant.name() }));
     let frames = said.map(move |said| match said {
         Said::More(more) => {

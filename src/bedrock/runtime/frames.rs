@@ -16,10 +16,10 @@ use futures::{Stream, StreamExt, stream};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::{CancelOnDrop, place};
+use super::{Asked, CancelOnDrop, place};
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
-use crate::infer::{Answer, Options, Piece, Prompt, Target};
+use crate::infer::{Answer, Piece};
 
 /// The media type of a stream of frames.
 pub(super) const EVENT_STREAM: &str = "application/vnd.amazon.eventstream";
@@ -46,12 +46,8 @@ pub(super) enum Said {
 ///
 /// # Errors
 /// When there is no place at the door, or the engine fails before it says anything.
-pub(super) async fn pieces(
-    app: &App,
-    target: Target,
-    prompt: Prompt,
-    options: Options,
-) -> Result<impl Stream<Item = Said> + Send + use<>> {
+pub(super) async fn pieces(app: &App, asked: Asked) -> Result<impl Stream<Item = Said> + Send + use<>> {
+    let Asked { target, prompt, options } = asked;
     let place = place(app)?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::<AtomicBool>::default());

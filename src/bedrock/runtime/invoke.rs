@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{MAX_TOKENS, TEMPERATURE, TOP_P};
+use super::{Asked, MAX_TOKENS, TEMPERATURE, TOP_P};
 use crate::app::App;
 use crate::bedrock::shapes::AskedModelIdentifier;
 use crate::error::{Error, Result};
@@ -78,7 +78,7 @@ impl Request {
         Ok(request)
     }
 
-    pub(super) fn options(&self, seed: u64) -> Options {
+    fn options(&self, seed: u64) -> Options {
         Options {
             max_tokens: self.max_gen_len.map_or(MAX_TOKENS, |length| length.unsigned_abs() as usize),
             temperature: self.temperature.unwrap_or(TEMPERATURE),
@@ -95,6 +95,16 @@ pub(super) fn stop_reason(answer: &Answer) -> &'static str {
         StopReason::EndTurn | StopReason::StopSequence => "stop",
         StopReason::MaxTokens | StopReason::ContextWindow => "length",
     }
+}
+
+/// What a request to a model comes to.
+pub(super) async fn asked(app: &App, caller: &Caller, id: &str, headers: &HeaderMap, body: &[u8]) -> Result<Asked> {
+    super::check_headers(headers)?;
+    super::refuse_guardrail(headers)?;
+    let target = super::target(app, caller, id).await?;
+    let request = Request::parse(body)?;
+    let options = request.options(app.clock.seed());
+    Ok(Asked { target, prompt: Prompt::Text(request.prompt), options })
 }
 
 /// Ask a model
@@ -117,13 +127,9 @@ pub async fn invoke(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response> {
-    super::check_headers(&headers)?;
-    super::refuse_guardrail(&headers)?;
-    let target = super::target(&app, &caller, &id).await?;
-    let request = Request::parse(&body)?;
-    let options = request.options(app.clock.seed());
+    let asked = asked(&app, &caller, &id, &headers, &body).await?;
     let begun = app.clock.monotonic();
-    let answer = super::answer(&app, target, Prompt::Text(request.prompt), options).await?;
+    let answer = super::answer(&app, asked).await?;
 
     let stop_reason = stop_reason(&answer);
     let reply = Reply {

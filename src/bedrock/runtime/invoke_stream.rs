@@ -14,13 +14,12 @@ use futures::StreamExt;
 use serde_json::{Value, json};
 
 use super::frames::{self, Said, event, exception};
-use super::invoke::{Request, stop_reason};
+use super::invoke::{self, Request, stop_reason};
 use crate::app::App;
 use crate::bedrock::shapes::AskedModelIdentifier;
 use crate::error::Result;
 use crate::http::Caller;
 use crate::http::extract::Segment;
-use crate::infer::Prompt;
 
 /// The media type of what is in the chunks.
 const CONTENT_TYPE: HeaderName = HeaderName::from_static("x-amzn-bedrock-content-type");
@@ -45,13 +44,9 @@ pub async fn invoke_with_response_stream(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response> {
-    super::check_headers(&headers)?;
-    super::refuse_guardrail(&headers)?;
-    let target = super::target(&app, &caller, &id).await?;
-    let request = Request::parse(&body)?;
-    let options = request.options(app.clock.seed());
+    let asked = invoke::asked(&app, &caller, &id, &headers, &body).await?;
     let begun = app.clock.monotonic();
-    let said = frames::pieces(&app, target, Prompt::Text(request.prompt), options).await?;
+    let said = frames::pieces(&app, asked).await?;
     let first_byte = begun.elapsed();
     let mut first = true;
     let frames = said.map(move |said| match said {

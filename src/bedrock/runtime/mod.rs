@@ -79,8 +79,16 @@ fn place(app: &App) -> Result<OwnedSemaphorePermit> {
         .map_err(|_| Error::new(Kind::Throttling, "Too many requests are being answered, please try again"))
 }
 
+/// What a request to a model comes to.
+struct Asked {
+    target: Target,
+    prompt: Prompt,
+    options: Options,
+}
+
 /// Asks the engine on a thread that may block.
-async fn answer(app: &App, target: Target, prompt: Prompt, options: Options) -> Result<Answer> {
+async fn answer(app: &App, asked: Asked) -> Result<Answer> {
+    let Asked { target, prompt, options } = asked;
     let place = place(app)?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::default());

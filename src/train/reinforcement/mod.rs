@@ -15,7 +15,7 @@ pub use settings::{Effort, Reinforcement, reinforcement_hyper_parameters};
 
 use self::run::Run;
 use self::sources::Sources;
-use super::{Grader, Observer, Outcome, Phase, Plan, StopFlag, checkpoint, recipe, start};
+use super::{Grader, Observer, Outcome, Phase, Plan, StopFlag, checkpoint, learner, recipe, start};
 use crate::error::{Error, Result};
 
 /// The folder among the outputs of a failed run with the best weights that it had.
@@ -54,37 +54,14 @@ pub fn reinforce(plan: &Plan, grader: &dyn Grader, observer: &mut dyn Observer, 
 
     // Train.
     observer.phase(Phase::Training);
-    observer.progress(run.state.step, resolved.steps);
-    loop {
-        if run.evaluation_is_due()? {
-            match run.evaluate(observer, stop)? {
-                Some(metrics) => observer.validation(&metrics),
-                None => {
-                    run.save(observer)?;
-                    return Ok(Outcome::Interrupted);
-                }
-            }
-        }
-        if run.is_done() {
-            break;
-        }
-        match run.step(observer, stop) {
-            Ok(Some(metrics)) => observer.step(&metrics),
-            Ok(None) => {
-                run.save(observer)?;
-                return Ok(Outcome::Interrupted);
-            }
-            Err(error) => {
-                outputs::keep_best(&run)?;
-                return Err(error);
-            }
-        }
-        observer.progress(run.state.step, resolved.steps);
-        if run.checkpoint_is_due() {
-            run.save(observer)?;
+    match learner::train(&mut run, observer, stop) {
+        Ok(true) => {}
+        Ok(false) => return Ok(Outcome::Interrupted),
+        Err(error) => {
+            outputs::keep_best(&run)?;
+            return Err(error);
         }
     }
-    run.save(observer)?;
 
     // Write what was learned.
     observer.phase(Phase::Saving);

@@ -3,12 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::clock::Clock;
 use crate::data::Objective;
-use crate::train::{Base, Grade, Graded, Memory, Sample, Settings, StepMetrics, Summary, TrainingDevice};
+use crate::train::learner::Steps;
+use crate::train::settings::Resolved;
+use crate::train::tests::out_of_memory::Short;
+use crate::train::tests::resume::{Copies, StopAfter, assert_same};
+use crate::train::tests::{Listener, TRAINING, VALIDATION, column, tree};
+use crate::train::{Base, Grade, Graded, Memory, Sample, Settings, Summary, TrainingDevice};
 
 fn base() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models/llama")
@@ -92,39 +98,6 @@ fn complete(plan: &Plan) -> Summary {
     }
 }
 
-fn tree(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut files = BTreeMap::new();
-    let mut folders = vec![dir.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else {
-                let name = path.strip_prefix(dir).unwrap().to_string_lossy().into_owned();
-                files.insert(name, std::fs::read(path).unwrap());
-            }
-        }
-    }
-    files
-}
-
-fn assert_same(expected: &BTreeMap<String, Vec<u8>>, output: &Path) {
-    let found = tree(output);
-    assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
-    for (name, bytes) in expected {
-        assert!(found[name] == *bytes, "{name} differs");
-    }
-}
-
-/// A column of a metrics file, by its name.
-fn column(csv: &str, name: &str) -> Vec<f64> {
-    let at = csv.lines().next().unwrap().split(',').position(|column| column == name).unwrap();
-    csv.lines().skip(1).map(|line| line.split(',').nth(at).unwrap().parse().unwrap()).collect()
-}
-
-const TRAINING: &str = "training_artifacts/step_wise_training_metrics.csv";
-const VALIDATION: &str = "validation_artifacts/post_fine_tuning_validation/validation/validation_metrics.csv";
 const TRAJECTORIES: &str = "validation_artifacts/trajectories.jsonl";
 
 #[test]
@@ -168,20 +141,6 @@ fn a_policy_learns_what_its_grader_rewards_and_leaves_what_a_job_promises() {
     assert_eq!(summary.validation_losses, [-evaluated[10]]);
 }
 
-struct StopAfter {
-    steps: u64,
-    flag: StopFlag,
-}
-
-impl Observer for StopAfter {
-    fn step(&mut self, _: &StepMetrics) {
-        self.steps -= 1;
-        if self.steps == 0 {
-            self.flag.raise();
-        }
-    }
-}
-
 #[test]
 fn a_run_stopped_after_any_number_of_steps_ends_with_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
@@ -200,25 +159,6 @@ fn a_run_stopped_after_any_number_of_steps_ends_with_the_same_bits() {
         }
         assert!(attempts > 6 / stride, "{attempts} attempts of {stride} steps");
         assert_same(&expected, &plan.output());
-    }
-}
-
-/// Keeps a copy of the checkpoints whenever one was made, as if the process were killed right then.
-struct Copies {
-    root: PathBuf,
-    copies: Vec<PathBuf>,
-}
-
-impl Observer for Copies {
-    fn checkpoint(&mut self, dir: &Path, step: u64) -> Result<()> {
-        let copy = self.root.join(format!("killed-{step}"));
-        for (name, bytes) in tree(dir.parent().unwrap()) {
-            let path = copy.join("work/checkpoints").join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, bytes).unwrap();
-        }
-        self.copies.push(copy);
-        Ok(())
     }
 }
 
@@ -280,22 +220,6 @@ fn failing(every: usize) -> Failing {
     Failing { every, asked: AtomicUsize::new(0), flag: None }
 }
 
-#[derive(Default)]
-struct Listener {
-    warnings: Vec<String>,
-    steps: Vec<StepMetrics>,
-}
-
-impl Observer for Listener {
-    fn step(&mut self, metrics: &StepMetrics) {
-        self.steps.push(metrics.clone());
-    }
-
-    fn warn(&mut self, message: &str) {
-        self.warnings.push(message.into());
-    }
-}
-
 #[test]
 fn few_failures_of_the_grader_are_counted_and_told_and_many_end_the_run_with_its_best_weights_kept() {
     let given: Vec<_> = GIVEN.into_iter().chain([("graderFailureLimit", "0.4")]).collect();
@@ -322,6 +246,34 @@ fn few_failures_of_the_grader_are_counted_and_told_and_many_end_the_run_with_its
         assert!(error.message().contains(part), "{error}");
     }
     assert!(strict.output().join("best_checkpoint/adapter/adapter_model.safetensors").exists());
+}
+
+#[test]
+fn a_step_that_meets_too_little_memory_is_repeated_in_smaller_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = plan(dir.path(), &[("batchSize", "4"), ("trainingSamplePerPrompt", "4"), ("inferenceMaxTokens", "8")]);
+    std::fs::create_dir_all(plan.output()).unwrap();
+    let sources = Sources::read(&plan, &mut ()).unwrap();
+    // All answers together, as on a device; cores would share them out.
+    let resolved = Resolved { parts: 1, lanes: 1, ..sources.resolve(&plan, None).unwrap() };
+    let tuned = (&sources.method, &sources.config);
+    let decoder = recipe::load(&plan, tuned, &plan.device().open().unwrap()).unwrap();
+    let losses = |rows: usize, warnings: &mut Vec<String>| {
+        let inner = start::method_on(&plan, (&sources.method, None), &decoder).unwrap();
+        let method = Box::new(Short { inner, rows: Arc::new(AtomicUsize::new(rows)) });
+        let mut run = Run::resume(&plan, &Letters, &sources, &decoder, method, resolved, None).unwrap();
+        let mut listener = Listener::default();
+        let step = run.step(&mut listener, &StopFlag::default()).unwrap().unwrap();
+        warnings.extend(listener.warnings);
+        (step.loss, step.gradient_norm, run.learner.state.token_budget)
+    };
+    let (mut quiet, mut warned) = (Vec::new(), Vec::new());
+    let whole = losses(usize::MAX, &mut quiet);
+    // Enough for the prompts and for every token drawn, too little for all answers at once.
+    let cut = losses(120, &mut warned);
+    assert!(quiet.is_empty() && warned.iter().any(|one| one.contains("has no memory for")), "{warned:?}");
+    assert!(cut.2 < whole.2 && cut.2 <= 120, "{} tokens at a time, then {}", whole.2, cut.2);
+    assert!((cut.0 - whole.0).abs() < 1e-6 && (cut.1 - whole.1).abs() < 1e-4 * whole.1, "{cut:?}, {whole:?}");
 }
 
 #[test]

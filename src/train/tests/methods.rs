@@ -15,6 +15,7 @@ use crate::artifacts::write_adapter;
 use crate::infer::{Cache, Options, Speaker};
 use crate::models::{DecoderConfig, Form, Frozen, Precision, Tokenizer, Tuning, Weights, save_tensors};
 use crate::train::backprop::{Gradients, MicroBatch, loss_and_gradients};
+use crate::train::learner::Steps;
 use crate::train::objective::Criteria;
 use crate::train::run::Run;
 use crate::tune::{Method, Prefix, PrefixConfig, VirtualTokens, read_adapter};
@@ -238,9 +239,10 @@ fn three_steps_of_every_method_give_the_losses_of_its_library_and_an_artifact_th
         let (mut logits, mut greedy, mut tensors) = (None, Vec::new(), Vec::new());
         for (step, expected) in case.expected.losses.iter().enumerate() {
             if step == 3 {
-                logits = Some(case.logits(&*run.method));
-                greedy = case.greedy(&*run.method);
-                tensors = run.method.artifact().unwrap().into_iter().map(|(n, t)| (n, t.copy().unwrap())).collect();
+                logits = Some(case.logits(&*run.learner.method));
+                greedy = case.greedy(&*run.learner.method);
+                tensors =
+                    run.learner.method.artifact().unwrap().into_iter().map(|(n, t)| (n, t.copy().unwrap())).collect();
                 if let (Some(root), "full") = (fresh(), name) {
                     case.decoder.save(&root.join("ours/full/artifact"), Precision::F32).unwrap();
                 }

@@ -10,13 +10,14 @@ use super::*;
 use crate::kernels::Weight;
 use crate::models::{Site, Tuning};
 use crate::train::checkpoint;
+use crate::train::learner::Steps;
 use crate::train::run::Run;
 use crate::tune::{Method, Trainable};
 
 /// A method on a device that holds only so many rows.
-struct Short {
-    inner: Box<dyn Method>,
-    rows: Arc<AtomicUsize>,
+pub(in crate::train) struct Short {
+    pub(in crate::train) inner: Box<dyn Method>,
+    pub(in crate::train) rows: Arc<AtomicUsize>,
 }
 
 impl Tuning for Short {
@@ -45,7 +46,7 @@ fn on_a_short_device(rows: usize, test: impl FnOnce(&mut Run<'_>, &AtomicUsize))
 }
 
 fn values(run: &Run<'_>) -> Vec<Vec<f32>> {
-    run.weights().iter().map(|(_, tensor)| tensor.flatten_all().unwrap().to_vec1().unwrap()).collect()
+    run.learner.weights().iter().map(|(_, tensor)| tensor.flatten_all().unwrap().to_vec1().unwrap()).collect()
 }
 
 #[test]
@@ -59,9 +60,9 @@ fn a_run_that_meets_too_little_memory_ends_as_one_that_was_cut_smaller_from_that
         for _ in 1..4 {
             run.step(&mut listener, &StopFlag::default()).unwrap().unwrap();
         }
-        (weights, budget) = (values(run), run.state.token_budget);
+        (weights, budget) = (values(run), run.learner.state.token_budget);
         run.save(&mut ()).unwrap();
-        let kept = checkpoint::newest(&run.plan.checkpoints(), "run", &mut |_| {}).unwrap().unwrap();
+        let kept = checkpoint::newest(&run.learner.plan.checkpoints(), "run", &mut |_| {}).unwrap().unwrap();
         assert_eq!(kept.state.token_budget, first.tokens as usize / 2, "a run that goes on is cut the same way");
     });
     assert_eq!(listener.warnings.len(), 1);
@@ -79,14 +80,14 @@ fn a_run_that_meets_too_little_memory_ends_as_one_that_was_cut_smaller_from_that
 #[test]
 fn a_tight_run_finds_out_before_its_first_step() {
     on_a_short_device(usize::MAX, |run, rows| {
-        let whole = run.resolved.token_budget;
+        let whole = run.learner.resolved.token_budget;
         run.try_largest(0, &mut (), &StopFlag::default()).unwrap();
-        assert_eq!((run.state.step, run.state.token_budget), (0, whole), "what fits changes nothing");
+        assert_eq!((run.learner.state.step, run.learner.state.token_budget), (0, whole), "what fits changes nothing");
         let largest = golden_tokens();
         rows.store(largest - 1, Ordering::Relaxed);
         let mut listener = Listener::default();
         run.try_largest(0, &mut listener, &StopFlag::default()).unwrap();
-        assert_eq!((run.state.step, run.state.token_budget), (0, largest / 2));
+        assert_eq!((run.learner.state.step, run.learner.state.token_budget), (0, largest / 2));
         assert_eq!(listener.warnings.len(), 1);
     });
 }

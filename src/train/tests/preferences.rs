@@ -178,12 +178,6 @@ const RUN: [(&str, &str); 6] = [
     ("checkpointInterval", "2"),
 ];
 
-/// A column of a metrics file.
-fn column(csv: &str, name: &str) -> Vec<f64> {
-    let at = csv.lines().next().unwrap().split(',').position(|column| column == name).unwrap();
-    csv.lines().skip(1).map(|line| line.split(',').nth(at).unwrap().parse().unwrap()).collect()
-}
-
 #[test]
 fn every_method_learns_preferences_and_an_interrupted_run_of_it_ends_with_the_same_bits() {
     let reward: [&[(&str, &str)]; 2] = [

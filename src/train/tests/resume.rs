@@ -22,7 +22,7 @@ fn uninterrupted() -> BTreeMap<String, Vec<u8>> {
 }
 
 #[track_caller]
-pub(super) fn assert_same(expected: &BTreeMap<String, Vec<u8>>, output: &Path) {
+pub(in crate::train) fn assert_same(expected: &BTreeMap<String, Vec<u8>>, output: &Path) {
     let found = tree(output);
     assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
     for (name, bytes) in expected {
@@ -31,9 +31,9 @@ pub(super) fn assert_same(expected: &BTreeMap<String, Vec<u8>>, output: &Path) {
 }
 
 /// Asks the run to stop after some steps.
-struct StopAfter {
-    steps: u64,
-    flag: StopFlag,
+pub(in crate::train) struct StopAfter {
+    pub(in crate::train) steps: u64,
+    pub(in crate::train) flag: StopFlag,
 }
 
 impl Observer for StopAfter {
@@ -69,9 +69,9 @@ fn a_run_stopped_after_any_number_of_steps_ends_with_the_same_bits() {
 }
 
 /// Keeps a copy of the checkpoints whenever one was made, as if the process were killed right then.
-pub(super) struct Copies {
-    pub(super) root: PathBuf,
-    pub(super) copies: Vec<PathBuf>,
+pub(in crate::train) struct Copies {
+    pub(in crate::train) root: PathBuf,
+    pub(in crate::train) copies: Vec<PathBuf>,
 }
 
 impl Observer for Copies {

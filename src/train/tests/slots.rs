@@ -12,6 +12,7 @@ use crate::tune::Method;
 use super::super::objective::Criteria;
 use super::super::run::Run;
 use super::super::settings::Resolved;
+use crate::train::learner::Steps;
 
 /// Records of uneven length, partly learned.
 fn records(count: u64, vocabulary: u64) -> Vec<(Vec<u32>, Vec<bool>)> {

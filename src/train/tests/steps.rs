@@ -12,6 +12,7 @@ use crate::tune::{Lora, LoraConfig, Method};
 
 use super::super::objective::Criteria;
 use super::super::run::Run;
+use crate::train::learner::Steps;
 
 /// `lora/expected.json`: a batch, and what peft and torch's AdamW made of it.
 #[derive(Deserialize)]
@@ -91,7 +92,7 @@ fn three_steps_give_the_losses_and_the_adapter_of_peft_and_torch() {
         for (index, expected) in golden().losses.iter().enumerate() {
             if index == 3 {
                 let after = Weights::open_file(&base().join("../lora/after/adapter_model.safetensors")).unwrap();
-                for (name, tensor) in run.weights() {
+                for (name, tensor) in run.learner.weights() {
                     let expected = after.get(&name, tensor.dims(), &Device::Cpu).unwrap();
                     let difference: f32 =
                         (tensor - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap();
@@ -123,17 +124,17 @@ fn a_step_that_is_stopped_changes_nothing() {
         let stop = StopFlag::default();
         stop.raise();
         assert_eq!(run.step(&mut (), &stop).unwrap(), None);
-        assert_eq!((run.state.step, run.state.cursor), (0, Default::default()));
+        assert_eq!((run.learner.state.step, run.learner.state.cursor), (0, Default::default()));
     });
 }
 
 #[test]
 fn values_that_are_not_finite_skip_the_step_name_the_record_and_end_the_run_at_last() {
     with_run(&LIKE_TORCH, |run| {
-        let poisoned = run.method.trainables()[1].var.clone();
+        let poisoned = run.learner.method.trainables()[1].var.clone();
         let healthy = poisoned.as_detached_tensor().copy().unwrap();
         let nan = Tensor::full(f32::NAN, poisoned.shape(), &Device::Cpu).unwrap();
-        let other = run.weights()[0].1.copy().unwrap();
+        let other = run.learner.weights()[0].1.copy().unwrap();
         let mut listener = Listener::default();
         let mut attempt = |run: &mut Run<'_>| run.step(&mut listener, &StopFlag::default());
 
@@ -154,6 +155,6 @@ fn values_that_are_not_finite_skip_the_step_name_the_record_and_end_the_run_at_l
         let finite = |tensor: &Tensor| {
             tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|value| value.is_finite())
         };
-        assert!(finite(&other) && finite(&run.weights()[0].1), "no weight took up a NaN");
+        assert!(finite(&other) && finite(&run.learner.weights()[0].1), "no weight took up a NaN");
     });
 }
