@@ -1,5 +1,5 @@
 //! What every kind of run trains and keeps: the tuned model, its optimizer, the metrics, and where it stands. What is
-//! learned from differs ([`super::run`], [`super::reinforcement`]); all that must survive an interruption is here
+//! learned from differs ([`super::run()`], [`super::reinforcement`]); all that must survive an interruption is here
 //! ([`Learner::resume`], [`Learner::save`]), and so is the one loop over the steps ([`train`]).
 
 use std::path::Path;
