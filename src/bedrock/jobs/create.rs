@@ -159,11 +159,9 @@ impl Request {
             Settings::parse(&hyper_parameters, &base.hyper_parameters)?
         };
         if customization_type != CustomizationType::ReinforcementFineTuning
-            && matches!(settings.objective, TrainingObjective::Grpo(_))
+            && matches!(settings.objective, TrainingObjective::Reinforcement(_))
         {
-            return Err(Error::validation(
-                "trainingObjective grpo learns from a grader: set customizationType to REINFORCEMENT_FINE_TUNING",
-            ));
+            return Err(settings.objective.needs_a_grader());
         }
         if customization_type == CustomizationType::ContinuedPreTraining && settings.objective != TrainingObjective::Sft
         {
