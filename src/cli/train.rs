@@ -45,9 +45,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
     stop_on_ctrl_c(stop.clone())?;
     let mut screen = Screen::new(std::io::stderr().is_terminal());
     let outcome = match &plan.settings.objective {
-        TrainingObjective::Grpo(_) => {
+        objective @ TrainingObjective::Reinforcement(_) => {
             let grader = plan.settings.grader.as_deref().ok_or_else(|| {
-                Error::validation("trainingObjective grpo needs a grader: give hyperParameters.grader, a built-in one")
+                Error::validation(format!(
+                    "trainingObjective {} needs a grader: give hyperParameters.grader, a built-in one",
+                    objective.name()
+                ))
             })?;
             let grader = BuiltIn::new(Spec::parse(grader)?, BTreeMap::new())?;
             train::reinforce(&plan, &grader, &mut screen, &stop)

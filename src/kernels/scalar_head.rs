@@ -1,5 +1,5 @@
-//! A head of one row: a number for each of some positions, as reward and value models have it. There are few
-//! positions and one row, so the arithmetic is plain f64 on the host, whatever the device.
+//! A head of one row: a number for each of some positions, as reward and value models have it. One row is little
+//! work beside a layer's maps, so the arithmetic is plain f64 on the host, whatever the device.
 
 use candle_core::{Result, Tensor, bail};
 
@@ -30,10 +30,14 @@ pub fn scalar_head(hidden: &Tensor, weight: &Tensor, rows: Vec<usize>) -> Result
         bail!("{NAME}: positions {rows:?} among {count} rows");
     }
     let hidden = hidden.detach();
-    let mut states = Vec::with_capacity(rows.len() * width);
-    for row in &rows {
-        states.extend(hidden.get(*row)?.to_vec1::<f32>()?);
-    }
+    // A copy out of the device for all rows and not for each: there may be one for every token.
+    let places: Vec<u32> = rows.iter().filter_map(|row| u32::try_from(*row).ok()).collect();
+    let places = Tensor::from_vec(places, rows.len(), hidden.device())?;
+    let states = if rows.is_empty() {
+        Vec::new()
+    } else {
+        hidden.contiguous()?.index_select(&places, 0)?.flatten_all()?.to_vec1::<f32>()?
+    };
     let weight = weight.detach().flatten_all()?.to_vec1::<f32>()?;
     let dot = |state: &[f32]| state.iter().zip(&weight).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
     let values = states.chunks_exact(width).map(dot).collect();

@@ -45,7 +45,7 @@ pub use observer::{Observer, Outcome, Phase, StepMetrics, StopFlag, Summary, Val
 pub use plan::{Base, Plan};
 pub use planner::{Decision, Memory, MemoryKind, Need, Part, PartKind, Stage, refuse_the_impossible};
 pub use recipe::run;
-pub use reinforcement::{BEST_CHECKPOINT, Effort, Reinforcement, reinforce, reinforcement_hyper_parameters};
+pub use reinforcement::{Algorithm, BEST_CHECKPOINT, Effort, Reinforcement, reinforce, reinforcement_hyper_parameters};
 pub use settings::{EarlyStopping, Schedule, Setting, Settings};
 pub use start::OPTIMIZER_STATE;
 pub use step_parts::StepParts;

@@ -77,9 +77,7 @@ impl Plan {
     pub(super) fn reads(&self) -> Result<Objective> {
         match (self.objective, &self.settings.objective) {
             (objective, TrainingObjective::Sft) => Ok(objective),
-            (_, TrainingObjective::Grpo(_)) => Err(Error::validation(
-                "trainingObjective grpo learns from a grader: set customizationType to REINFORCEMENT_FINE_TUNING",
-            )),
+            (_, objective @ TrainingObjective::Reinforcement(_)) => Err(objective.needs_a_grader()),
             (Objective::FineTuning | Objective::Preferences, _) => Ok(Objective::Preferences),
             (Objective::ContinuedPreTraining, other) => Err(Error::validation(format!(
                 "trainingObjective {} learns from preferences: set customizationType to FINE_TUNING",

@@ -113,6 +113,8 @@ pub(crate) struct Question<'a> {
     pub(crate) host: u64,
     /// Whether the optimizer can keep its moments outside the device.
     pub(crate) can_page: bool,
+    /// Whether a value head trains beside the method, over every row.
+    pub(crate) has_values: bool,
 }
 
 impl Question<'_> {
@@ -268,6 +270,7 @@ pub fn refuse_the_impossible(base: &DecoderConfig, settings: &Settings, memory: 
         memory,
         host: u64::MAX,
         can_page: true,
+        has_values: false,
     };
     let least = Largest { rows: 2, records: 1, micros: 1, validation_rows: 0 };
     let pages_optimizer = memory.kind == MemoryKind::Device;

@@ -17,7 +17,7 @@ use super::{
     side_by_side, start,
 };
 use crate::data::{BatchSettings, Batches, Corpus, Cursor, Objective, largest_in_order};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::models::{Decoder, DecoderConfig, Form, load_nf4};
 use crate::tune::{Method, PromptConfig, TuningMethod};
 
@@ -89,11 +89,7 @@ fn criteria(
         TrainingObjective::Dpo(config) => Reference::of(plan, sources, tuned, found, token_budget, stop)?
             .map(|reference| Criteria::dpo(config, &reference, &sources.run)),
         TrainingObjective::Reward => Some(Criteria::reward(sources.validation.len())),
-        TrainingObjective::Grpo(_) => {
-            return Err(Error::validation(
-                "trainingObjective grpo learns from a grader: set customizationType to REINFORCEMENT_FINE_TUNING",
-            ));
-        }
+        objective @ TrainingObjective::Reinforcement(_) => return Err(objective.needs_a_grader()),
     })
 }
 
@@ -210,6 +206,7 @@ impl Plan {
             memory: each.into_iter().min_by_key(|memory| memory.bytes).unwrap_or(host),
             host: host.bytes,
             can_page: !on_cpu,
+            has_values: false,
         };
         let lead = soft_tokens(method);
         question.decide(|token_budget| {

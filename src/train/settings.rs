@@ -3,15 +3,15 @@
 //! and ranges are not, because a misspelt name that is silently ignored costs a night of training.
 
 mod filled;
+mod reinforcement;
 mod table;
 
 use std::collections::BTreeMap;
 
 pub(crate) use self::filled::Resolved;
 pub use self::table::Setting;
-use self::table::{FROZEN, FULL, TABLE, Takes, either};
-use super::objective::{AdvantageScale, Aggregation, DpoConfig, DpoLoss, GrpoConfig, TrainingObjective};
-use super::{Effort, Reinforcement};
+use self::table::{FROZEN, FULL, REINFORCED, TABLE, Takes, either};
+use super::objective::{DpoConfig, DpoLoss, TrainingObjective};
 use crate::error::{Error, Result};
 use crate::kernels::has_bf16_products;
 use crate::models::{DecoderConfig, Form, Precision, Projection};
@@ -125,13 +125,26 @@ impl Settings {
             named.map_or(default.into(), |values| values[name].trim().to_ascii_lowercase())
         };
         let (method, objective) = (word("tuningMethod", "lora"), word("trainingObjective", "sft"));
+        let algorithm = word("rlAlgorithm", &objective);
+        if REINFORCED.contains(&objective.as_str())
+            && REINFORCED.contains(&algorithm.as_str())
+            && algorithm != objective
+        {
+            faults.push(format!(
+                "rlAlgorithm {algorithm} and trainingObjective {objective} contradict each other: leave one of them out"
+            ));
+        }
         let of = |name: &str| TABLE.iter().find(|setting| setting.name == name);
         let of_method = |name: &str| of(name).and_then(|one| one.methods);
         let of_objective = |name: &str| of(name).and_then(|one| one.objectives);
         for name in given.keys().filter(|name| is_set(given, name)) {
             if let Some(objectives) = of_objective(name).filter(|all| !all.contains(&objective.as_str())) {
                 let allowed = either(objectives);
-                faults.push(format!("{name} is an option of trainingObjective {allowed}, not of {objective}"));
+                // Of two algorithms of one customization type, the caller chose by another name.
+                let both =
+                    REINFORCED.contains(&objective.as_str()) && objectives.iter().all(|one| REINFORCED.contains(one));
+                let chosen_by = if both { "rlAlgorithm" } else { "trainingObjective" };
+                faults.push(format!("{name} is an option of {chosen_by} {allowed}, not of {objective}"));
             }
             if let Some(methods) = of_method(name).filter(|methods| !methods.contains(&method.as_str())) {
                 faults.push(format!("{name} is an option of tuningMethod {}, not of {method}", either(methods)));
@@ -281,7 +294,8 @@ impl Values<'_> {
                 let beta = self.number("dpoBeta")?.unwrap_or(0.1);
                 Ok(TrainingObjective::Dpo(DpoConfig { loss, beta, label_smoothing: smoothing.unwrap_or(0.0) }))
             }
-            Some("grpo") => Ok(TrainingObjective::Grpo(self.reinforcement()?)),
+            Some("grpo") => Ok(TrainingObjective::Reinforcement(self.reinforcement(false)?)),
+            Some("ppo") => Ok(TrainingObjective::Reinforcement(self.reinforcement(true)?)),
             Some("reward") => match method {
                 TuningMethod::Lora(_) | TuningMethod::Qlora(_) => Ok(TrainingObjective::Reward),
                 other => Err(Error::validation(format!(
@@ -292,38 +306,6 @@ impl Values<'_> {
             },
             _ => Ok(TrainingObjective::Sft),
         }
-    }
-
-    fn reinforcement(&self) -> Result<Reinforcement> {
-        let named = |name: &str| self.word(name);
-        let (aggregation, scale) = (named("lossAggregation")?, named("advantageScaling")?);
-        let effort = named("reasoningEffort")?;
-        let usual = GrpoConfig::default();
-        let clip_low = self.number("clipEpsilon")?.unwrap_or(usual.clip_low);
-        Ok(Reinforcement {
-            grpo: GrpoConfig {
-                clip_low,
-                clip_high: self.number("clipEpsilonHigh")?.unwrap_or(clip_low),
-                kl_beta: self.number("klBeta")?.unwrap_or(usual.kl_beta),
-                aggregation: Aggregation::ALL
-                    .into_iter()
-                    .find(|one| Some(one.name()) == aggregation.as_deref())
-                    .unwrap_or(usual.aggregation),
-                scale: AdvantageScale::ALL
-                    .into_iter()
-                    .find(|one| Some(one.name()) == scale.as_deref())
-                    .unwrap_or(usual.scale),
-                temperature: self.number("samplingTemperature")?.unwrap_or(usual.temperature),
-            },
-            samples_per_prompt: self.size("trainingSamplePerPrompt")?.unwrap_or(8),
-            max_prompt_tokens: self.size("maxPromptLength")?,
-            max_answer_tokens: self.size("inferenceMaxTokens")?,
-            top_p: self.number("samplingTopP")?.unwrap_or(1.0) as f32,
-            top_k: self.size("samplingTopK")?,
-            updates_per_batch: self.size("updatesPerBatch")?.unwrap_or(1),
-            failure_limit: self.number("graderFailureLimit")?.unwrap_or(0.1),
-            effort: Effort::ALL.into_iter().find(|one| Some(one.name()) == effort.as_deref()),
-        })
     }
 
     fn method(&self) -> Result<TuningMethod> {

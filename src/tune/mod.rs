@@ -1,6 +1,7 @@
 //! The tuning methods, one file each: what they train and how they enter the decoder. [`TuningMethod`] is
 //! what a caller asks for; [`Method`] is one at work; [`read_adapter`] takes one up from its files.
 
+mod actor_critic;
 mod adapter;
 mod full;
 mod head;
@@ -17,6 +18,7 @@ mod virtual_tokens;
 
 use candle_core::{Tensor, Var};
 
+pub use actor_critic::{ActorCritic, VALUE_HEAD};
 pub use adapter::{ADAPTER_NAME, Activation, AdapterConfig, Arrangement, BottleneckAdapter};
 pub use full::Full;
 pub use head::Head;

@@ -224,6 +224,21 @@ fn what_is_wrong_with_a_reinforcement_job_is_told_at_once() {
                 "batchSize stands both",
             ),
             (json!({}), json!({ "grader": "s3://nowhere/grader.json" }), "nowhere"),
+            (
+                json!({}),
+                json!({ "grader": string_check(), "rlAlgorithm": "rloo" }),
+                "rlAlgorithm is \"rloo\" but must be grpo or ppo",
+            ),
+            (
+                json!({}),
+                json!({ "grader": string_check(), "rlAlgorithm": "ppo", "klBeta": "0.1" }),
+                "klBeta is an option of rlAlgorithm grpo, not of ppo",
+            ),
+            (
+                json!({}),
+                json!({ "grader": string_check(), "gaeLambda": "1" }),
+                "gaeLambda is an option of rlAlgorithm ppo, not of grpo",
+            ),
         ] {
             let message = refused(rft, hyper_parameters).await;
             assert!(message.contains(part), "{part}: {message}");
@@ -276,6 +291,19 @@ fn a_reward_model_that_a_job_made_grades_another_job() {
         let csv = output(&app, &job, TRAINING).await;
         assert!(column(&csv, "reward_std")[0] > 0.0, "{csv}");
         assert_eq!(column(&csv, "grader/failed"), [0.0]);
+
+        // Reinforcement learning from preferences, the whole way: what the judge learned from pairs, the policy
+        // learns from the judge, held to the model that it began as.
+        let rft = json!({ "hyperParameters": { "epochCount": 12, "batchSize": 16, "trainingSamplePerPrompt": 4,
+            "inferenceMaxTokens": 12, "evalInterval": 12 } });
+        let hyper_parameters = json!({ "grader": grader, "rlAlgorithm": "ppo", "learningRateSchedule": "constant" });
+        let job = done(&app, &request(&app, "taught", rft, hyper_parameters)).await;
+        assert_eq!(job["status"], "Completed", "{job}");
+        let csv = output(&app, &job, TRAINING).await;
+        let rewards = column(&csv, "reward");
+        let (before, after) = (mean(&rewards[..3]), mean(&rewards[rewards.len() - 3..]));
+        println!("judged {before:.3} to {after:.3}, divergence {:?}", column(&csv, "objective/kl"));
+        assert!(after > before + column(&csv, "reward_std")[0], "{before} to {after}: {rewards:?}");
         app
     });
 }

@@ -6,12 +6,14 @@
 
 mod dpo;
 mod grpo;
+mod ppo;
 mod reward;
 mod sft;
 mod top;
 
 pub use dpo::{Dpo, DpoConfig, DpoLoss};
 pub use grpo::{AdvantageScale, Aggregation, Grpo, GrpoConfig, Sampled, TokenLoss, advantages, deviation, mean};
+pub use ppo::{Episode, Experience, Ppo, PpoConfig, explained_variance, states};
 pub use reward::Reward;
 pub use sft::Sft;
 pub use top::{Top, TopLoss};
@@ -20,7 +22,7 @@ use std::sync::Arc;
 
 use super::Reinforcement;
 use super::reference::Reference;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a fine-tuning job learns from its records, with the options of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,12 +34,12 @@ pub enum TrainingObjective {
     /// To tell by a number which of two answers is better (a reward model).
     Reward,
     /// What a grader rewards (reinforcement fine-tuning); of customizationType REINFORCEMENT_FINE_TUNING.
-    Grpo(Reinforcement),
+    Reinforcement(Reinforcement),
 }
 
 impl TrainingObjective {
     /// The names in hyperparameters, the default first.
-    pub const NAMES: [&'static str; 4] = ["sft", "dpo", "reward", "grpo"];
+    pub const NAMES: [&'static str; 5] = ["sft", "dpo", "reward", "grpo", "ppo"];
 
     /// The name in hyperparameters.
     pub fn name(&self) -> &'static str {
@@ -45,8 +47,16 @@ impl TrainingObjective {
             Self::Sft => "sft",
             Self::Dpo(_) => "dpo",
             Self::Reward => "reward",
-            Self::Grpo(_) => "grpo",
+            Self::Reinforcement(options) => options.algorithm.name(),
         }
+    }
+
+    /// What a job of another customizationType is told that asks for an objective of reinforcement.
+    pub(crate) fn needs_a_grader(&self) -> Error {
+        Error::validation(format!(
+            "trainingObjective {} learns from a grader: set customizationType to REINFORCEMENT_FINE_TUNING",
+            self.name()
+        ))
     }
 
     /// Its default learning rate as a part of that of supervised fine-tuning with the same method: what trl's
@@ -54,7 +64,7 @@ impl TrainingObjective {
     pub(super) fn rate(&self) -> f64 {
         match self {
             Self::Sft => 1.0,
-            Self::Dpo(_) | Self::Grpo(_) => 0.05,
+            Self::Dpo(_) | Self::Reinforcement(_) => 0.05,
             Self::Reward => 0.5,
         }
     }

@@ -206,6 +206,12 @@ impl Work<'_> {
         self.question.base.nf4 || self.question.form == Form::Nf4
     }
 
+    /// How many numbers train.
+    fn trained_values(&self) -> u64 {
+        let head = if self.question.has_values { self.question.base.hidden_size as u64 } else { 0 };
+        self.question.method.trained_values(self.question.base) + head
+    }
+
     /// What stands in memory from the loading of the base on.
     fn standing(&self) -> Vec<Part> {
         let counts = self.question.base.weight_counts();
@@ -229,7 +235,7 @@ impl Work<'_> {
 
     /// Weights that train beside the base, moments, best weights.
     fn learning(&self, choice: Choice) -> Vec<Part> {
-        let values = self.question.method.trained_values(self.question.base);
+        let values = self.trained_values();
         let trained = VALUE * values;
         let beside = if *self.question.method == TuningMethod::Full { 0 } else { trained };
         let moments = if choice.pages_optimizer {
@@ -275,13 +281,13 @@ impl Work<'_> {
             TuningMethod::Head => counts.embedding,
             _ => 0,
         };
-        VALUE * (4 * self.question.method.trained_values(self.question.base) + one)
+        VALUE * (4 * self.trained_values() + one)
     }
 
     /// What moments that visit a device take of the machine's memory, where they live: most while a checkpoint
     /// is written.
     pub(crate) fn host(&self) -> Need {
-        let moments = Paging::host_bytes(self.question.method.trained_values(self.question.base));
+        let moments = Paging::host_bytes(self.trained_values());
         let parts = [
             Part { kind: PartKind::Program, bytes: PROCESS },
             Part { kind: PartKind::Moments, bytes: moments },
@@ -303,7 +309,7 @@ impl Work<'_> {
         let Widths { hidden, .. } = self.widths();
         let counts = self.question.base.weight_counts();
         let (rows, lanes) = (self.largest.rows as u64, choice.lanes as u64);
-        let trained = self.question.method.trained_values(self.question.base);
+        let trained = self.trained_values();
         let sets = match (self.question.slots, self.question.memory.kind) {
             (..=1, _) if self.question.parts <= 1 => 1,
             // Side by side every micro-batch has gradients of its own, until they are added up.
@@ -342,7 +348,9 @@ impl Work<'_> {
         let head_trains = full || *self.question.method == TuningMethod::Head;
         let head_gradient = if head_trains { 2 * VALUE * counts.embedding } else { 0 };
         let kept = if choice.keeps_graphs { Some(graphs) } else { None };
-        let head = Part { kind: PartKind::Head, bytes: lanes * (self.head(rows) + head_gradient) };
+        // The states whose values are asked for, and their gradient before and after it joins that of the loss.
+        let values = if self.question.has_values { 3 * VALUE * rows * hidden } else { 0 };
+        let head = Part { kind: PartKind::Head, bytes: lanes * (self.head(rows) + head_gradient + values) };
         moments.push(moment(earlier, kept.into_iter().chain([head]).collect()));
 
         // In a layer, where a dense weight's gradient is made, copied and added too: in the highest all graphs

@@ -37,6 +37,7 @@ fn question<'a>(base: &'a DecoderConfig, method: &'a TuningMethod, memory: u64) 
         memory: Memory::host(memory),
         host: 1 << 40,
         can_page: true,
+        has_values: false,
     }
 }
 
@@ -197,4 +198,20 @@ fn a_certain_need_is_never_more_than_an_estimated_one() {
             }
         }
     }
+}
+
+#[test]
+fn a_value_head_takes_its_weights_and_three_times_the_states_and_nothing_else() {
+    let (base, method) = (tiny(), lora());
+    let need = |has_values| {
+        let question = Question { has_values, token_budget: Some(4096), ..question(&base, &method, 4 * GIB) };
+        question.decide(full).unwrap().need
+    };
+    let of = |need: &Need, kind| need.parts.iter().filter(|part| part.kind == kind).map(|part| part.bytes).sum::<u64>();
+    let (without, with) = (need(false), need(true));
+    for (kind, more) in [(PartKind::Trained, 4 * 64), (PartKind::Moments, 8 * 64), (PartKind::Weights, 0)] {
+        assert_eq!(of(&with, kind) - of(&without, kind), more, "{kind}");
+    }
+    let states = 3 * 4 * 4096 * 64;
+    assert!(with.bytes > without.bytes && with.bytes - without.bytes <= states + 16 * 64, "{with:?} {without:?}");
 }

@@ -3,15 +3,19 @@
 //! What is drawn is a function of (seed, step, prompt, sample), and all state is in the checkpoint: on one machine, a
 //! run that was interrupted anywhere ends with the same bits as one that was not, if its grader says the same again.
 
+mod batch;
+mod grpo;
 mod outputs;
+mod ppo;
 mod reference;
 mod rollout;
 mod run;
 mod settings;
 mod sources;
 mod trajectories;
+mod update;
 
-pub use settings::{Effort, Reinforcement, reinforcement_hyper_parameters};
+pub use settings::{Algorithm, Effort, Reinforcement, reinforcement_hyper_parameters};
 
 use self::run::Run;
 use self::sources::Sources;

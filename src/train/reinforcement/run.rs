@@ -1,41 +1,30 @@
 //! A reinforcement run in the middle: the policy, the optimizer, and where it stands.
 
-use std::sync::Arc;
-
-use candle_core::Tensor;
-
 use super::super::checkpoint::{Checkpoint, Exact};
 use super::super::learner::{Learner, Steps};
 use super::super::metrics::{Measured, Table};
-use super::super::objective::{Criterion, Grpo, Sampled, advantages, deviation, mean};
-use super::super::optim::{clip_factor, norm};
+use super::super::objective::{Criterion, Grpo, Ppo, mean};
 use super::super::settings::Resolved;
-use super::super::{Grader, Observer, Plan, StepMetrics, StepParts, StopFlag, ValidationMetrics};
+use super::super::{Grader, Observer, Plan, StepMetrics, StopFlag, ValidationMetrics};
+use super::batch::{self, Batch, Lesson, mean_length};
 use super::reference::log_probabilities;
 use super::rollout::{Stage, Trajectory};
 use super::sources::Sources;
 use super::trajectories::Trajectories;
+use super::update::Updated;
+use super::{Algorithm, grpo, ppo};
 use crate::data::{MicroBatch, PromptRecord, Prompts};
 use crate::error::{Error, Result};
-use crate::infer::{Sampling, StopReason};
+use crate::infer::Sampling;
 use crate::models::{Decoder, Frozen, Tuning};
 use crate::rng;
-use crate::tune::{Method, read_adapter};
+use crate::tune::{ActorCritic, Method, read_adapter};
 
 /// Keys and values of so many times a micro-batch's tokens stand in memory while answers are sampled.
 const SAMPLED_TOKENS: usize = 4;
 /// Answers of one evaluation that are written down for reading.
 const SHOWN: usize = 64;
 
-/// What is measured of a step's answers, in the order of the columns.
-const METRICS: [&str; 6] = [
-    "reward",
-    "reward_std",
-    "frac_reward_zero_std",
-    "completions/mean_length",
-    "completions/clipped_ratio",
-    "grader/failed",
-];
 /// What is measured of an evaluation's.
 const EVALUATION: [&str; 3] = ["reward", "completions/mean_length", "grader/failed"];
 
@@ -49,13 +38,6 @@ pub(super) struct Run<'a> {
     trajectories: Trajectories,
 }
 
-/// Weights and moments as they were.
-struct Copies {
-    weights: Vec<(String, Tensor)>,
-    moments: Vec<(String, Tensor)>,
-    updates: u64,
-}
-
 impl<'a> Run<'a> {
     /// At the beginning, or where `checkpoint` ended.
     pub(super) fn resume(
@@ -67,16 +49,21 @@ impl<'a> Run<'a> {
         resolved: Resolved,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Self> {
+        let algorithm = sources.options.algorithm;
         let beginning = match &plan.start {
-            Some(dir) if sources.options.grpo.kl_beta > 0.0 => {
+            Some(dir) if algorithm.held_by().is_some() => {
                 Some(read_adapter(dir, decoder.config(), decoder.device(), false)?.tuning)
             }
             _ => None,
         };
+        let method = match algorithm {
+            Algorithm::Grpo(_) => method,
+            Algorithm::Ppo(_) => Box::new(ActorCritic::new(method, decoder.config().hidden_size, decoder.device())?),
+        };
         let parts: Vec<String> = grader.parts().iter().map(|part| format!("rewards/{part}")).collect();
         let parts = || parts.iter().map(String::as_str);
-        let of_loss = Grpo::new(sources.options.grpo, Arc::default());
-        let training: Vec<&str> = METRICS.into_iter().chain(of_loss.metrics().iter().copied()).chain(parts()).collect();
+        let own = algorithm_metrics(algorithm);
+        let training: Vec<&str> = batch::METRICS.into_iter().chain(own).chain(parts()).collect();
         let validation: Vec<&str> = EVALUATION.into_iter().chain(parts()).collect();
         let columns = (&training[..], (!sources.validation.is_empty()).then_some(&validation[..]));
         let learner = Learner::resume(plan, (decoder, method), resolved, &sources.run, columns, checkpoint)?;
@@ -107,18 +94,18 @@ impl<'a> Run<'a> {
         let options = &self.sources.options;
         Sampling {
             max_tokens: self.sources.max_answer_tokens,
-            temperature: options.grpo.temperature as f32,
+            temperature: options.algorithm.temperature() as f32,
             top_p: options.top_p,
             top_k: options.top_k,
             seed,
         }
     }
 
-    /// How many of these answers have no grade; an error when they are too many.
-    fn check(&self, step: u64, played: &[Trajectory], observer: &mut dyn Observer) -> Result<usize> {
+    /// Tells how many of these answers have no grade; an error when they are too many.
+    fn check(&self, step: u64, played: &[Trajectory], observer: &mut dyn Observer) -> Result<()> {
         let reasons: Vec<&String> = played.iter().filter_map(|one| one.graded.as_ref().err()).collect();
         let (failed, limit) = (reasons.len(), self.sources.options.failure_limit);
-        let Some(reason) = reasons.first() else { return Ok(0) };
+        let Some(reason) = reasons.first() else { return Ok(()) };
         let told = format!("the grader failed for {failed} of {} answers in step {step}: {reason}", played.len());
         if failed as f64 > limit * played.len() as f64 {
             return Err(Error::validation(format!(
@@ -128,93 +115,46 @@ impl<'a> Run<'a> {
             )));
         }
         observer.warn(&told);
-        Ok(failed)
+        Ok(())
+    }
+
+    /// What these answers teach; `None` when the run was asked to stop.
+    fn lesson(&self, batch: &Batch<'_>, stop: &StopFlag) -> Result<Option<Lesson>> {
+        match self.sources.options.algorithm {
+            Algorithm::Grpo(config) => grpo::lesson(self, config, batch, stop),
+            Algorithm::Ppo(config) => ppo::lesson(self, config, batch, stop),
+        }
     }
 
     /// These answers behind their prompts, cut into micro-batches as memory and cores allow.
-    fn micro_batches(&self, prompts: &[&PromptRecord], played: &[Trajectory], counting: &[usize]) -> Vec<MicroBatch> {
-        let length = |at: &usize| prompts[played[*at].prompt].tokens.len() + played[*at].completion.tokens.len();
-        let all: usize = counting.iter().map(length).sum();
-        let budget = all.div_ceil(self.learner.resolved.parts.max(1)).clamp(1, self.learner.state.token_budget.max(1));
-        let mut micros: Vec<MicroBatch> = Vec::new();
-        for at in counting {
-            let prompt = &prompts[played[*at].prompt].tokens;
-            let tokens = [&prompt[..], &played[*at].completion.tokens].concat();
-            if micros.last().is_none_or(|micro| micro.tokens.len() + tokens.len() > budget) {
-                micros.push(MicroBatch::default());
-            }
-            let Some(micro) = micros.last_mut() else { continue };
-            let labels = (1..tokens.len()).map(|next| (next >= prompt.len()).then_some(tokens[next]));
-            micro.labels.extend(labels.chain([None]));
-            micro.lengths.push(tokens.len());
-            micro.records.push(*at);
-            micro.tokens.extend(tokens);
-        }
-        micros
+    pub(super) fn micro_batches(&self, batch: &Batch<'_>, counting: &[usize]) -> Vec<MicroBatch> {
+        batch.micro_batches(counting, self.learner.resolved.parts, self.learner.state.token_budget)
     }
 
-    /// Writes the reference's log-probabilities of all answers into `samples`; `false` when the run was asked to
-    /// stop.
-    fn look_up_reference(&self, micros: &[MicroBatch], samples: &mut [Sampled], stop: &StopFlag) -> Result<bool> {
+    /// The reference's log-probabilities of each of so many answers, by their places; empty for those that are in none
+    /// of `micros`. `None` when the run was asked to stop.
+    pub(super) fn reference(
+        &self,
+        micros: &[MicroBatch],
+        answers: usize,
+        stop: &StopFlag,
+    ) -> Result<Option<Vec<Vec<f32>>>> {
         let tuning: &dyn Tuning = match &self.beginning {
             Some(beginning) => &**beginning,
             None => &Frozen,
         };
-        let temperature = self.sources.options.grpo.temperature;
+        let temperature = self.sources.options.algorithm.temperature();
+        let mut all = vec![Vec::new(); answers];
         for micro in micros {
             if stop.is_raised() {
-                return Ok(false);
+                return Ok(None);
             }
             let known = log_probabilities(self.learner.decoder, tuning, micro, temperature)?;
             for (record, known) in micro.records.iter().zip(known) {
-                samples[*record].reference = Some(known);
+                all[*record] = known;
             }
         }
-        Ok(true)
-    }
-
-    /// Copies of weights and moments, to go back to.
-    fn copies(&self) -> Result<Copies> {
-        Ok(Copies {
-            weights: self.learner.copied_weights()?,
-            moments: self.learner.optimizer.tensors(self.learner.method.trainables())?,
-            updates: self.learner.optimizer.updates(),
-        })
-    }
-
-    fn go_back(&mut self, to: Option<Copies>) -> Result<()> {
-        let Some(Copies { weights, moments, updates }) = to else { return Ok(()) };
-        self.learner.set_weights(&weights)?;
-        let Learner { method, optimizer, .. } = &mut self.learner;
-        optimizer.restore(method.trainables(), updates, |name, _| {
-            let found = moments.iter().find(|(known, _)| known == name);
-            found
-                .map(|(_, tensor)| tensor.clone())
-                .ok_or_else(|| Error::internal(anyhow::anyhow!("{name} has no moments")))
-        })
-    }
-
-    /// The means that stand in the metrics file, in the order of [`METRICS`].
-    fn measures(
-        rewards: &[Option<f64>],
-        played: &[Trajectory],
-        group: usize,
-        failed: usize,
-    ) -> Vec<(&'static str, f64)> {
-        let answers = played.len().max(1) as f64;
-        let deviations: Vec<f64> = rewards.chunks(group.max(1)).map(deviation).collect();
-        let groups = deviations.len().max(1) as f64;
-        let same = deviations.iter().filter(|deviation| **deviation < 1e-8).count() as f64;
-        let cut = played.iter().filter(|one| one.completion.stop_reason != StopReason::EndTurn).count() as f64;
-        let values = [
-            mean(rewards),
-            deviations.iter().sum::<f64>() / groups,
-            same / groups,
-            mean_length(played),
-            cut / answers,
-            failed as f64,
-        ];
-        METRICS.into_iter().zip(values).collect()
+        Ok(Some(all))
     }
 
     /// The mean of each part that the grader names.
@@ -248,11 +188,11 @@ impl<'a> Steps<'a> for Run<'a> {
     fn step(&mut self, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Option<StepMetrics>> {
         let (plan, sources) = (self.learner.plan, self.sources);
         let began = plan.clock.monotonic();
-        let (step, settings, options) = (self.learner.state.step, &plan.settings, sources.options);
+        let (step, options) = (self.learner.state.step, sources.options);
         let group = options.samples_per_prompt;
 
         // Answers to the next prompts, and what they are worth.
-        let (places, next) = sources.training.deal(plan.seed(), settings.batch_size, self.learner.state.cursor);
+        let (places, next) = sources.training.deal(plan.seed(), plan.settings.batch_size, self.learner.state.cursor);
         let prompts: Vec<&PromptRecord> = places.iter().map(|place| &sources.training.records[*place]).collect();
         let key = rng::key(plan.seed(), "rollout", step);
         let ways = |place: usize| {
@@ -260,89 +200,30 @@ impl<'a> Steps<'a> for Run<'a> {
             (0..group as u64).map(|way| self.sampling(rng::key(key, "sample", way))).collect()
         };
         let Some(played) = self.stage().play(&format!("step-{step}"), &prompts, ways, stop)? else { return Ok(None) };
-        let failed = self.check(step, &played, observer)?;
+        self.check(step, &played, observer)?;
+        let batch = Batch::new(prompts, played, group);
 
-        // What every token of them counts.
-        let rewards: Vec<Option<f64>> = played.iter().map(Trajectory::reward).collect();
-        let lengths: Vec<usize> = played.iter().map(|one| one.completion.tokens.len()).collect();
-        let advantages = advantages(&rewards, group, options.grpo.scale);
-        let weights = options.grpo.weights(&lengths, sources.max_answer_tokens);
-        let mut samples: Vec<Sampled> = advantages
-            .into_iter()
-            .zip(weights)
-            .map(|(advantage, weight)| Sampled { advantage, weight, ..Sampled::default() })
-            .collect();
-        let held = options.grpo.kl_beta > 0.0;
-        // An answer as good as its group moves nothing, unless something holds it.
-        let counting: Vec<usize> = (0..played.len()).filter(|at| held || samples[*at].advantage != 0.0).collect();
-        let mut micros = self.micro_batches(&prompts, &played, &counting);
-        if held && !self.look_up_reference(&micros, &mut samples, stop)? {
-            return Ok(None);
-        }
-        if options.updates_per_batch > 1 {
-            for (sampled, one) in samples.iter_mut().zip(&played) {
-                sampled.old.clone_from(&one.completion.log_probabilities);
-            }
-        }
-
-        // Towards the better ones.
-        let criterion = Grpo::new(options.grpo, samples.into());
+        // What every token of them counts, and towards the better ones.
         let learning_rate = self.learner.learning_rate();
-        let mut parts = StepParts::default();
-        let (mut loss, mut gradient_norm, mut measured) = (0.0, 0.0, vec![0.0; criterion.metrics().len()]);
-        // A stop in the middle of several updates must leave the weights as they were.
-        let before = if options.updates_per_batch > 1 { Some(self.copies()?) } else { None };
-        for update in 0..options.updates_per_batch {
-            let key = rng::key(rng::key(plan.seed(), "dropout", step), "update", update as u64);
-            let (sums, gradients) = loop {
-                match self.learner.pass(&micros, &criterion, key, stop) {
-                    Ok(Some(passed)) => break passed,
-                    Ok(None) => {
-                        self.go_back(before)?;
-                        return Ok(None);
-                    }
-                    Err(error) if error.is_out_of_memory() => {
-                        self.learner.cut_smaller(&micros, 1, &error, observer)?;
-                        micros = self.micro_batches(&prompts, &played, &counting);
-                    }
-                    Err(error) => return Err(error),
-                }
-            };
-            sums.iter().for_each(|sum| parts += sum.parts);
-            loss = sums.iter().map(|sum| sum.loss_sum).sum::<f64>();
-            gradient_norm = norm(gradients.sums())?;
-            let tokens = sums.iter().map(|sum| sum.count).sum::<usize>().max(1) as f64;
-            for (at, value) in measured.iter_mut().enumerate() {
-                let sum: f64 = sums.iter().filter_map(|sum| sum.metrics.get(at)).sum();
-                *value += sum / tokens / options.updates_per_batch as f64;
-            }
-            if loss.is_finite() && gradient_norm.is_finite() {
-                let scale = clip_factor(gradient_norm, settings.max_gradient_norm);
-                let Learner { optimizer, method, state, .. } = &mut self.learner;
-                optimizer.update(method.trainables(), gradients.sums(), scale, learning_rate)?;
-                state.skipped = 0;
-            } else {
-                let place = format!(", in answers to prompts of {}", sources.training.source.name);
-                self.learner.skip(loss, &place, observer)?;
-                break;
-            }
-        }
+        let Some(lesson) = self.lesson(&batch, stop)? else { return Ok(None) };
+        let mut extra = batch.measures();
+        extra.extend(lesson.measured.iter().copied());
+        let Some(updated) = self.update(&batch, lesson, observer, stop)? else { return Ok(None) };
+        let Updated { loss, gradient_norm, measured, parts } = updated;
+        extra.extend(measured);
 
         // What came of it.
         let now = plan.clock.monotonic();
         let seconds = now.duration_since(began).as_secs_f64();
-        let tokens: u64 =
-            played.iter().map(|one| (prompts[one.prompt].tokens.len() + one.completion.tokens.len()) as u64).sum();
-        let labelled: usize = lengths.iter().sum();
-        let mut extra = Self::measures(&rewards, &played, group, failed);
-        extra.extend(criterion.metrics().iter().copied().zip(measured));
-        let columns: Vec<(&str, f64)> = extra.iter().copied().chain(self.part_means(&played)).collect();
+        let tokens = batch.all_tokens() as u64;
+        let labelled: usize = batch.lengths().iter().sum();
+        let columns: Vec<(&str, f64)> = extra.iter().copied().chain(self.part_means(&batch.answers)).collect();
         let epoch = self.learner.state.cursor.epoch;
         self.learner.training_metrics.append(step, epoch, &Measured { loss, perplexity: None, extra: &columns })?;
         if sources.validation.is_empty() && (step == 0 || self.is_shown(step + 1)) {
             let file = &sources.training.source.name;
-            for one in played.iter().take(SHOWN) {
-                self.trajectories.append(step, file, prompts[one.prompt], one)?;
+            for one in batch.answers.iter().take(SHOWN) {
+                self.trajectories.append(step, file, batch.prompts[one.prompt], one)?;
             }
         }
         let Learner { state, optimizer, resolved, .. } = &mut self.learner;
@@ -422,7 +303,12 @@ impl<'a> Steps<'a> for Run<'a> {
         self.learner.save(Some((Table::Trajectories, self.trajectories.bytes()?)), None, observer)
     }
 }
-fn mean_length(played: &[Trajectory]) -> f64 {
-    let tokens: usize = played.iter().map(|one| one.completion.tokens.len()).sum();
-    tokens as f64 / played.len().max(1) as f64
+
+/// The columns that are an algorithm's own: what it measures of a batch, then what its criterion does.
+fn algorithm_metrics(algorithm: Algorithm) -> Vec<&'static str> {
+    let of = |batch: &[&'static str], criterion: &dyn Criterion| [batch, criterion.metrics()].concat();
+    match algorithm {
+        Algorithm::Grpo(config) => of(&grpo::METRICS, &Grpo::new(config, Vec::new().into())),
+        Algorithm::Ppo(config) => of(&ppo::METRICS, &Ppo::new(config, Vec::new())),
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::super::objective::GrpoConfig;
+use super::super::objective::{GrpoConfig, PpoConfig};
 use crate::error::{Error, Result};
 
 /// How long a model may reason before it answers; chat templates that know the word are told.
@@ -32,12 +32,50 @@ impl Effort {
     }
 }
 
+/// How what a grader says becomes an update, with its options.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Algorithm {
+    /// By comparing answers to the same prompt (group relative policy optimization).
+    Grpo(GrpoConfig),
+    /// By comparing an answer with what a value head expected (proximal policy optimization).
+    Ppo(PpoConfig),
+}
+
+impl Algorithm {
+    /// The names in hyperparameters, the default first.
+    pub const NAMES: [&'static str; 2] = ["grpo", "ppo"];
+
+    /// The name in hyperparameters.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Grpo(_) => "grpo",
+            Self::Ppo(_) => "ppo",
+        }
+    }
+
+    /// The temperature at which answers are sampled, and at which their probabilities are meant.
+    pub fn temperature(&self) -> f64 {
+        match self {
+            Self::Grpo(config) => config.temperature,
+            Self::Ppo(config) => config.temperature,
+        }
+    }
+
+    /// The option that holds the policy to the reference, where it does.
+    pub fn held_by(&self) -> Option<&'static str> {
+        match self {
+            Self::Grpo(config) => Some("klBeta").filter(|_| config.kl_beta > 0.0),
+            Self::Ppo(config) => Some("klCoef").filter(|_| config.kl_coef > 0.0),
+        }
+    }
+}
+
 /// The options of reinforcement fine-tuning.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reinforcement {
-    /// The loss.
-    pub grpo: GrpoConfig,
-    /// Answers sampled for each prompt: the group that they are compared within.
+    /// What is made of rewards.
+    pub algorithm: Algorithm,
+    /// Answers sampled for each prompt; of GRPO the group that they are compared within.
     pub samples_per_prompt: usize,
     /// The most tokens of a prompt; what the context leaves when absent.
     pub max_prompt_tokens: Option<usize>,
@@ -68,7 +106,7 @@ const TYPED: [(&str, &str); 8] = [
 ];
 
 /// The hyperparameters of a reinforcement job as one map: those that were `given` as strings, and the typed ones of
-/// `rft`, which is `customizationConfig.rftConfig`. The objective is `grpo` unless it is given.
+/// `rft`, which is `customizationConfig.rftConfig`. The objective is the algorithm that `rlAlgorithm` names.
 ///
 /// # Errors
 /// `Validation` when both say the same thing, or the objective is another.
@@ -88,11 +126,14 @@ pub fn reinforcement_hyper_parameters(
             )));
         }
     }
-    let objective = all.entry("trainingObjective".into()).or_insert_with(|| "grpo".into());
+    // What is no algorithm is told together with all other wrong values.
+    let named = all.get("rlAlgorithm").map(|name| name.trim().to_ascii_lowercase());
+    let algorithm = Algorithm::NAMES.into_iter().find(|name| Some(*name) == named.as_deref()).unwrap_or("grpo");
+    let objective = all.entry("trainingObjective".into()).or_insert_with(|| algorithm.into());
     match objective.trim().to_ascii_lowercase().as_str() {
-        "grpo" => Ok(all),
+        "grpo" | "ppo" => Ok(all),
         other => Err(Error::validation(format!(
-            "trainingObjective {other} is for customizationType FINE_TUNING; REINFORCEMENT_FINE_TUNING has grpo"
+            "trainingObjective {other} is for customizationType FINE_TUNING; REINFORCEMENT_FINE_TUNING has grpo and ppo"
         ))),
     }
 }
@@ -123,6 +164,8 @@ mod tests {
         let twice = reinforcement_hyper_parameters(&map(&[("batchSize", "4")]), Some(&rft)).unwrap_err();
         assert!(twice.message().contains("batchSize stands both"), "{twice}");
         let other = reinforcement_hyper_parameters(&map(&[("trainingObjective", "dpo")]), None).unwrap_err();
-        assert!(other.message().contains("REINFORCEMENT_FINE_TUNING has grpo"), "{other}");
+        assert!(other.message().contains("REINFORCEMENT_FINE_TUNING has grpo and ppo"), "{other}");
+        let ppo = reinforcement_hyper_parameters(&map(&[("rlAlgorithm", "PPO")]), None).unwrap();
+        assert_eq!(ppo["trainingObjective"], "ppo");
     }
 }

@@ -9,11 +9,11 @@ use super::super::planner::{Largest, Question};
 use super::super::settings::Resolved;
 use super::super::sources::base_digest;
 use super::super::{Base, Observer, Plan, Settings, TrainingDevice, TrainingObjective, side_by_side, start};
-use super::Reinforcement;
+use super::{Algorithm, Reinforcement};
 use crate::data::{Encoder, Prompts, REPORT_FILE, ReadPrompts, Source};
 use crate::error::{Error, Result};
 use crate::models::{DecoderConfig, Form, Tokenizer};
-use crate::tune::TuningMethod;
+use crate::tune::{TuningMethod, VirtualTokens};
 
 /// The most tokens of an answer when the caller asks for no number.
 const ANSWER_TOKENS: usize = 512;
@@ -42,7 +42,7 @@ pub(super) struct Sources {
 impl Sources {
     /// Checks and tokenises the prompts.
     pub(super) fn read(plan: &Plan, observer: &mut dyn Observer) -> Result<Self> {
-        let TrainingObjective::Grpo(options) = plan.settings.objective else {
+        let TrainingObjective::Reinforcement(options) = plan.settings.objective else {
             return Err(Error::internal(anyhow::anyhow!("the plan's objective is not reinforcement")));
         };
         let Base::Directory(dir) = &plan.base else {
@@ -53,18 +53,18 @@ impl Sources {
         let config = DecoderConfig::read(dir)?;
         let method = start::method_of(plan, &config)?;
         method.check(&config)?;
-        if options.grpo.kl_beta > 0.0 && method == TuningMethod::Full {
-            return Err(Error::validation(
-                "klBeta holds the policy to the base with the adapter switched off; with tuningMethod full there is no \
-                 base left: leave klBeta out, or tune an adapter",
-            ));
+        if let (Some(option), TuningMethod::Full) = (options.algorithm.held_by(), &method) {
+            return Err(Error::validation(format!(
+                "{option} holds the policy to the base with the adapter switched off; with tuningMethod full there is no \
+                 base left: set {option} 0, or tune an adapter"
+            )));
         }
         if plan.settings.save_optimizer_state || plan.settings.continue_optimizer_state {
             return Err(Error::validation(
                 "saveOptimizerState and continueOptimizerState are not for reinforcement fine-tuning: leave them out",
             ));
         }
-        if method.begin().is_some() {
+        if matches!(method.begin(), Some(VirtualTokens::Text(_))) {
             return Err(Error::validation(format!(
                 "tuningMethod {} begins as a text, which prompts do not give: set virtualTokensInit vocabulary or random",
                 method.name()
@@ -174,6 +174,7 @@ impl Sources {
             memory: plan.device().memory(plan.memory)?,
             host: plan.memory.bytes,
             can_page: !on_cpu,
+            has_values: matches!(self.options.algorithm, Algorithm::Ppo(_)),
         };
         let answers = settings.batch_size.min(self.training.records.len()) * self.options.samples_per_prompt;
         let decision = question.decide(|token_budget| {

@@ -1,6 +1,8 @@
 //! Whole reinforcement runs on a tiny model: the policy learns what its grader rewards, an interrupted run learns the
 //! same, and a grader that fails does no harm it can help.
 
+mod ppo;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,7 +77,10 @@ impl Grader for Letters {
 }
 
 /// Everything that has state is switched on.
-const GIVEN: [(&str, &str); 14] = [
+type Given = [(&'static str, &'static str); 14];
+
+/// By GRPO.
+const GIVEN: Given = [
     ("epochCount", "2"),
     ("batchSize", "4"),
     ("trainingSamplePerPrompt", "4"),
@@ -90,6 +95,24 @@ const GIVEN: [(&str, &str); 14] = [
     ("checkpointInterval", "2"),
     ("samplingTemperature", "1.2"),
     ("clipEpsilonHigh", "0.3"),
+];
+
+/// By PPO.
+const PPO: Given = [
+    ("rlAlgorithm", "ppo"),
+    ("epochCount", "2"),
+    ("batchSize", "4"),
+    ("trainingSamplePerPrompt", "3"),
+    ("inferenceMaxTokens", "8"),
+    ("learningRate", "0.01"),
+    ("learningRateSchedule", "cosine"),
+    ("learningRateWarmupSteps", "1"),
+    ("loraDropout", "0.1"),
+    ("updatesPerBatch", "3"),
+    ("evaluationInterval", "2"),
+    ("checkpointInterval", "2"),
+    ("samplingTemperature", "1.2"),
+    ("valueLossCoef", "0.5"),
 ];
 
 fn complete(plan: &Plan) -> Summary {
@@ -144,50 +167,58 @@ fn a_policy_learns_what_its_grader_rewards_and_leaves_what_a_job_promises() {
 
 #[test]
 fn a_run_stopped_after_any_number_of_steps_ends_with_the_same_bits() {
-    let dir = tempfile::tempdir().unwrap();
-    let expected = tree(&complete(&plan(dir.path(), &GIVEN)).output);
-    for stride in 1..=3 {
+    for (given, strides) in [(GIVEN, 1..=3), (PPO, 1..=2)] {
         let dir = tempfile::tempdir().unwrap();
-        let plan = plan(dir.path(), &GIVEN);
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
-            let flag = StopFlag::default();
-            let mut observer = StopAfter { steps: stride, flag: flag.clone() };
-            if reinforce(&plan, &Letters, &mut observer, &flag).unwrap() != Outcome::Interrupted {
-                break;
+        let expected = tree(&complete(&plan(dir.path(), &given)).output);
+        for stride in strides {
+            let dir = tempfile::tempdir().unwrap();
+            let plan = plan(dir.path(), &given);
+            let mut attempts = 0;
+            loop {
+                attempts += 1;
+                let flag = StopFlag::default();
+                let mut observer = StopAfter { steps: stride, flag: flag.clone() };
+                if reinforce(&plan, &Letters, &mut observer, &flag).unwrap() != Outcome::Interrupted {
+                    break;
+                }
             }
+            assert!(attempts > 6 / stride, "{attempts} attempts of {stride} steps");
+            assert_same(&expected, &plan.output());
         }
-        assert!(attempts > 6 / stride, "{attempts} attempts of {stride} steps");
-        assert_same(&expected, &plan.output());
     }
 }
 
 #[test]
 fn a_killed_run_goes_on_elsewhere_with_the_same_bits() {
-    let dir = tempfile::tempdir().unwrap();
-    let first = plan(dir.path(), &GIVEN);
-    let mut killed = Copies { root: dir.path().join("copies"), copies: vec![] };
-    reinforce(&first, &Letters, &mut killed, &StopFlag::default()).unwrap();
-    let expected = tree(&first.output());
-    assert_eq!(killed.copies.len(), 3, "after 2, 4 and 6 steps");
-    for copy in killed.copies {
-        let plan = plan(&copy, &GIVEN);
-        reinforce(&plan, &Letters, &mut (), &StopFlag::default()).unwrap();
-        assert_same(&expected, &plan.output());
+    for given in [GIVEN, PPO] {
+        let dir = tempfile::tempdir().unwrap();
+        let first = plan(dir.path(), &given);
+        let mut killed = Copies { root: dir.path().join("copies"), copies: vec![] };
+        reinforce(&first, &Letters, &mut killed, &StopFlag::default()).unwrap();
+        let expected = tree(&first.output());
+        assert_eq!(killed.copies.len(), 3, "after 2, 4 and 6 steps");
+        for copy in killed.copies {
+            let plan = plan(&copy, &given);
+            let mut listener = Listener::default();
+            reinforce(&plan, &Letters, &mut listener, &StopFlag::default()).unwrap();
+            assert!(listener.steps.len() <= 4, "it went on and did not begin again: {}", listener.steps.len());
+            assert_same(&expected, &plan.output());
+        }
     }
 }
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    let with = |threads| {
-        let dir = tempfile::tempdir().unwrap();
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let plan = plan(dir.path(), &GIVEN);
-        pool.install(|| complete(&plan));
-        tree(&plan.output())
-    };
-    assert_eq!(with(1), with(3));
+    for given in [GIVEN, PPO] {
+        let with = |threads| {
+            let dir = tempfile::tempdir().unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let plan = plan(dir.path(), &given);
+            pool.install(|| complete(&plan));
+            tree(&plan.output())
+        };
+        assert_eq!(with(1), with(3));
+    }
 }
 
 /// Fails for some of the samples, and raises a flag, if it has one, when it is first asked.
@@ -306,7 +337,9 @@ fn what_cannot_be_reinforced_is_refused_before_anything_is_computed() {
         let dir = tempfile::tempdir().unwrap();
         reinforce(&plan(dir.path(), given), &Letters, &mut (), &StopFlag::default()).unwrap_err().message().to_string()
     };
-    assert!(refused(&[("klBeta", "0.1"), ("tuningMethod", "full")]).contains("no base left"));
+    assert!(refused(&[("klBeta", "0.1"), ("tuningMethod", "full")]).contains("set klBeta 0, or tune an adapter"));
+    let full = refused(&[("rlAlgorithm", "ppo"), ("tuningMethod", "full")]);
+    assert!(full.contains("klCoef holds the policy to the base") && full.contains("set klCoef 0"), "{full}");
     assert!(refused(&[("inferenceMaxTokens", "64")]).contains("leaves no room for a prompt"));
     assert!(
         refused(&[("inferenceMaxTokens", "32"), ("maxPromptLength", "40")])
@@ -314,6 +347,7 @@ fn what_cannot_be_reinforced_is_refused_before_anything_is_computed() {
     );
     assert!(refused(&[("maxPromptLength", "3")]).contains("exceeds limit of 3"));
     assert!(refused(&[("saveOptimizerState", "true")]).contains("leave them out"));
+    assert!(refused(&[("tuningMethod", "prompt")]).contains("set virtualTokensInit vocabulary or random"));
     let dir = tempfile::tempdir().unwrap();
     let plan = plan(dir.path(), &[]);
     std::fs::write(&plan.training, "{\"prompt\": \"a\", \"completion\": \"b\"}\n").unwrap();

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::super::Reinforcement;
-use super::super::objective::{DpoConfig, GrpoConfig, TrainingObjective};
+use super::super::objective::{DpoConfig, GrpoConfig, PpoConfig, TrainingObjective};
 use super::super::planner::Decision;
+use super::super::reinforcement::Algorithm;
 use super::{EarlyStopping, Schedule, Settings};
 use crate::models::{Form, Precision, Projection};
 use crate::tune::{LoraConfig, PrefixConfig, PromptConfig, TuningMethod, VirtualTokens};
@@ -77,17 +78,30 @@ impl Settings {
                 put("labelSmoothing", &label_smoothing);
             }
             TrainingObjective::Reward => put("trainingObjective", &self.objective.name()),
-            TrainingObjective::Grpo(options) => {
+            TrainingObjective::Reinforcement(options) => {
                 put("trainingObjective", &self.objective.name());
-                let Reinforcement { grpo, samples_per_prompt, top_p, updates_per_batch, failure_limit, .. } = options;
-                let GrpoConfig { clip_low, clip_high, kl_beta, aggregation, scale, temperature } = grpo;
+                put("rlAlgorithm", &options.algorithm.name());
+                let Reinforcement { algorithm, samples_per_prompt, top_p, updates_per_batch, failure_limit, .. } =
+                    options;
+                match algorithm {
+                    Algorithm::Grpo(GrpoConfig { clip_low, clip_high, kl_beta, aggregation, scale, .. }) => {
+                        put("clipEpsilon", &clip_low);
+                        put("clipEpsilonHigh", &clip_high);
+                        put("klBeta", &kl_beta);
+                        put("lossAggregation", &aggregation.name());
+                        put("advantageScaling", &scale.name());
+                    }
+                    Algorithm::Ppo(PpoConfig { clip, value_clip, value_coef, kl_coef, gamma, lambda, .. }) => {
+                        put("clipEpsilon", &clip);
+                        put("valueClipEpsilon", &value_clip);
+                        put("valueLossCoef", &value_coef);
+                        put("klCoef", &kl_coef);
+                        put("gaeGamma", &gamma);
+                        put("gaeLambda", &lambda);
+                    }
+                }
                 put("trainingSamplePerPrompt", &samples_per_prompt);
-                put("clipEpsilon", &clip_low);
-                put("clipEpsilonHigh", &clip_high);
-                put("klBeta", &kl_beta);
-                put("lossAggregation", &aggregation.name());
-                put("advantageScaling", &scale.name());
-                put("samplingTemperature", &temperature);
+                put("samplingTemperature", &algorithm.temperature());
                 put("samplingTopP", &top_p);
                 put("updatesPerBatch", &updates_per_batch);
                 put("graderFailureLimit", &failure_limit);
@@ -223,6 +237,17 @@ mod tests {
                 ("samplingTopK", "5"),
                 ("reasoningEffort", "low"),
                 ("grader", "s3://bucket/grader.json"),
+            ],
+            vec![
+                ("trainingObjective", "ppo"),
+                ("rlAlgorithm", "ppo"),
+                ("clipEpsilon", "0.1"),
+                ("valueClipEpsilon", "0.5"),
+                ("valueLossCoef", "0.25"),
+                ("klCoef", "0"),
+                ("gaeGamma", "0.99"),
+                ("gaeLambda", "0.9"),
+                ("updatesPerBatch", "2"),
             ],
             vec![("trainingObjective", "dpo"), ("dpoLoss", "ipo"), ("dpoBeta", "0.25")],
             vec![("trainingObjective", "dpo"), ("labelSmoothing", "0.125"), ("tuningMethod", "prefix")],

@@ -2,6 +2,7 @@
 //! checks, the `--help` text and the documentation are all made from it.
 
 use super::super::objective::{DpoLoss, TrainingObjective};
+use super::super::reinforcement::Algorithm;
 use crate::tune::TuningMethod;
 
 /// One hyperparameter.
@@ -53,6 +54,9 @@ pub(super) const FROZEN: &[&str] = &["lora", "adapter", "prefix", "prompt", "lla
 
 const DPO: &[&str] = &["dpo"];
 const GRPO: &[&str] = &["grpo"];
+const PPO: &[&str] = &["ppo"];
+/// The objectives of customizationType REINFORCEMENT_FINE_TUNING.
+pub(super) const REINFORCED: &[&str] = &Algorithm::NAMES;
 const DPO_LOSSES: &[&str] =
     &[DpoLoss::ALL[0].name(), DpoLoss::ALL[1].name(), DpoLoss::ALL[2].name(), DpoLoss::ALL[3].name()];
 
@@ -77,7 +81,7 @@ pub(super) const TABLE: &[Setting] = &[
         1e-8,
         1.0,
         "2e-4 for lora and qlora, 1e-4 for adapter and head, 1e-3 for prefix, 1e-2 for prompt, 9e-3 for llama_adapter, \
-         2e-5 for full; a twentieth of that for trainingObjective dpo and grpo, half for reward",
+         2e-5 for full; a twentieth of that for trainingObjective dpo, grpo and ppo, half for reward",
         "highest learning rate of the schedule",
     ),
     number("learningRateMultiplier", 0.01, 100.0, "1", "multiplies the learning rate"),
@@ -117,7 +121,7 @@ pub(super) const TABLE: &[Setting] = &[
         &TrainingObjective::NAMES,
         "sft",
         "what fine-tuning learns: the answers of its records (sft), to prefer one of two answers (dpo), or to tell by a \
-         number which of two is better (reward); reinforcement fine-tuning has grpo, what a grader rewards",
+         number which of two is better (reward); reinforcement fine-tuning has grpo and ppo, what a grader rewards",
     ),
     one_of("dpoLoss", DPO_LOSSES, "sigmoid", "the form of the loss over a pair, by trl's names").for_objective(DPO),
     number("dpoBeta", 1e-4, 100.0, "0.1", "how much the model is held to the reference").for_objective(DPO),
@@ -129,15 +133,29 @@ pub(super) const TABLE: &[Setting] = &[
         "share of the pairs that is taken to be labelled the wrong way round; of dpoLoss sigmoid and robust",
     )
     .for_objective(DPO),
+    one_of(
+        "rlAlgorithm",
+        REINFORCED,
+        "grpo",
+        "what reinforcement fine-tuning makes of rewards: answers to one prompt are compared with each other (grpo), or \
+         with what a value head expected (ppo)",
+    )
+    .for_objective(REINFORCED),
     setting(
         "grader",
         Takes::Text { max: 65_536 },
         "graderConfig.lambdaGrader",
         "who judges sampled answers: a grader as JSON, or the s3:// address of such a file",
     )
-    .for_objective(GRPO),
-    integer("trainingSamplePerPrompt", 2, 64, "8", "answers sampled for each prompt, which are compared with each other")
-        .for_objective(GRPO),
+    .for_objective(REINFORCED),
+    integer(
+        "trainingSamplePerPrompt",
+        1,
+        64,
+        "8; 1 for ppo",
+        "answers sampled for each prompt; grpo compares them with each other and needs at least 2",
+    )
+    .for_objective(REINFORCED),
     integer(
         "inferenceMaxTokens",
         1,
@@ -145,13 +163,13 @@ pub(super) const TABLE: &[Setting] = &[
         "512, or half of a shorter context",
         "tokens of a sampled answer, at most",
     )
-    .for_objective(GRPO),
+    .for_objective(REINFORCED),
     integer("maxPromptLength", 1, 1_048_576, "what the context leaves", "tokens of a prompt, at most")
-        .for_objective(GRPO),
+        .for_objective(REINFORCED),
     one_of("reasoningEffort", &["low", "medium", "high"], "none", "what chat templates that ask for it are told")
-        .for_objective(GRPO),
-    number("clipEpsilon", 0.0, 1.0, "0.2", "how far below 1 the ratio to the sampling policy counts")
-        .for_objective(GRPO),
+        .for_objective(REINFORCED),
+    number("clipEpsilon", 0.0, 1.0, "0.2", "how far below 1 (ppo: and above) the ratio to the sampling policy counts")
+        .for_objective(REINFORCED),
     number("clipEpsilonHigh", 0.0, 10.0, "clipEpsilon", "how far above 1 it counts").for_objective(GRPO),
     number("klBeta", 0.0, 100.0, "0", "how much the policy is held to the reference").for_objective(GRPO),
     one_of("advantageScaling", &["group", "batch", "none"], "group", "whose deviation rewards are divided by")
@@ -163,13 +181,24 @@ pub(super) const TABLE: &[Setting] = &[
         "what tokens are divided by: the number of all, the length of their answer, or a constant",
     )
     .for_objective(GRPO),
-    number("samplingTemperature", 0.01, 10.0, "1", "the temperature that answers are sampled at").for_objective(GRPO),
+    number("klCoef", 0.0, 100.0, "0.05", "what a nat of divergence from the reference takes from a token's reward")
+        .for_objective(PPO),
+    number("valueClipEpsilon", 0.0, 1e6, "0.2", "how far from what it was before the updates a value counts")
+        .for_objective(PPO),
+    number("valueLossCoef", 0.0, 100.0, "0.1", "what the loss of the values counts beside that of the policy")
+        .for_objective(PPO),
+    number("gaeGamma", 0.0, 1.0, "1", "what a reward one token later counts").for_objective(PPO),
+    number("gaeLambda", 0.0, 1.0, "0.95", "how far advantages look at rewards (1) rather than at the next value (0)")
+        .for_objective(PPO),
+    number("samplingTemperature", 0.01, 10.0, "1", "the temperature that answers are sampled at")
+        .for_objective(REINFORCED),
     number("samplingTopP", 0.01, 1.0, "1", "sample from the fewest tokens that hold this share of probability")
-        .for_objective(GRPO),
-    integer("samplingTopK", 1, 1_048_576, "all", "sample from this many tokens").for_objective(GRPO),
-    integer("updatesPerBatch", 1, 64, "1", "optimizer updates on the answers of one step").for_objective(GRPO),
+        .for_objective(REINFORCED),
+    integer("samplingTopK", 1, 1_048_576, "all", "sample from this many tokens").for_objective(REINFORCED),
+    integer("updatesPerBatch", 1, 64, "1; 4 for ppo", "optimizer updates on the answers of one step")
+        .for_objective(REINFORCED),
     number("graderFailureLimit", 0.0, 1.0, "0.1", "share of a step's answers that may stay without a grade")
-        .for_objective(GRPO),
+        .for_objective(REINFORCED),
     integer("loraRank", 1, 1024, "16", "rank of the adapters").of(LORA),
     number("loraAlpha", 1e-3, 65_536.0, "twice the rank", "the adapters' output is scaled by alpha / rank").of(LORA),
     number("loraDropout", 0.0, 0.95, "0", "part of the adapters' input dropped while training").of(LORA),

@@ -1,6 +1,8 @@
 //! What the wire's strings become, and what is said about wrong ones.
 
 use super::*;
+use crate::train::objective::PpoConfig;
+use crate::train::reinforcement::Algorithm;
 
 fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect()
@@ -153,7 +155,7 @@ fn an_objective_has_a_learning_rate_of_its_own_and_only_its_own_options() {
             vec![("trainingObjective", "reward"), ("dpoLoss", "ipo")],
             "dpoLoss is an option of trainingObjective dpo, not of reward",
         ),
-        (vec![("trainingObjective", "ppo")], "trainingObjective is \"ppo\" but must be sft, dpo, reward or grpo"),
+        (vec![("trainingObjective", "kto")], "trainingObjective is \"kto\" but must be sft, dpo, reward, grpo or ppo"),
         (vec![("klBeta", "0.1")], "klBeta is an option of trainingObjective grpo, not of sft"),
         (vec![("trainingObjective", "grpo"), ("lossAggregation", "mean")], "must be dapo, grpo or dr_grpo"),
         (vec![dpo, ("dpoLoss", "exo")], "must be sigmoid, robust, hinge or ipo"),
@@ -162,6 +164,47 @@ fn an_objective_has_a_learning_rate_of_its_own_and_only_its_own_options() {
         (vec![dpo, ("labelSmoothing", "0.1"), ("dpoLoss", "ipo")], "no effect with dpoLoss ipo"),
         (vec![dpo, ("dpoLoss", "robust")], "dpoLoss robust needs labelSmoothing"),
         (vec![("trainingObjective", "reward"), ("tuningMethod", "prefix")], "must be lora or qlora, not prefix"),
+    ] {
+        let text = message(&given);
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[test]
+fn an_algorithm_has_its_own_defaults_and_only_its_own_options() {
+    let options = |given: &[(&str, &str)]| match parse(given).unwrap().objective {
+        TrainingObjective::Reinforcement(options) => options,
+        other => panic!("not reinforcement but {other:?}"),
+    };
+    let (grpo, ppo) = (options(&[("trainingObjective", "grpo")]), options(&[("trainingObjective", "ppo")]));
+    assert_eq!((grpo.samples_per_prompt, grpo.updates_per_batch), (8, 1));
+    assert_eq!((ppo.samples_per_prompt, ppo.updates_per_batch), (1, 4));
+    assert_eq!(ppo.algorithm, Algorithm::Ppo(PpoConfig::default()));
+    let PpoConfig { clip, value_clip, value_coef, kl_coef, gamma, lambda, temperature } = PpoConfig::default();
+    assert_eq!(
+        [clip, value_clip, value_coef, kl_coef, gamma, lambda, temperature],
+        [0.2, 0.2, 0.1, 0.05, 1.0, 0.95, 1.0]
+    );
+    assert_eq!(ppo, options(&[("trainingObjective", "ppo"), ("rlAlgorithm", "PPO")]));
+
+    let (of_grpo, of_ppo) = (("trainingObjective", "grpo"), ("trainingObjective", "ppo"));
+    for (given, said) in [
+        (vec![of_ppo, ("klBeta", "0.1")], "klBeta is an option of rlAlgorithm grpo, not of ppo"),
+        (vec![of_ppo, ("clipEpsilonHigh", "0.3")], "clipEpsilonHigh is an option of rlAlgorithm grpo, not of ppo"),
+        (vec![of_ppo, ("lossAggregation", "dapo")], "lossAggregation is an option of rlAlgorithm grpo, not of ppo"),
+        (vec![of_ppo, ("advantageScaling", "none")], "advantageScaling is an option of rlAlgorithm grpo, not of ppo"),
+        (vec![of_grpo, ("klCoef", "0.1")], "klCoef is an option of rlAlgorithm ppo, not of grpo"),
+        (vec![of_grpo, ("gaeLambda", "1")], "gaeLambda is an option of rlAlgorithm ppo, not of grpo"),
+        (vec![("gaeGamma", "1")], "gaeGamma is an option of trainingObjective ppo, not of sft"),
+        (vec![("rlAlgorithm", "ppo")], "rlAlgorithm is an option of trainingObjective grpo or ppo, not of sft"),
+        (vec![of_grpo, ("rlAlgorithm", "ppo")], "rlAlgorithm ppo and trainingObjective grpo contradict each other"),
+        (vec![of_grpo, ("rlAlgorithm", "rloo")], "rlAlgorithm is \"rloo\" but must be grpo or ppo"),
+        (vec![of_grpo, ("trainingSamplePerPrompt", "1")], "give 2 or more, or set rlAlgorithm ppo"),
+        (vec![of_ppo, ("trainingSamplePerPrompt", "0")], "must be a whole number from 1 to 64"),
+        (vec![of_ppo, ("gaeLambda", "1.1")], "gaeLambda is \"1.1\" but must be a number from 0 to 1"),
+        (vec![of_ppo, ("valueLossCoef", "-1")], "valueLossCoef is \"-1\" but must be a number from 0 to 100"),
+        (vec![of_ppo, ("valueClipEpsilon", "x")], "valueClipEpsilon is \"x\" but must be a number from 0"),
+        (vec![of_ppo, ("klCoef", "-0.1")], "klCoef is \"-0.1\" but must be a number from 0 to 100"),
     ] {
         let text = message(&given);
         assert!(text.contains(said), "{text}");
