@@ -8,15 +8,15 @@ use tracing::{error, info, warn};
 
 use super::Worker;
 use super::halt::{Halt, Reason};
-use super::layout::{DATA_REPORT, Layout, TRAINING_METRICS, TRAJECTORIES};
 use super::lease;
 use super::retry::patiently;
 use super::stages;
-use super::transfer::Listing;
+use super::transfer;
+use crate::app::layout::{DATA_REPORT, Layout, TRAINING_METRICS, TRAJECTORIES};
 use crate::error::{Error, Kind, Result};
 use crate::jobs::{Claim, Held};
 use crate::store::CustomizationType;
-use crate::train::{BEST_CHECKPOINT, TrainingDevice};
+use crate::train::{self, BEST_CHECKPOINT, TrainingDevice};
 
 /// How an attempt came to its end.
 pub(crate) enum End {
@@ -81,6 +81,15 @@ async fn attempt(worker: &Worker, device: TrainingDevice, claim: Claim, halt: Ha
         stages::train::Trained::Interrupted => return Ok(End::Interrupted),
         stages::train::Trained::Crashed(panic) => return Ok(End::Crashed(panic)),
     };
+    if let Some(merged) = &summary.merged {
+        let train::Difference { tokens, largest, mean, .. } = merged.difference;
+        info!(
+            job.id = attempt.claim.job.spec.id,
+            logits.largest = largest,
+            logits.mean = mean,
+            "merged weights written: how far logits after {tokens} tokens lie from those of the adapter over its base"
+        );
+    }
     if attempt.claim.job.spec.customization_type == CustomizationType::Distillation {
         stages::distill::keep(&attempt)?;
     }
@@ -160,7 +169,7 @@ async fn keep_reports(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &st
     // What a reinforcement run leaves whose grader failed: weights that cost hours.
     let best = output.join(BEST_CHECKPOINT);
     if best.is_dir() {
-        let listing = Listing::of(&best).await?;
+        let listing = transfer::folder(&best).await?;
         names.extend(listing.files.keys().map(|name| format!("{BEST_CHECKPOINT}/{name}")));
     }
     for name in &names {
