@@ -12,14 +12,10 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::infer::{Capacity, Engine};
+use crate::infer::{Capacity, Engine, Limits};
 use crate::models::Registry;
 use crate::objects::Objects;
 use crate::store::Db;
-
-/// Answers under way at once. More would only share the same cores: what comes on top is told to come
-/// back instead of waiting without end.
-const ANSWERS_AT_ONCE: usize = 8;
 
 /// The service's parts. Handlers take it as `State<Arc<App>>`.
 pub struct App {
@@ -37,7 +33,8 @@ pub struct App {
     pub engine: Arc<Engine>,
     /// Bytes that a job may take where it runs, as far as this process knows.
     pub job_memory: Option<u64>,
-    /// A place for each answer under way, taken at the door.
+    /// A place for each answer under way, taken at the door: what comes on top is told to come back instead of
+    /// waiting without end.
     pub answers: Arc<Semaphore>,
     /// Rung when a job or a model to bring in was accepted, so that a worker of the same process takes it at once.
     pub job_accepted: Notify,
@@ -48,15 +45,18 @@ impl App {
     pub fn new(config: Config, clock: Clock, db: Db, objects: Objects, registry: Registry) -> Self {
         let quantized = Some(config.quantized());
         let job_memory = config.job_memory().ok();
+        let serving = &config.serving;
+        let limits = Limits { sequences: serving.sequences, cache: serving.cache_memory.0 };
+        let capacity = Capacity { bases: serving.base_bytes(), adapters: serving.adapter_memory.0, limits };
         Self {
             job_memory,
+            answers: Arc::new(Semaphore::new(serving.answers.min(Semaphore::MAX_PERMITS))),
             config,
             clock,
             db,
             objects,
             registry,
-            engine: Arc::new(Engine::new(Device::Cpu, Capacity::default(), quantized)),
-            answers: Arc::new(Semaphore::new(ANSWERS_AT_ONCE)),
+            engine: Arc::new(Engine::new(Device::Cpu, capacity, quantized)),
             job_accepted: Notify::new(),
         }
     }

@@ -5,6 +5,7 @@
 mod memory;
 mod prefix;
 mod roles;
+mod serving;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use std::time::Duration;
 pub use memory::{ByteSize, MemorySettings};
 pub use prefix::Prefix;
 pub use roles::{Grant, Roles};
+pub use serving::ServingSettings;
 
 use crate::error::{Error, Result};
 
@@ -97,6 +99,10 @@ pub struct Config {
     /// What training may take.
     #[command(flatten)]
     pub memory: MemorySettings,
+
+    /// What answering may take.
+    #[command(flatten)]
+    pub serving: ServingSettings,
 
     /// Folder of Hugging Face model directories; a directory's name is the model's id (one dot only)
     #[arg(long, env = "TUNESMITH_MODELS")]
@@ -188,6 +194,7 @@ impl Config {
         if self.lambda_timeout_seconds == 0 {
             return wrong("TUNESMITH_LAMBDA_TIMEOUT_SECONDS must be at least 1".into());
         }
+        self.serving.check()?;
         if self.lease_seconds < 4 {
             return wrong("TUNESMITH_LEASE_SECONDS must be at least 4".into());
         }

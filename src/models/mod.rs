@@ -21,5 +21,5 @@ pub use packing::Packing;
 pub use quantized::{load_nf4, quantization_config};
 pub use registry::{Customization, FoundationModel, Registry, Unreadable, is_model_id, recommended_hyper_parameters};
 pub use tokenizer::Tokenizer;
-pub use tuning::{Attention, Frozen, Projection, Site, Tuning};
+pub use tuning::{Attention, Frozen, LowRank, Projection, Site, Tuning};
 pub use weights::{Precision, Weights, save_tensors};

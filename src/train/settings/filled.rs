@@ -154,7 +154,7 @@ impl Settings {
         match resolved.form {
             Form::Frozen => put("computePrecision", &"float32"),
             Form::Bf16 => put("computePrecision", &"bfloat16"),
-            Form::Trainable | Form::Nf4 => {}
+            Form::Trainable | Form::Nf4 | Form::Served => {}
         }
         if self.save_optimizer_state {
             put("saveOptimizerState", &true);
