@@ -13,8 +13,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "service", "routes", "config", "train", "data", "models", "store", "http", "objects", "app", "jobs",
-            "bedrock", "graders",
+            "service", "routes", "config", "train", "infer", "tune", "data", "models", "store", "http", "objects",
+            "app", "jobs", "bedrock", "graders",
         ],
     ),
     ("service", &["routes", "worker", "http", "app", "jobs", "store", "objects", "models", "infer", "config"]),

@@ -1,4 +1,4 @@
-//! `tunesmith bench`: how fast this machine trains, and with how much memory, before anyone waits for it.
+//! `tunesmith bench train`: how fast this machine trains, and with how much memory, before anyone waits for it.
 //! The measured steps are those of a real run; the figures can be put beside another trainer's.
 
 use std::collections::BTreeMap;
@@ -9,26 +9,19 @@ use std::path::PathBuf;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::scratch::Scratch;
+use super::named;
+use crate::cli::scratch::Scratch;
 use crate::clock::Clock;
 use crate::config::MemorySettings;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::models::DecoderConfig;
 use crate::train::{
-    self, Lengths, Measurement, Memory, Observer, Phase, SHAPES, Settings, Shape, StepMetrics, StepParts,
-    TrainingDevice, TuningMethod, Workload,
+    self, Lengths, Measurement, Memory, Observer, Phase, Settings, Shape, StepMetrics, StepParts, TrainingDevice,
+    TuningMethod, Workload,
 };
 
-/// Measure this machine
-#[derive(Debug, clap::Subcommand)]
-pub(super) enum Bench {
-    /// Measure training: tokens per second, memory, and where the time goes
-    #[command(after_long_help = shapes_help())]
-    Train(Train),
-}
-
 #[derive(Debug, clap::Args)]
-pub(super) struct Train {
+pub(in crate::cli) struct Train {
     /// What the model looks like: a name from the list below, or a config.json
     #[arg(long, default_value = "cpu-135m")]
     shape: String,
@@ -38,7 +31,7 @@ pub(super) struct Train {
     method: Option<String>,
 
     /// A hyperparameter in place of its default, such as loraRank=8; may be given more than once
-    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = super::hyper_parameter)]
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = crate::cli::hyper_parameter)]
     set: Vec<(String, String)>,
 
     /// Records of an optimizer step [default: the shape's own]
@@ -90,26 +83,10 @@ enum Data {
     Instructions,
 }
 
-fn shapes_help() -> String {
-    let line = |shape: &Shape| {
-        let Shape { name, model, method, batch, tokens, .. } = shape;
-        format!("  {name:<9} {model}, {method}, {batch} × {tokens} tokens")
-    };
-    format!("Shapes:\n{}", SHAPES.iter().map(line).collect::<Vec<_>>().join("\n"))
-}
-
-impl Bench {
-    pub(super) fn run(self) -> Result<()> {
-        match self {
-            Self::Train(train) => train.run(),
-        }
-    }
-}
-
 impl Train {
-    fn run(&self) -> Result<()> {
+    pub(super) fn run(&self) -> Result<()> {
         let clock = Clock::system();
-        let (config, description, shape) = self.shape()?;
+        let (config, description, shape) = named(&self.shape)?;
         let scratch = Scratch::new("bench", &clock)?;
         let given = self.hyper_parameters(shape);
         let work = self.workload(config, shape, &given, scratch.path().into())?;
@@ -125,17 +102,6 @@ impl Train {
             print!("{}", figures.table(&description, &work, &measured));
         }
         Ok(())
-    }
-
-    /// The decoder's shape, what to call it, and its entry when it has one.
-    fn shape(&self) -> Result<(DecoderConfig, String, Option<&'static Shape>)> {
-        if self.shape.ends_with(".json") {
-            let text = std::fs::read_to_string(&self.shape)
-                .map_err(|cause| Error::validation(format!("{}: {cause}", self.shape)))?;
-            return Ok((DecoderConfig::parse(&text)?, self.shape.clone(), None));
-        }
-        let shape = Shape::named(&self.shape)?;
-        Ok((shape.config()?, format!("{} ({})", shape.name, shape.model), Some(shape)))
     }
 
     /// The shape's own for its own method, and what was set.
@@ -318,7 +284,7 @@ impl Figures {
 }
 
 /// The most memory that this process has had resident, where the system tells.
-fn peak_bytes() -> Option<u64> {
+pub(super) fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
