@@ -251,7 +251,8 @@ impl Engine {
         let Some(adapter) = &target.adapter else { return Ok(None) };
         // With the base in the key an adapter is never run on a base that it was not checked against.
         let key = (adapter.id.clone(), target.base_dir.clone());
-        let size = || adapter_bytes(&adapter.dir);
+        // What is wrong with one that cannot be measured, loading it says.
+        let size = || Ok(adapter_bytes(&adapter.dir).unwrap_or_default());
         let load = || {
             let read = read_adapter(&adapter.dir, &DecoderConfig::read(&target.base_dir)?, &self.device, false)?;
             Ok((read, adapter_bytes(&adapter.dir)?))

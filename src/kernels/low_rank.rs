@@ -12,6 +12,8 @@ use super::matmul::{Output, Write};
 use super::operand::{Values, values};
 
 const NAME: &str = "low_rank";
+/// Rows of a task.
+const TASK_ROWS: usize = 4;
 
 /// What some rows get.
 #[derive(Debug, Clone)]
@@ -39,7 +41,11 @@ pub fn update_rows(y: Tensor, x: &Tensor, updates: Vec<RowsUpdate>, bias: Option
     let mut end = 0;
     for update in &updates {
         let (rank, rank_of_b) = (update.a.dim(0)?, update.b.dim(1)?);
-        if update.a.dim(1)? != inputs || update.b.dim(0)? != outputs || rank != rank_of_b || rank == 0 {
+        if update.a.dim(1)? != inputs
+            || update.b.dim(0)? != outputs
+            || rank != rank_of_b
+            || rank * inputs * outputs == 0
+        {
             bail!("{NAME}: A {:?} and B {:?} do not update {:?}", update.a.shape(), update.b.shape(), y.shape());
         }
         if update.rows.start < end || update.rows.end > rows || x_rows != rows {
@@ -93,7 +99,7 @@ impl UpdateRows {
     fn update(update: &RowsUpdate, x: &[f32], inputs: usize, y: &mut [f32], outputs: usize) -> Result<()> {
         let (a, b) = (update.a.contiguous()?, update.b.contiguous()?);
         let (a, b, rank) = (Values::of(NAME, &a)?, Values::of(NAME, &b)?, update.a.dim(0)?);
-        let mut low = vec![0f32; update.rows.len() * rank];
+        let mut low = vec![0f32; x.len() / inputs * rank];
         few_rows::dense(x, inputs, &a, Output { values: &mut low, columns: rank, row_stride: rank }, Write::Replace);
         let scale = update.scale as f32;
         low.iter_mut().for_each(|value| *value *= scale);
@@ -125,13 +131,13 @@ impl InplaceOp2 for UpdateRows {
         let (mut rest, mut done) = (&mut *y, 0);
         for update in &self.updates {
             let (before, later) = rest.split_at_mut((update.rows.end - done) * outputs);
-            tasks.push((update, &mut before[(update.rows.start - done) * outputs..]));
+            let own = &mut before[(update.rows.start - done) * outputs..];
+            let x = &x[update.rows.start * inputs..update.rows.end * inputs];
+            let some = x.chunks(TASK_ROWS * inputs).zip(own.chunks_mut(TASK_ROWS * outputs));
+            tasks.extend(some.map(|(x, y)| (update, x, y)));
             (rest, done) = (later, update.rows.end);
         }
-        tasks.into_par_iter().try_for_each(|(update, y)| {
-            let x = &x[update.rows.start * inputs..update.rows.end * inputs];
-            Self::update(update, x, inputs, y, outputs)
-        })?;
+        tasks.into_par_iter().try_for_each(|(update, x, y)| Self::update(update, x, inputs, y, outputs))?;
         if let Some(bias) = &self.bias {
             let bias = Values::of(NAME, bias)?;
             for row in y.chunks_exact_mut(outputs) {

@@ -9,7 +9,7 @@ use std::arch::x86_64::{
 };
 
 use super::portable::tail;
-use super::{LANES, OUTPUTS, PANEL_ROWS, PairRow, PanelSums, ROWS, RowSums};
+use super::{COLUMNS, LANES, OUTPUTS, PANEL_ROWS, PairRow, PanelSums, ROWS, RowSums};
 
 pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
@@ -24,10 +24,10 @@ pub(super) fn panel(x: &[&[f32]], panel: &[PairRow], sums: &mut PanelSums) {
     // the panel is asked for once.
     unsafe {
         match x.len() {
-            1 => over_panel::<1, 4>(x, count, panel, 0, sums),
-            2 => over_panel::<2, 4>(x, count, panel, 0, sums),
-            3 => (0..2).for_each(|half| over_panel::<3, 2>(x, count, panel, half, sums)),
-            _ => (0..2).for_each(|half| over_panel::<4, 2>(x, count, panel, half, sums)),
+            1 => panel_of_1(x, count, panel, 0, sums),
+            2 => panel_of_2(x, count, panel, 0, sums),
+            3 => (0..2).for_each(|half| panel_of_3(x, count, panel, half, sums)),
+            _ => (0..2).for_each(|half| panel_of_4(x, count, panel, half, sums)),
         }
     }
 }
@@ -43,101 +43,115 @@ pub(super) fn rows(x: &[&[f32]], weight: &[&[f32]], sums: &mut RowSums) {
     // SAFETY: the CPU has both features, and all rows are of one length.
     unsafe {
         match x.len() {
-            1 => over_rows::<1>(x, count, weight, sums),
-            2 => over_rows::<2>(x, count, weight, sums),
-            _ => over_rows::<3>(x, count, weight, sums),
+            1 => rows_of_1(x, count, weight, sums),
+            2 => rows_of_2(x, count, weight, sums),
+            _ => rows_of_3(x, count, weight, sums),
         }
     }
 }
 
-/// The `part`-th V vectors of the panel's columns.
-///
-/// # Safety
-/// `x` has R rows of `count` values, the panel a pair for every two of them, and a row of it so many vectors.
-#[target_feature(enable = "avx2,fma")]
-#[expect(unsafe_code, reason = "loads without bounds that the caller has checked")]
-unsafe fn over_panel<const R: usize, const V: usize>(
-    x: &[&[f32]],
-    count: usize,
-    panel: &[PairRow],
-    part: usize,
-    sums: &mut PanelSums,
-) {
-    let mut rows = [std::ptr::null::<f32>(); R];
-    rows.iter_mut().zip(x).for_each(|(place, row)| *place = row.as_ptr());
-    let mut acc = [[_mm256_setzero_ps(); V]; R];
-    let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
-    let mut weights = [_mm256_setzero_ps(); V];
-    let mut both = [_mm256_setzero_si256(); V];
-    for (pair, row) in panel.iter().enumerate() {
-        let at: *const __m256i = row.0.as_ptr().cast();
-        for vector in 0..V {
-            // SAFETY: the row has this vector, and rows of panels are aligned to 64 bytes.
-            both[vector] = unsafe { _mm256_load_si256(at.add(part * V + vector)) };
-            weights[vector] = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(both[vector]));
-        }
-        for (acc, x) in acc.iter_mut().zip(rows) {
-            // SAFETY: the panel has no more pairs than half the values of a row, rounded up.
-            let value = _mm256_set1_ps(unsafe { *x.add(2 * pair) });
-            for (acc, weights) in acc.iter_mut().zip(weights) {
-                *acc = _mm256_fmadd_ps(value, weights, *acc);
-            }
-        }
-        if 2 * pair + 1 == count {
-            break;
-        }
-        for (weights, both) in weights.iter_mut().zip(both) {
-            *weights = _mm256_castsi256_ps(_mm256_and_si256(both, upper));
-        }
-        for (acc, x) in acc.iter_mut().zip(rows) {
-            // SAFETY: this value is not past the end, as just seen.
-            let value = _mm256_set1_ps(unsafe { *x.add(2 * pair + 1) });
-            for (acc, weights) in acc.iter_mut().zip(weights) {
-                *acc = _mm256_fmadd_ps(value, weights, *acc);
-            }
-        }
-    }
-    for (sums, acc) in sums.iter_mut().zip(acc) {
-        for (sums, acc) in sums[part * V * LANES..].chunks_exact_mut(LANES).zip(acc) {
-            // SAFETY: eight values lie there.
-            unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), acc) };
-        }
-    }
+/// For each row its value at `$at`, once for all lanes, times the weights is added to the row's sums. Written out
+/// and not a loop, which a compiler that is told to be quick would not unroll.
+macro_rules! add_products {
+    ($acc:ident, $x:ident[$at:expr], $weights:ident, [$($row:literal)*], $vectors:tt) => { $({
+        // SAFETY: the caller of the tile has checked that the value is there.
+        let value = _mm256_set1_ps(unsafe { *$x[$row].add($at) });
+        add_products!(@row $acc[$row], value, $weights, $vectors);
+    })* };
+    (@row $acc:ident[$row:literal], $value:expr, $weights:ident, [$($vector:literal)*]) => { $(
+        $acc[$row][$vector] = _mm256_fmadd_ps($value, $weights[$vector], $acc[$row][$vector]);
+    )* };
 }
 
-/// # Safety
-/// `x` has R rows of `count` values, and so have the rows of the weight.
-#[target_feature(enable = "avx2,fma")]
-#[expect(unsafe_code, reason = "loads without bounds that the caller has checked")]
-unsafe fn over_rows<const R: usize>(x: &[&[f32]], count: usize, weight: [&[f32]; OUTPUTS], sums: &mut RowSums) {
-    let mut rows = [std::ptr::null::<f32>(); R];
-    rows.iter_mut().zip(x).for_each(|(place, row)| *place = row.as_ptr());
-    let weights = [weight[0].as_ptr(), weight[1].as_ptr(), weight[2].as_ptr(), weight[3].as_ptr()];
-    let mut acc = [[_mm256_setzero_ps(); OUTPUTS]; R];
-    let whole = count / LANES * LANES;
-    let mut at = 0;
-    while at < whole {
-        let mut values = [_mm256_setzero_ps(); R];
-        for (value, x) in values.iter_mut().zip(rows) {
-            // SAFETY: eight values from `at` on are within a row.
-            *value = unsafe { _mm256_loadu_ps(x.add(at)) };
-        }
-        for output in 0..OUTPUTS {
-            // SAFETY: as above.
-            let weight = unsafe { _mm256_loadu_ps(weights[output].add(at)) };
-            for (acc, value) in acc.iter_mut().zip(values) {
-                acc[output] = _mm256_fmadd_ps(value, weight, acc[output]);
+/// A tile of so many rows with the `part`-th so many vectors of a panel's columns.
+macro_rules! panel_tile {
+    ($name:ident, $rows:literal: $row:tt, $vectors:literal: [$($vector:literal)*]) => {
+        /// # Safety
+        /// `x` has so many rows of `count` values, the panel a pair for every two of them, and a row of the panel
+        /// so many parts.
+        #[target_feature(enable = "avx2,fma")]
+        #[expect(unsafe_code, reason = "loads without bounds that the caller has checked")]
+        unsafe fn $name(x: &[&[f32]], count: usize, panel: &[PairRow], part: usize, sums: &mut PanelSums) {
+            let mut starts = [std::ptr::null::<f32>(); $rows];
+            starts.iter_mut().zip(x).for_each(|(start, row)| *start = row.as_ptr());
+            let panel: *const __m256i = panel.as_ptr().cast();
+            let mut acc = [[_mm256_setzero_ps(); $vectors]; $rows];
+            let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+            let mut at = 0;
+            while at < count {
+                // SAFETY: the panel has this row, aligned to 64 bytes, and the row this part.
+                let both = unsafe {
+                    let row = panel.add(at / 2 * (COLUMNS / LANES) + part * $vectors);
+                    [$(_mm256_load_si256(row.add($vector))),*]
+                };
+                let weights = [$(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(both[$vector]))),*];
+                add_products!(acc, starts[at], weights, $row, [$($vector)*]);
+                if at + 1 == count {
+                    break;
+                }
+                let weights = [$(_mm256_castsi256_ps(_mm256_and_si256(both[$vector], upper))),*];
+                add_products!(acc, starts[at + 1], weights, $row, [$($vector)*]);
+                at += 2;
+            }
+            for (sums, acc) in sums.iter_mut().zip(acc) {
+                for (sums, acc) in sums[part * $vectors * LANES..].chunks_exact_mut(LANES).zip(acc) {
+                    // SAFETY: eight values lie there.
+                    unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), acc) };
+                }
             }
         }
-        at += LANES;
-    }
-    for ((sums, acc), x) in sums.iter_mut().zip(acc).zip(x) {
-        folded(acc, sums);
-        for (sum, weight) in sums.iter_mut().zip(weight) {
-            *sum += tail(&x[whole..], &weight[whole..]);
-        }
-    }
+    };
 }
+
+panel_tile!(panel_of_1, 1: [0], 4: [0 1 2 3]);
+panel_tile!(panel_of_2, 2: [0 1], 4: [0 1 2 3]);
+panel_tile!(panel_of_3, 3: [0 1 2], 2: [0 1]);
+panel_tile!(panel_of_4, 4: [0 1 2 3], 2: [0 1]);
+
+/// A tile of so many rows with four rows of a weight.
+macro_rules! rows_tile {
+    ($name:ident, $rows:literal: [$($row:literal)*]) => {
+        /// # Safety
+        /// `x` has so many rows of `count` values, and so have the rows of the weight.
+        #[target_feature(enable = "avx2,fma")]
+        #[expect(unsafe_code, reason = "loads without bounds that the caller has checked")]
+        unsafe fn $name(x: &[&[f32]], count: usize, weight: [&[f32]; OUTPUTS], sums: &mut RowSums) {
+            let mut starts = [std::ptr::null::<f32>(); $rows];
+            starts.iter_mut().zip(x).for_each(|(start, row)| *start = row.as_ptr());
+            let [a, b, c, d] = weight.map(<[f32]>::as_ptr);
+            let mut acc = [[_mm256_setzero_ps(); OUTPUTS]; $rows];
+            let whole = count / LANES * LANES;
+            let mut at = 0;
+            while at < whole {
+                // SAFETY: eight values from `at` on are within every row.
+                let weights = unsafe {
+                    [
+                        _mm256_loadu_ps(a.add(at)),
+                        _mm256_loadu_ps(b.add(at)),
+                        _mm256_loadu_ps(c.add(at)),
+                        _mm256_loadu_ps(d.add(at)),
+                    ]
+                };
+                $({
+                    // SAFETY: as above.
+                    let values = unsafe { _mm256_loadu_ps(starts[$row].add(at)) };
+                    add_products!(@row acc[$row], values, weights, [0 1 2 3]);
+                })*
+                at += LANES;
+            }
+            for ((sums, acc), x) in sums.iter_mut().zip(acc).zip(x) {
+                folded(acc, sums);
+                for (sum, weight) in sums.iter_mut().zip(weight) {
+                    *sum += tail(&x[whole..], &weight[whole..]);
+                }
+            }
+        }
+    };
+}
+
+rows_tile!(rows_of_1, 1: [0]);
+rows_tile!(rows_of_2, 2: [0 1]);
+rows_tile!(rows_of_3, 3: [0 1 2]);
 
 /// The lanes of four vectors, each added up in the order of [`super::portable`].
 #[target_feature(enable = "avx2,fma")]
