@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use self::door::Door;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::infer::{Capacity, Engine};
+use crate::infer::{Capacity, Engine, Limits};
 use crate::models::Registry;
 use crate::objects::Objects;
 use crate::store::Db;
@@ -51,7 +51,10 @@ impl App {
     pub fn new(config: Config, clock: Clock, db: Db, objects: Objects, registry: Registry) -> Self {
         let quantized = Some(config.quantized());
         let job_memory = config.job_memory().ok();
-        let door = Door::new(config.answers_at_once);
+        let serving = &config.serving;
+        let door = Door::new(serving.answers);
+        let limits = Limits { sequences: serving.sequences, cache: serving.cache_memory.0 };
+        let capacity = Capacity { bases: serving.base_bytes(), adapters: serving.adapter_memory.0, limits };
         Self {
             job_memory,
             config,
@@ -59,7 +62,7 @@ impl App {
             db,
             objects,
             registry,
-            engine: Arc::new(Engine::new(Device::Cpu, Capacity::default(), quantized)),
+            engine: Arc::new(Engine::new(Device::Cpu, capacity, quantized)),
             door,
             job_accepted: Notify::new(),
             deployment_accepted: Notify::new(),

@@ -5,6 +5,7 @@
 mod memory;
 mod prefix;
 mod roles;
+mod serving;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,6 +15,7 @@ use std::time::Duration;
 pub use memory::{ByteSize, MemorySettings};
 pub use prefix::Prefix;
 pub use roles::{Grant, Roles};
+pub use serving::ServingSettings;
 
 use crate::error::{Error, Result};
 
@@ -98,6 +100,10 @@ pub struct Config {
     #[command(flatten)]
     pub memory: MemorySettings,
 
+    /// What answering may take.
+    #[command(flatten)]
+    pub serving: ServingSettings,
+
     /// Folder of Hugging Face model directories; a directory's name is the model's id (one dot only)
     #[arg(long, env = "TUNESMITH_MODELS")]
     pub models: Option<String>,
@@ -135,11 +141,6 @@ pub struct Config {
     /// passes when absent
     #[arg(long, env = "TUNESMITH_ROLES", value_parser = Roles::load)]
     pub roles: Option<Roles>,
-
-    /// How many answers are given at once; what comes on top is told to come back. Each model unit of provisioned
-    /// throughput keeps one of these places for itself, and at least one stays for everybody
-    #[arg(long, env = "TUNESMITH_ANSWERS_AT_ONCE", default_value_t = 8)]
-    pub answers_at_once: usize,
 
     /// How many requests a key may send per second in the long run, fractions too; no limit when absent
     #[arg(long, env = "TUNESMITH_RATE_LIMIT")]
@@ -183,9 +184,6 @@ impl Config {
         if self.rate_limit.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
             return wrong("TUNESMITH_RATE_LIMIT must be greater than 0; leave it out for no limit".into());
         }
-        if self.answers_at_once == 0 {
-            return wrong("TUNESMITH_ANSWERS_AT_ONCE must be at least 1: no model could be asked".into());
-        }
         if self.rate_burst == Some(0) {
             return wrong("TUNESMITH_RATE_BURST must be at least 1: a key could never call".into());
         }
@@ -196,6 +194,7 @@ impl Config {
         if self.lambda_timeout_seconds == 0 {
             return wrong("TUNESMITH_LAMBDA_TIMEOUT_SECONDS must be at least 1".into());
         }
+        self.serving.check()?;
         if self.lease_seconds < 4 {
             return wrong("TUNESMITH_LEASE_SECONDS must be at least 4".into());
         }

@@ -17,6 +17,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "routes",
             "config",
             "train",
+            "infer",
+            "tune",
             "data",
             "models",
             "store",

@@ -20,7 +20,7 @@ use self::progress::Display;
 use self::report::ByHand;
 use self::tickets::Ticket;
 use crate::clock::Clock;
-use crate::config::{Config, MemorySettings, Role};
+use crate::config::{Config, MemorySettings, Role, ServingSettings};
 use crate::error::{Error, Kind, Result};
 use crate::models::starter;
 use crate::objects::{Put, Uri};
@@ -94,6 +94,7 @@ impl Demo {
             s3_listen: free(self.s3_listen)?,
             devices: "cpu".into(),
             memory: MemorySettings::default(),
+            serving: ServingSettings::default(),
             models: None,
             root_access_key: None,
             root_secret_key: None,
@@ -101,7 +102,6 @@ impl Demo {
             account_id: "000000000000".into(),
             region: "us-east-1".into(),
             roles: None,
-            answers_at_once: 8,
             rate_limit: None,
             rate_burst: None,
             lambda_endpoint: None,

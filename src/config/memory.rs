@@ -92,7 +92,7 @@ impl MemorySettings {
 
 /// The smaller of the machine's memory and what the control groups of this process allow, in bytes. `root`
 /// is where `/proc` and `/sys` are.
-fn machine(root: &Path) -> Option<u64> {
+pub(super) fn machine(root: &Path) -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).ok();
     let kib = |text: String| -> Option<u64> {
         text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok())

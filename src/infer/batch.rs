@@ -1,22 +1,25 @@
 //! One model that goes on with many sequences at once: every step is one pass over the newest token of each.
-//! Sequences join and leave at any step; those that go on from the same prompt share its first pass. What is
-//! drawn for a sequence depends on its own seed and tokens, never on who else is in the batch.
+//! Sequences join and leave at any step, each with a tuning of its own; those that go on from the same prompt
+//! share its first pass. What is drawn for a sequence depends on its own seed and tokens, never on who else is in
+//! the batch: on the CPU its logits are the same, bit for bit, in any company.
 
-use std::ops::Range;
+mod pass;
+
+use std::ops::{Deref, Range};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
-use super::generate::StopReason;
-use super::rooms::{Next, Rooms, Whole};
+use super::answer::StopReason;
+use super::rooms::Rooms;
 use super::sampling::{Sampler, Sampling};
-use crate::error::{Error, Result};
-use crate::models::{Decoder, Tuning};
+use crate::error::{Error, Kind, Result};
+use crate::models::{Decoder, Frozen, Tuning};
 
-/// Tokens of prompts that go through the model in one pass; a longer prompt goes alone.
-const PROMPT_TOKENS: usize = 4096;
-/// A room holds this many tokens more than the prompt at first, then twice as many.
+pub(super) use self::pass::cancelled;
+
+/// A room that may grow holds this many tokens more than the prompt at first, then twice as many.
 const SPARE: usize = 64;
 
 /// Names a sequence in its batch.
@@ -30,28 +33,100 @@ pub struct Drawn {
     pub sequence: SequenceId,
     /// The token; where it ends the answer, the end token itself.
     pub token: u32,
-    /// ln of the probability that the model gave it, at the sequence's temperature, among all tokens.
-    pub log_probability: f32,
+    /// ln of the probability that the model gave it, at the sequence's temperature, among all tokens, in a batch
+    /// that was not told to go without.
+    pub log_probability: Option<f32>,
     /// Why the sequence ended with this token, if it did: it has left the batch then.
     pub ended: Option<StopReason>,
 }
 
+/// Holds a tuning for as long as a sequence needs it.
+pub trait Tuned: Send + Sync {
+    /// The tuning.
+    fn tuning(&self) -> &dyn Tuning;
+}
+
+/// A tuning that outlives the batch.
+struct Borrowed<'a>(&'a dyn Tuning);
+
+impl Tuned for Borrowed<'_> {
+    fn tuning(&self) -> &dyn Tuning {
+        self.0
+    }
+}
+
+impl Tuned for Box<dyn Tuning> {
+    fn tuning(&self) -> &dyn Tuning {
+        &**self
+    }
+}
+
+/// Who is asked to go on: a tuning of the batch's model.
+#[derive(Clone)]
+pub struct Asked<'a> {
+    tuned: Arc<dyn Tuned + 'a>,
+    /// The longest text, prompt and answer together, in tokens; what the tuning puts in front is taken off.
+    context_length: usize,
+}
+
+impl<'a> Asked<'a> {
+    /// A model that may hold `context_length` tokens in all.
+    pub fn new(tuned: Arc<dyn Tuned + 'a>, context_length: usize) -> Self {
+        // What the tuning puts in front takes positions too.
+        let context_length = context_length.saturating_sub(tuned.tuning().virtual_tokens());
+        Self { tuned, context_length }
+    }
+
+    /// One whose tuning outlives the batch.
+    pub fn borrowed(tuning: &'a dyn Tuning, context_length: usize) -> Self {
+        Self::new(Arc::new(Borrowed(tuning)), context_length)
+    }
+
+    /// One that keeps its tuning.
+    pub fn owned(tuning: Box<dyn Tuning>, context_length: usize) -> Asked<'static> {
+        Asked::new(Arc::new(tuning), context_length)
+    }
+
+    fn tuning(&self) -> &dyn Tuning {
+        self.tuned.tuning()
+    }
+
+    /// Whether it can go on from a prompt of so many tokens.
+    ///
+    /// # Errors
+    /// `Validation` when it has none or leaves no room for an answer.
+    pub(super) fn check(&self, prompt: usize) -> Result<()> {
+        if prompt == 0 {
+            return Err(Error::validation("The prompt is empty"));
+        }
+        if prompt >= self.context_length {
+            return Err(Error::validation(format!(
+                "The prompt has {prompt} tokens and leaves no room for an answer: the model's context is {} tokens",
+                self.context_length
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// Sequences under way over one model.
 pub struct Batch<'a> {
-    decoder: &'a Decoder,
-    tuning: &'a dyn Tuning,
+    decoder: Box<dyn Deref<Target = Decoder> + Send + Sync + 'a>,
+    /// Who is asked where a sequence does not say.
+    asked: Asked<'a>,
     /// The tokens after which a sequence has said all.
-    ends: &'a [u32],
-    /// The longest text, prompt and answer together, in tokens.
-    context_length: usize,
+    ends: Vec<u32>,
+    /// Whether a drawn token's probability is wanted.
+    log_probabilities: bool,
     rooms: Rooms,
-    sequences: Vec<Sequence>,
+    sequences: Vec<Sequence<'a>>,
     next_id: u64,
 }
 
 /// One sequence.
-struct Sequence {
+struct Sequence<'a> {
     id: SequenceId,
+    asked: Asked<'a>,
     prompt: Arc<[u32]>,
     /// What was drawn so far; the last token has not been through the model.
     tokens: Vec<u32>,
@@ -60,18 +135,44 @@ struct Sequence {
     /// Where its keys and values lie, and how many rows of that are filled.
     room: Range<usize>,
     held: usize,
+    /// Raised when nobody waits for it any more: a long pass ends early.
+    gone: Arc<AtomicBool>,
 }
 
 /// Sequences that get their logits from one row of a pass.
 type Readers = Vec<usize>;
+/// What a pass gives to some of them.
+type Logits = Vec<(Readers, Result<Vec<f32>>)>;
 
 impl<'a> Batch<'a> {
-    /// Nobody in it yet.
-    pub fn new(decoder: &'a Decoder, tuning: &'a dyn Tuning, ends: &'a [u32], context_length: usize) -> Self {
+    /// Nobody in it yet; one tuning for all. A text may hold `context_length` tokens.
+    pub fn new(decoder: &'a Decoder, tuning: &'a dyn Tuning, ends: &[u32], context_length: usize) -> Self {
         let rooms = Rooms::new(decoder.config().layers);
-        // What the tuning puts in front takes positions too.
-        let context_length = context_length.saturating_sub(tuning.virtual_tokens());
-        Self { decoder, tuning, ends, context_length, rooms, sequences: Vec::new(), next_id: 0 }
+        Self {
+            decoder: Box::new(decoder),
+            asked: Asked::borrowed(tuning, context_length),
+            ends: ends.to_vec(),
+            log_probabilities: true,
+            rooms,
+            sequences: Vec::new(),
+            next_id: 0,
+        }
+    }
+
+    /// Nobody in it yet; each sequence brings its tuning, and all share a slab of `rows` keys and values. Tokens
+    /// come without their probabilities.
+    pub(super) fn shared(decoder: Arc<Decoder>, ends: &[u32], rows: usize) -> Batch<'static> {
+        let config = decoder.config();
+        let (rooms, asked) = (Rooms::limited(config.layers, rows), Asked::borrowed(&Frozen, config.max_positions));
+        Batch {
+            decoder: Box::new(decoder),
+            asked,
+            ends: ends.to_vec(),
+            log_probabilities: false,
+            rooms,
+            sequences: Vec::new(),
+            next_id: 0,
+        }
     }
 
     /// How many sequences are under way.
@@ -89,33 +190,49 @@ impl<'a> Batch<'a> {
     /// # Errors
     /// When the prompt is empty or leaves no room for an answer.
     pub fn join(&mut self, prompt: &[u32], ways: &[Sampling]) -> Result<Vec<SequenceId>> {
-        if prompt.is_empty() {
-            return Err(Error::validation("The prompt is empty"));
-        }
-        if prompt.len() >= self.context_length {
-            return Err(Error::validation(format!(
-                "The prompt has {} tokens and leaves no room for an answer: the model's context is {} tokens",
-                prompt.len(),
-                self.context_length
-            )));
-        }
+        self.join_as(&self.asked.clone(), prompt, ways, &Arc::default())
+    }
+
+    /// As [`Batch::join`], of a tuning that the sequences bring. `gone` is raised when nobody waits for them.
+    pub(super) fn join_as(
+        &mut self,
+        asked: &Asked<'a>,
+        prompt: &[u32],
+        ways: &[Sampling],
+        gone: &Arc<AtomicBool>,
+    ) -> Result<Vec<SequenceId>> {
+        asked.check(prompt.len())?;
         let prompt: Arc<[u32]> = prompt.into();
-        let rows = prompt.len() + self.tuning.virtual_tokens();
         let joined = ways.iter().map(|way| {
             let id = SequenceId(self.next_id);
             self.next_id += 1;
+            let room = self.rooms.take(self.room_for(asked, prompt.len(), way));
             self.sequences.push(Sequence {
                 id,
+                asked: asked.clone(),
                 prompt: Arc::clone(&prompt),
                 tokens: Vec::new(),
                 sampler: Sampler::new(way),
                 max_tokens: way.max_tokens.max(1),
-                room: self.rooms.take(rows + way.max_tokens.clamp(1, SPARE)),
+                room,
                 held: 0,
+                gone: Arc::clone(gone),
             });
             id
         });
         Ok(joined.collect())
+    }
+
+    /// Whether there is a room now for a sequence to go on from a prompt of so many tokens.
+    pub(super) fn has_room(&self, asked: &Asked<'_>, prompt: usize, way: &Sampling) -> bool {
+        self.rooms.has(self.room_for(asked, prompt, way))
+    }
+
+    /// Rows that a sequence begins with: all that it may ever need where its room cannot grow.
+    fn room_for(&self, asked: &Asked<'_>, prompt: usize, way: &Sampling) -> usize {
+        let most = way.max_tokens.clamp(1, asked.context_length.saturating_sub(prompt).max(1));
+        let spare = if self.rooms.is_limited() { most } else { most.min(SPARE) };
+        asked.tuning().virtual_tokens() + prompt + spare
     }
 
     /// Ends a sequence; nothing more is drawn for it.
@@ -132,6 +249,12 @@ impl<'a> Batch<'a> {
     /// When a token lies outside the vocabulary, the model produces values that are not numbers, or the device
     /// fails.
     pub fn step(&mut self) -> Result<Vec<Drawn>> {
+        self.advance(usize::MAX, &|| ()).into_iter().map(|(_, drawn)| drawn).collect()
+    }
+
+    /// As [`Batch::step`], with at most `passes` passes of whole texts: who joined and waits for one draws nothing
+    /// yet. What goes wrong for one sequence ends that sequence alone. `glance` is called now and then in a long pass.
+    pub(super) fn advance(&mut self, passes: usize, glance: &dyn Fn()) -> Vec<(SequenceId, Result<Drawn>)> {
         // Who has nothing in their room, or what is there was turned by the frequencies of shorter texts.
         let (mut whole, mut running): (Vec<usize>, Vec<usize>) = (Vec::new(), Vec::new());
         for (index, sequence) in self.sequences.iter().enumerate() {
@@ -139,154 +262,68 @@ impl<'a> Batch<'a> {
             let again = held == 0 || self.decoder.config().frequencies_change(held, held + 1);
             if again { whole.push(index) } else { running.push(index) }
         }
-        let mut logits: Vec<(Readers, Vec<f32>)> = Vec::new();
-        for texts in self.passes(&whole) {
-            logits.extend(self.whole(texts)?);
+        let mut logits: Logits = Vec::new();
+        for texts in self.passes(&whole).into_iter().take(passes) {
+            logits.extend(self.whole(texts, glance));
         }
-        if !running.is_empty() {
-            let rows = self.next(&running)?;
-            logits.extend(running.into_iter().map(|index| vec![index]).zip(rows));
-        }
+        logits.extend(self.next(running));
         self.draw(logits)
     }
 
-    /// The texts of `sequences`, each with those that share it, in passes that are not too large.
-    fn passes(&self, sequences: &[usize]) -> Vec<Vec<(Vec<u32>, Readers)>> {
-        let mut texts: Vec<(Vec<u32>, Readers)> = Vec::new();
-        for index in sequences {
-            let Sequence { prompt, tokens, .. } = &self.sequences[*index];
-            let shared = texts.last_mut().filter(|(_, readers)| {
-                let first = &self.sequences[readers[0]];
-                Arc::ptr_eq(&first.prompt, prompt) && first.tokens.is_empty() && tokens.is_empty()
-            });
-            match shared {
-                Some((_, readers)) => readers.push(*index),
-                None => texts.push(([&prompt[..], tokens].concat(), vec![*index])),
-            }
-        }
-        let mut passes: Vec<Vec<(Vec<u32>, Readers)>> = Vec::new();
-        let mut tokens = 0;
-        for text in texts {
-            if passes.is_empty() || tokens + text.0.len() > PROMPT_TOKENS {
-                passes.push(Vec::new());
-                tokens = 0;
-            }
-            tokens += text.0.len();
-            if let Some(pass) = passes.last_mut() {
-                pass.push(text);
-            }
-        }
-        passes
-    }
-
-    /// Sends whole texts through the decoder; the logits of each one's last token.
-    fn whole(&mut self, texts: Vec<(Vec<u32>, Readers)>) -> Result<Vec<(Readers, Vec<f32>)>> {
-        let rows_before = self.tuning.virtual_tokens();
-        for (text, readers) in &texts {
-            for index in readers {
-                self.make_room(*index, rows_before + text.len())?;
-                self.sequences[*index].held = rows_before + text.len();
-            }
-        }
-        let takers: Vec<Vec<usize>> = texts
-            .iter()
-            .map(|(_, readers)| readers.iter().map(|index| self.sequences[*index].room.start).collect())
-            .collect();
-        let lengths: Vec<usize> = texts.iter().map(|(text, _)| text.len()).collect();
-        let tokens: Vec<u32> = texts.iter().flat_map(|(text, _)| text.iter().copied()).collect();
-        let packing = self.decoder.packing(&lengths, self.tuning)?;
-        let rows = packing.lengths().to_vec();
-        let mut memory = Whole::new(&mut self.rooms, &rows, &takers, self.tuning.prefix_tokens() > 0);
-        let mut x = self.decoder.embed(&tokens, &packing, self.tuning)?.detach();
-        for layer in 0..self.decoder.config().layers {
-            x = self.decoder.layer_with_memory(layer, &x, &packing, self.tuning, &mut memory)?.detach();
-        }
-        let ends: Vec<u32> = rows
-            .iter()
-            .scan(0, |end, rows| {
-                *end += *rows as u32;
-                Some(*end - 1)
-            })
-            .collect();
-        let ends = Tensor::from_vec(ends, rows.len(), x.device())?;
-        let logits = self.logits(&x.index_select(&ends, 0)?)?;
-        Ok(texts.into_iter().map(|(_, readers)| readers).zip(logits).collect())
-    }
-
-    /// Sends the newest token of each of `sequences` through the decoder; the logits of each.
-    fn next(&mut self, sequences: &[usize]) -> Result<Vec<Vec<f32>>> {
-        for index in sequences {
-            let rows = self.sequences[*index].held + 1;
-            self.make_room(*index, rows)?;
-            self.sequences[*index].held = rows;
-        }
-        let own = || sequences.iter().map(|index| &self.sequences[*index]);
-        let tokens: Vec<u32> = own().filter_map(|sequence| sequence.tokens.last().copied()).collect();
-        let places: Vec<Range<usize>> =
-            own().map(|sequence| sequence.room.start..sequence.room.start + sequence.held).collect();
-        let packing = self.decoder.next_tokens(&places, self.rooms.rows())?;
-        let mut memory = Next { rooms: &mut self.rooms, places: &places };
-        let mut x = self.decoder.embed(&tokens, &packing, self.tuning)?.detach();
-        for layer in 0..self.decoder.config().layers {
-            x = self.decoder.layer_with_memory(layer, &x, &packing, self.tuning, &mut memory)?.detach();
-        }
-        self.logits(&x)
-    }
-
-    /// Moves a sequence to a larger room where its own has fewer than `rows` rows.
-    fn make_room(&mut self, index: usize, rows: usize) -> Result<()> {
-        let sequence = &mut self.sequences[index];
-        if sequence.room.len() < rows {
-            let larger = self.rooms.take(2 * rows);
-            self.rooms.copy(&sequence.room, sequence.held, &larger)?;
-            let old = std::mem::replace(&mut sequence.room, larger);
-            self.rooms.leave(&old);
-        }
-        Ok(())
-    }
-
-    /// The logits of each row of states that are not yet normalised.
-    fn logits(&self, x: &Tensor) -> Result<Vec<Vec<f32>>> {
-        let states = self.decoder.finish(x)?.detach();
-        Ok(self.decoder.logits_of(&states, self.tuning)?.detach().to_dtype(DType::F32)?.to_vec2()?)
-    }
-
     /// Draws from the logits, and lets those go that have ended.
-    fn draw(&mut self, logits: Vec<(Readers, Vec<f32>)>) -> Result<Vec<Drawn>> {
-        let mut of_sequence: Vec<&[f32]> = vec![&[]; self.sequences.len()];
+    fn draw(&mut self, logits: Logits) -> Vec<(SequenceId, Result<Drawn>)> {
+        let mut of_sequence: Vec<Option<&Result<Vec<f32>>>> = vec![None; self.sequences.len()];
         for (readers, logits) in &logits {
-            readers.iter().for_each(|index| of_sequence[*index] = logits);
+            readers.iter().for_each(|index| of_sequence[*index] = Some(logits));
         }
-        let (ends, context_length) = (self.ends, self.context_length);
-        let drawn: Vec<Drawn> = self
+        let (ends, with) = (&self.ends, self.log_probabilities);
+        let drawn: Vec<Option<Result<Drawn>>> = self
             .sequences
             .par_iter_mut()
             .zip(of_sequence)
-            .map(|(sequence, logits)| sequence.draw(logits, ends, context_length))
-            .collect::<Result<_>>()?;
+            .map(|(sequence, logits)| match logits? {
+                Ok(logits) => Some(sequence.draw(logits, ends, with)),
+                Err(error) => Some(Err(again(error))),
+            })
+            .collect();
+        let mut all = drawn.into_iter();
+        let mut given = Vec::new();
         let rooms = &mut self.rooms;
-        let mut all = drawn.iter();
         self.sequences.retain(|sequence| {
-            let stays = all.next().is_none_or(|drawn| drawn.ended.is_none());
+            let Some(drawn) = all.next().flatten() else { return true };
+            let stays = drawn.as_ref().is_ok_and(|drawn| drawn.ended.is_none());
             if !stays {
                 rooms.leave(&sequence.room);
             }
+            given.push((sequence.id, drawn));
             stays
         });
-        Ok(drawn)
+        given
     }
 }
 
-impl Sequence {
-    fn draw(&mut self, logits: &[f32], ends: &[u32], context_length: usize) -> Result<Drawn> {
+/// The same error once more, for another sequence of the pass that it befell.
+fn again(error: &Error) -> Error {
+    match error.kind() {
+        Kind::Internal => Error::internal(anyhow::anyhow!("{}", error.log())),
+        kind => Error::new(kind, error.message()),
+    }
+}
+
+impl Sequence<'_> {
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    fn draw(&mut self, logits: &[f32], ends: &[u32], log_probability: bool) -> Result<Drawn> {
         let token = self.sampler.pick(logits)?;
-        let log_probability = self.sampler.log_probability(logits, token);
+        let log_probability = log_probability.then(|| self.sampler.log_probability(logits, token));
         self.tokens.push(token);
         let ended = if ends.contains(&token) {
             Some(StopReason::EndTurn)
         } else if self.tokens.len() >= self.max_tokens {
             Some(StopReason::MaxTokens)
-        } else if self.prompt.len() + self.tokens.len() >= context_length {
+        } else if self.prompt.len() + self.tokens.len() >= self.asked.context_length {
             Some(StopReason::ContextWindow)
         } else {
             None

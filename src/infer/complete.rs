@@ -3,8 +3,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::answer::StopReason;
 use super::batch::{Batch, SequenceId};
-use super::generate::StopReason;
 use super::sampling::Sampling;
 use crate::error::Result;
 
@@ -63,7 +63,7 @@ pub fn complete(
             let Some((request, way)) = places.get(&drawn.sequence).copied() else { continue };
             let completion = &mut done[request][way];
             completion.tokens.push(drawn.token);
-            completion.log_probabilities.push(drawn.log_probability);
+            completion.log_probabilities.extend(drawn.log_probability);
             if let Some(reason) = drawn.ended {
                 completion.stop_reason = reason;
                 places.remove(&drawn.sequence);

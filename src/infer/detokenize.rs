@@ -35,7 +35,7 @@ impl<'a> Detokenizer<'a> {
     }
 
     /// No more tokens come: whatever is left, without the bytes of a character that was cut off.
-    pub(super) fn finish(self) -> Result<String> {
+    pub(super) fn finish(&self) -> Result<String> {
         Ok(self.unseen()?.trim_end_matches('\u{FFFD}').to_string())
     }
 

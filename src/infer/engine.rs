@@ -2,34 +2,37 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::Device;
 
-use super::batch::Batch;
+use super::answer::{Answer, Options, Piece, StopReason, Writer};
+use super::batch::{Asked, Batch, Tuned, cancelled};
 use super::complete::{Request, complete};
-use super::detokenize::Detokenizer;
-use super::generate::{Answer, Options, Piece, Speaker, StopReason};
-use super::loaded::Loaded;
+use super::loaded::{InUse, Loaded};
 use super::sampling::Sampling;
+use super::scheduler::{Limits, Scheduler};
 use super::score;
 use crate::data::{Conversation, Encoder, Record};
 use crate::error::{Error, Result};
 use crate::models::{Decoder, DecoderConfig, Form, Frozen, Tokenizer, Tuning, load_nf4};
-use crate::tune::{self, read_adapter};
+use crate::tune::{self, adapter_bytes, read_adapter};
 
-/// How many models stay in memory.
+/// What an engine may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {
-    /// Base models.
-    pub bases: usize,
-    /// Adapters, of all bases together.
-    pub adapters: usize,
+    /// Bytes of base models.
+    pub bases: u64,
+    /// Bytes of adapters, of all bases together.
+    pub adapters: u64,
+    /// What the answers under way of each base may take.
+    pub limits: Limits,
 }
 
 impl Default for Capacity {
     fn default() -> Self {
-        Self { bases: 2, adapters: 32 }
+        const GIB: u64 = 1 << 30;
+        Self { bases: 16 * GIB, adapters: 2 * GIB, limits: Limits { sequences: 32, cache: 2 * GIB } }
     }
 }
 
@@ -65,14 +68,33 @@ pub enum Prompt {
 
 /// A base in memory with all that belongs to it.
 struct Base {
-    decoder: Decoder,
+    decoder: Arc<Decoder>,
     tokenizer: Tokenizer,
     encoder: Encoder,
+    scheduler: Scheduler,
+}
+
+type HeldBase = InUse<(PathBuf, Form), Base>;
+type HeldAdapter = InUse<(String, PathBuf), tune::Adapter>;
+
+impl Tuned for HeldAdapter {
+    fn tuning(&self) -> &dyn Tuning {
+        &*self.tuning
+    }
+}
+
+/// What a target comes to in memory.
+struct Model {
+    base: HeldBase,
+    adapter: Option<Arc<HeldAdapter>>,
+    /// The longest text, prompt and answer together, in tokens.
+    context_length: usize,
 }
 
 /// Answers prompts. Share one; every method may be called from many threads.
 pub struct Engine {
     device: Device,
+    limits: Limits,
     /// Where bases lie that were quantised before.
     quantized: Option<PathBuf>,
     bases: Loaded<(PathBuf, Form), Base>,
@@ -82,15 +104,18 @@ pub struct Engine {
 impl Engine {
     /// Nothing in memory yet. `quantized` is the folder where bases lie that were quantised before.
     pub fn new(device: Device, capacity: Capacity, quantized: Option<PathBuf>) -> Self {
-        let (bases, adapters) = (Loaded::new(capacity.bases), Loaded::new(capacity.adapters));
-        Self { device, quantized, bases, adapters }
+        let Capacity { bases, adapters, limits } = capacity;
+        Self { device, limits, quantized, bases: Loaded::new(bases), adapters: Loaded::new(adapters) }
     }
 
-    /// Answers `prompt`, loading what is not in memory. Blocks. See [`Speaker::answer`].
+    /// Answers `prompt`, loading what is not in memory; together with whoever else asks the same base, and with
+    /// the answer that it gets alone. Text goes to `on_piece` as soon as it is certain; the pieces together are the
+    /// answer's text. `cancel` ends the work at the next token. Blocks.
     ///
     /// # Errors
     /// When the base or the adapter cannot be read or do not fit each other, the base has no chat
-    /// template for a conversation, or [`Speaker::answer`] fails.
+    /// template for a conversation, the prompt is empty or fills the context, the work was cancelled, or the model
+    /// produces values that are not numbers.
     pub fn answer(
         &self,
         target: &Target,
@@ -99,7 +124,14 @@ impl Engine {
         cancel: &AtomicBool,
         on_piece: &mut dyn FnMut(Piece<'_>),
     ) -> Result<Answer> {
-        self.with_speaker(target, |speaker, base| speaker.answer(&base.encode(prompt)?, options, cancel, on_piece))
+        let goes_on = || if cancel.load(Ordering::Relaxed) { Err(cancelled()) } else { Ok(()) };
+        let model = self.model(target, &goes_on)?;
+        let prompt = model.base.encode(prompt)?;
+        let mut writer = Writer::new(&model.base.tokenizer, &options.stop_sequences, prompt.len(), on_piece);
+        let mut write = |token| writer.push(token);
+        let asked = model.asked();
+        let ended = model.base.scheduler.ask(asked, &prompt, &options.sampling(), cancel, &mut write)?;
+        writer.finish(ended.unwrap_or(StopReason::StopSequence))
     }
 
     /// The likeliest answers to `prompts`, found side by side, in order. `goes_on` is asked before every token; when
@@ -115,60 +147,47 @@ impl Engine {
         goes_on: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<Answer>>> {
         let likeliest = Sampling { max_tokens, temperature: 0.0, top_p: 1.0, top_k: None, seed: 0 };
-        self.with_speaker(target, |speaker, base| {
-            let prompts = prompts.iter().map(|prompt| base.encode(prompt)).collect::<Result<Vec<_>>>()?;
-            let room = speaker.context_length.saturating_sub(speaker.tuning.virtual_tokens());
-            let fits = |prompt: &&Vec<u32>| !prompt.is_empty() && prompt.len() < room;
-            let requests: Vec<Request<'_>> =
-                prompts.iter().filter(fits).map(|prompt| Request { prompt, ways: vec![likeliest] }).collect();
-            let ends = speaker.tokenizer.ends();
-            let mut batch = Batch::new(speaker.decoder, speaker.tuning, ends, speaker.context_length);
-            let Some(completions) = complete(&mut batch, &requests, requests.len(), goes_on)? else { return Ok(None) };
-            let mut completions = completions.into_iter().flatten();
-            let answer = |prompt: &Vec<u32>| -> Result<Answer> {
-                let done = if fits(&prompt) { completions.next() } else { None };
-                let (mut tokens, stop_reason) =
-                    done.map_or((Vec::new(), StopReason::ContextWindow), |done| (done.tokens, done.stop_reason));
-                let output_tokens = tokens.len();
-                if stop_reason == StopReason::EndTurn {
-                    tokens.pop();
-                }
-                let mut words = Detokenizer::new(speaker.tokenizer);
-                let mut text = String::new();
-                for token in &tokens {
-                    text += &words.push(*token)?;
-                }
-                text += &words.finish()?;
-                Ok(Answer { text, tokens, stop_reason, stop_sequence: None, input_tokens: prompt.len(), output_tokens })
-            };
-            prompts.iter().map(answer).collect::<Result<_>>().map(Some)
-        })
+        let model = self.model(target, &|| Ok(()))?;
+        let (base, tuning) = (&model.base, model.tuning());
+        let prompts = prompts.iter().map(|prompt| base.encode(prompt)).collect::<Result<Vec<_>>>()?;
+        let room = model.context_length.saturating_sub(tuning.virtual_tokens());
+        let fits = |prompt: &&Vec<u32>| !prompt.is_empty() && prompt.len() < room;
+        let requests: Vec<Request<'_>> =
+            prompts.iter().filter(fits).map(|prompt| Request { prompt, ways: vec![likeliest] }).collect();
+        let mut batch = Batch::new(&base.decoder, tuning, base.tokenizer.ends(), model.context_length);
+        let Some(completions) = complete(&mut batch, &requests, requests.len(), goes_on)? else { return Ok(None) };
+        let mut completions = completions.into_iter().flatten();
+        let answer = |prompt: &Vec<u32>| -> Result<Answer> {
+            let done = if fits(&prompt) { completions.next() } else { None };
+            let (mut tokens, stop_reason) =
+                done.map_or((Vec::new(), StopReason::ContextWindow), |done| (done.tokens, done.stop_reason));
+            if stop_reason == StopReason::EndTurn {
+                tokens.pop();
+            }
+            let mut ignore = |_: Piece<'_>| ();
+            let mut writer = Writer::new(&base.tokenizer, &[], prompt.len(), &mut ignore);
+            for token in tokens {
+                writer.push(token)?;
+            }
+            writer.finish(stop_reason)
+        };
+        prompts.iter().map(answer).collect::<Result<_>>().map(Some)
     }
 
-    /// Calls `body` with the target, loaded if it is not in memory.
-    fn with_speaker<T>(&self, target: &Target, body: impl FnOnce(Speaker<'_>, &Base) -> Result<T>) -> Result<T> {
-        let adapter = self.adapter(target)?;
+    /// The target, loaded if it is not in memory. `goes_on` is asked while there is no room for it.
+    fn model(&self, target: &Target, goes_on: &dyn Fn() -> Result<()>) -> Result<Model> {
+        // The adapter first: who has a base waits for nothing more, so whoever waits for one gets it in the end.
+        let adapter = self.adapter(target, goes_on)?;
         if adapter.as_ref().is_some_and(|adapter| adapter.tuning.score().is_some()) {
             return Err(Error::validation(
                 "The model is a reward model: it judges answers and cannot give any. Invoke another model, and use this \
                  one as the grader of a reinforcement fine-tuning job.",
             ));
         }
-        // An adapter is asked on the base that it was trained on, which may be one in 4 bits.
-        let form = adapter.as_ref().map_or(Form::Frozen, |adapter| adapter.method.form());
-        let base = self.base(target, form)?;
-        let tuning: &dyn Tuning = match &adapter {
-            Some(adapter) => &*adapter.tuning,
-            None => &Frozen,
-        };
+        let base = self.base(target, adapter.as_deref(), goes_on)?;
         let longest = base.decoder.config().max_positions;
-        let speaker = Speaker {
-            decoder: &base.decoder,
-            tuning,
-            tokenizer: &base.tokenizer,
-            context_length: target.context_length.map_or(longest, |length| length.min(longest)),
-        };
-        body(speaker, &base)
+        let context_length = target.context_length.map_or(longest, |length| length.min(longest));
+        Ok(Model { base, adapter, context_length })
     }
 
     /// What a reward model says of `records`, each a prompt with an answer or a conversation that ends with one:
@@ -178,10 +197,10 @@ impl Engine {
     /// `Validation` when the target is no reward model, or a record is too long for it or not what its base
     /// takes; else when base or adapter cannot be read.
     pub fn score(&self, target: &Target, records: &[Record]) -> Result<Vec<f32>> {
-        let adapter = self.adapter(target)?.ok_or_else(|| {
+        let adapter = self.adapter(target, &|| Ok(()))?.ok_or_else(|| {
             Error::validation("A base model is no reward model: give a custom model of trainingObjective reward")
         })?;
-        let base = self.base(target, adapter.method.form())?;
+        let base = self.base(target, Some(&adapter), &|| Ok(()))?;
         let mut sequences = Vec::with_capacity(records.len());
         for record in records {
             sequences.extend(base.encoder.sequences(record)?.into_iter().map(|encoded| encoded.tokens));
@@ -194,7 +213,12 @@ impl Engine {
     /// # Errors
     /// When the base cannot be read, or has no chat template for a conversation.
     pub fn count(&self, target: &Target, prompt: &Prompt) -> Result<usize> {
-        Ok(self.base(target, Form::Frozen)?.encode(prompt)?.len())
+        Ok(self.base(target, None, &|| Ok(()))?.encode(prompt)?.len())
+    }
+
+    /// Bytes of the adapters in memory, those in use included.
+    pub fn adapter_bytes(&self) -> u64 {
+        self.adapters.bytes()
     }
 
     /// Loads a target if it is not in memory, so that its first answer does not wait for that. Blocks.
@@ -211,30 +235,65 @@ impl Engine {
         self.adapters.forget(|(id, _)| id == adapter);
     }
 
-    fn base(&self, target: &Target, form: Form) -> Result<Arc<Base>> {
+    fn base(
+        &self,
+        target: &Target,
+        adapter: Option<&HeldAdapter>,
+        goes_on: &dyn Fn() -> Result<()>,
+    ) -> Result<HeldBase> {
+        // An adapter is asked on the base that it was trained on, which may be one in 4 bits.
+        let form = match adapter.map(|adapter| adapter.method.form()) {
+            None | Some(Form::Frozen) => Form::Served,
+            Some(form) => form,
+        };
         let dir = &target.base_dir;
-        self.bases.get(&(dir.clone(), form), || Base::load(dir, form, &self.device, self.quantized.as_deref()))
+        let size = || Ok(DecoderConfig::read(dir)?.weight_counts().total() * size_of::<f32>() as u64);
+        let load = || {
+            let base = Base::load(dir, form, &self.device, self.quantized.as_deref(), self.limits)?;
+            let bytes = base.decoder.bytes() as u64;
+            Ok((base, bytes))
+        };
+        self.bases.get(&(dir.clone(), form), size, load, goes_on)
     }
 
-    fn adapter(&self, target: &Target) -> Result<Option<Arc<tune::Adapter>>> {
+    fn adapter(&self, target: &Target, goes_on: &dyn Fn() -> Result<()>) -> Result<Option<Arc<HeldAdapter>>> {
         let Some(adapter) = &target.adapter else { return Ok(None) };
         // With the base in the key an adapter is never run on a base that it was not checked against.
         let key = (adapter.id.clone(), target.base_dir.clone());
-        let load = || read_adapter(&adapter.dir, &DecoderConfig::read(&target.base_dir)?, &self.device, false);
-        self.adapters.get(&key, load).map(Some)
+        // What is wrong with one that cannot be measured, loading it says.
+        let size = || Ok(adapter_bytes(&adapter.dir).unwrap_or_default());
+        let load = || {
+            let read = read_adapter(&adapter.dir, &DecoderConfig::read(&target.base_dir)?, &self.device, false)?;
+            Ok((read, adapter_bytes(&adapter.dir)?))
+        };
+        self.adapters.get(&key, size, load, goes_on).map(|held| Some(Arc::new(held)))
+    }
+}
+
+impl Model {
+    fn tuning(&self) -> &dyn Tuning {
+        self.adapter.as_ref().map_or(&Frozen, |adapter| adapter.tuning())
+    }
+
+    fn asked(&self) -> Asked<'static> {
+        match &self.adapter {
+            Some(adapter) => Asked::new(Arc::clone(adapter) as Arc<dyn Tuned>, self.context_length),
+            None => Asked::borrowed(&Frozen, self.context_length),
+        }
     }
 }
 
 impl Base {
-    fn load(dir: &Path, form: Form, device: &Device, quantized: Option<&Path>) -> Result<Self> {
+    fn load(dir: &Path, form: Form, device: &Device, quantized: Option<&Path>, limits: Limits) -> Result<Self> {
         let tokenizer = Tokenizer::read(dir)?;
         let encoder =
             Encoder::new(tokenizer.inner().clone(), tokenizer.bos(), tokenizer.eos(), tokenizer.chat_template())?;
-        let decoder = match form {
+        let decoder = Arc::new(match form {
             Form::Nf4 => load_nf4(dir, device, quantized)?,
             form => Decoder::load(dir, device, form)?,
-        };
-        Ok(Self { decoder, tokenizer, encoder })
+        });
+        let scheduler = Scheduler::new(Arc::clone(&decoder), tokenizer.ends(), limits);
+        Ok(Self { decoder, tokenizer, encoder, scheduler })
     }
 
     fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {

@@ -1,24 +1,25 @@
-//! Answers from a base model with an adapter: sampling, the KV cache, what is loaded where.
-//! [`Engine`] keeps models in memory and answers prompts; [`Speaker`] is one model answering; [`Batch`] is one
-//! model that goes on with many sequences at once, and [`complete()`] answers many prompts through one.
-//! Everything here blocks: call it from a thread that may.
+//! Answers from a base model with adapters: sampling, keys and values, what is loaded where, who is decoded together.
+//! [`Engine`] keeps models in memory and answers prompts; [`Scheduler`] lets the requests to one base share its
+//! steps; [`Batch`] is one model that goes on with many sequences at once, each with a tuning of its own, and
+//! [`complete()`] answers many prompts through one. Everything here blocks: call it from a thread that may.
 
+mod answer;
 mod batch;
-mod cache;
 mod complete;
 mod detokenize;
 mod engine;
-mod generate;
 mod loaded;
+mod mixed;
 mod rooms;
 mod sampling;
+mod scheduler;
 mod score;
 mod stops;
 
-pub use batch::{Batch, Drawn, SequenceId};
-pub use cache::Cache;
+pub use answer::{Answer, Options, Piece, StopReason};
+pub use batch::{Asked, Batch, Drawn, SequenceId, Tuned};
 pub use complete::{Completion, Request, complete};
 pub use engine::{Adapter, Capacity, Engine, Prompt, Target};
-pub use generate::{Answer, Options, Piece, Speaker, StopReason};
 pub use sampling::Sampling;
+pub use scheduler::{Limits, Scheduler};
 pub use score::score;

@@ -1,6 +1,7 @@
 //! Keys and values of many sequences in one slab for each layer. A sequence has a room of adjacent rows,
 //! the same in every layer; rooms are taken and given back as sequences join and leave, so what one layer's
-//! attention reads never has to be put together again.
+//! attention reads never has to be put together again. The slab grows as it must, or has a size: then it never
+//! moves, and on the CPU the system gives it memory only where something is written.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,6 +19,8 @@ const STEP: usize = 256;
 pub(super) struct Rooms {
     /// Rows of the slab.
     rows: usize,
+    /// The most rows, if there is a most.
+    limit: Option<usize>,
     /// Rooms by their first row.
     taken: BTreeMap<usize, usize>,
     /// Keys and values of each layer, `[rows or fewer, kv_heads, head_dim]`: a layer grows when it is next written.
@@ -27,7 +30,34 @@ pub(super) struct Rooms {
 impl Rooms {
     /// None taken, for a decoder with this many layers.
     pub(super) fn new(layers: usize) -> Self {
-        Self { rows: 0, taken: BTreeMap::new(), layers: vec![None; layers] }
+        Self { rows: 0, limit: None, taken: BTreeMap::new(), layers: vec![None; layers] }
+    }
+
+    /// As [`Rooms::new`], in a slab of so many rows.
+    pub(super) fn limited(layers: usize, rows: usize) -> Self {
+        Self { limit: Some(rows), ..Self::new(layers) }
+    }
+
+    /// Whether a room, once taken, must do.
+    pub(super) fn is_limited(&self) -> bool {
+        self.limit.is_some()
+    }
+
+    /// Whether there is a room of `length` rows now. Where nobody has one there always is, however long.
+    pub(super) fn has(&self, length: usize) -> bool {
+        self.taken.is_empty() || self.limit.is_none_or(|limit| self.gap(length) + length <= limit.max(self.rows))
+    }
+
+    /// Where the first gap of `length` rows begins, which may be past the end.
+    fn gap(&self, length: usize) -> usize {
+        let mut start = 0;
+        for (first, taken) in &self.taken {
+            if first - start >= length {
+                break;
+            }
+            start = first + taken;
+        }
+        start
     }
 
     /// Rows of the slab.
@@ -37,16 +67,11 @@ impl Rooms {
 
     /// A room of `length` rows: the first gap that has them, else new rows at the end.
     pub(super) fn take(&mut self, length: usize) -> Range<usize> {
-        let mut start = 0;
-        for (first, taken) in &self.taken {
-            if first - start >= length {
-                break;
-            }
-            start = first + taken;
-        }
+        let start = self.gap(length);
         let room = start..start + length;
         if room.end > self.rows {
-            self.rows = (room.end.div_ceil(STEP) * STEP).max(2 * self.rows);
+            let rows = room.end.next_multiple_of(STEP);
+            self.rows = self.limit.map_or(rows.max(2 * self.rows), |limit| rows.max(limit));
         }
         self.taken.insert(room.start, length);
         room
@@ -200,6 +225,21 @@ mod tests {
             rooms.leave(&room);
         }
         assert_eq!(rooms.rows(), 0);
+    }
+
+    #[test]
+    fn a_limited_slab_has_no_room_above_its_size_but_one_for_whoever_comes_alone() {
+        let mut rooms = Rooms::limited(1, 512);
+        assert!(rooms.has(9000));
+        let first = rooms.take(300);
+        assert_eq!(rooms.rows(), 512);
+        assert!(rooms.has(212) && !rooms.has(213));
+        let second = rooms.take(212);
+        assert!(!rooms.has(1));
+        rooms.leave(&first);
+        assert!(rooms.has(300) && !rooms.has(301));
+        rooms.leave(&second);
+        assert_eq!((rooms.take(9000), rooms.rows() >= 9000), (0..9000, true));
     }
 
     #[test]

@@ -45,8 +45,8 @@ impl Stops {
     }
 
     /// The text ended otherwise: what was held back belongs to it.
-    pub(super) fn finish(self) -> String {
-        self.held
+    pub(super) fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 }
 

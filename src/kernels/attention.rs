@@ -4,6 +4,7 @@
 //! each row, which is all that is kept (FlashAttention's scheme, arXiv 2205.14135).
 
 mod cpu;
+mod one_query;
 
 use std::sync::OnceLock;
 

@@ -4,7 +4,7 @@
 //! multiplied with it is rounded and packed on the way. A CPU without the instruction keeps one packing, half
 //! the memory of f32, and multiplies what it decodes from it.
 
-mod panels;
+pub(super) mod panels;
 #[cfg(test)]
 pub(crate) mod portable;
 mod product;
@@ -25,6 +25,11 @@ use super::matmul::{Output, Write};
 /// Whether this CPU multiplies packed bf16 values faster than f32: whether it has AVX512-BF16.
 pub fn has_bf16_products() -> bool {
     tile::native().is_some()
+}
+
+/// The nearest value that bf16 holds.
+pub fn to_bf16(value: f32) -> f32 {
+    f32::from_bits(panels::rounded(value))
 }
 
 /// A matrix `[out, in]` in bf16. Each value is the nearest bf16, ties to even; subnormal values are zero, as
@@ -52,6 +57,22 @@ impl Packed {
         }
         let forward = Panels::pack(values, outputs, inputs);
         Ok(Self { shape: (outputs, inputs), tile: tile::native(), forward, backward: OnceLock::new() })
+    }
+
+    /// As [`Packed::new`], to be multiplied in f32 on every CPU; `None` when rounding would change a value.
+    ///
+    /// # Errors
+    /// As [`Packed::new`].
+    pub fn lossless(values: &[f32], outputs: usize, inputs: usize) -> Result<Option<Self>> {
+        if !values.iter().all(|value| panels::rounded(*value) == value.to_bits()) {
+            return Ok(None);
+        }
+        Ok(Some(Self { tile: None, ..Self::new(values, outputs, inputs)? }))
+    }
+
+    /// The weight as it lies in memory.
+    pub(super) fn panels(&self) -> &Panels {
+        &self.forward
     }
 
     /// Outputs and inputs.

@@ -12,6 +12,7 @@ mod cuda;
 mod dora;
 mod dropout;
 mod embedding;
+mod few_rows;
 mod gated;
 #[cfg(test)]
 mod gradcheck;
@@ -19,6 +20,7 @@ mod lead;
 mod linear;
 mod linear_cross_entropy;
 mod lora_linear;
+mod low_rank;
 mod matmul;
 mod nf4;
 mod operand;
@@ -36,7 +38,7 @@ pub use adamw::AdamWStep;
 pub use attention::attention;
 #[cfg(test)]
 pub(crate) use bf16::portable::emulated;
-pub use bf16::{Packed, has_bf16_products};
+pub use bf16::{Packed, has_bf16_products, to_bf16};
 #[cfg(feature = "nccl")]
 pub use cuda::Nccl;
 #[cfg(feature = "cuda")]
@@ -44,11 +46,13 @@ pub use cuda::{DeviceMoments, PagedMoments, PagedUpdate, sum_of_squares};
 pub use dora::{row_norms, row_squares};
 pub use dropout::Dropout;
 pub use embedding::embedding;
+pub(crate) use few_rows::MOST_ROWS;
 pub use gated::{Activation, gated};
 pub use lead::lead;
 pub use linear::linear;
 pub use linear_cross_entropy::{CrossEntropy, Gradients, head_rows, linear_cross_entropy};
 pub use lora_linear::lora_linear;
+pub use low_rank::{RowsUpdate, update_rows};
 pub use nf4::{BLOCK, DYNAMIC_MAP, LEVELS, NESTED_BLOCK, Nf4, Parts};
 pub use paging::Paging;
 pub use rms_norm::rms_norm;

@@ -201,8 +201,8 @@ impl Nf4 {
         out.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, out)| self.decode(start + chunk * CHUNK, out));
     }
 
-    /// The values from the `start`-th on.
-    fn decode(&self, start: usize, out: &mut [f32]) {
+    /// The values from the `start`-th on, by the calling thread.
+    pub(super) fn decode(&self, start: usize, out: &mut [f32]) {
         vectorized(
             #[inline(always)]
             || {

@@ -85,6 +85,12 @@ impl Spans {
         Self { spans: Arc::new([Span { queries: 0..queries, keys: 0..keys, timeless: true }]), keys }
     }
 
+    /// As [`Spans::timeless`], with every query by itself, so that how many there are changes the bits of none.
+    pub fn timeless_each(queries: usize, keys: usize) -> Self {
+        let span = |query| Span { queries: query..query + 1, keys: 0..keys, timeless: true };
+        Self { spans: (0..queries).map(span).collect(), keys }
+    }
+
     /// How many query rows all records have together.
     pub fn queries(&self) -> usize {
         self.spans.last().map_or(0, |span| span.queries.end)

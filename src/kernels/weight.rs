@@ -9,6 +9,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Device, Layout, Result, Shape, Tensor};
 
 use super::bf16::{Packed, ROWS_TOGETHER};
+use super::few_rows;
 use super::linear::{Sizes, linear};
 use super::matmul::{Matrix, Output, Threads, Write, matmul_into};
 use super::nf4::Nf4;
@@ -51,6 +52,27 @@ impl Weight {
         let tensor = tensor.contiguous()?;
         let packed = Packed::new(&Values::of(NAME, &tensor)?, outputs, inputs)?;
         Ok(Self::Bf16(Arc::new(packed)))
+    }
+
+    /// A dense weight `[out, in]`, frozen in bf16 where that changes none of its values and as it is where it
+    /// would. Products with it compute in f32 on every CPU.
+    ///
+    /// # Errors
+    /// When it is no matrix, or not f32 on the CPU.
+    pub fn lossless(tensor: &Tensor) -> Result<Self> {
+        let (outputs, inputs) = tensor.dims2()?;
+        let tensor = tensor.contiguous()?;
+        let packed = Packed::lossless(&Values::of(NAME, &tensor)?, outputs, inputs)?;
+        Ok(packed.map_or_else(|| Self::Dense(tensor.clone()), |packed| Self::Bf16(Arc::new(packed))))
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Self::Bf16(packed) => packed.bytes(),
+            Self::Nf4(quantized) => quantized.bytes(),
+        }
     }
 
     /// The tensor of a dense weight.
@@ -120,8 +142,20 @@ impl Weight {
     pub(super) fn multiply(&self, x: &[f32], rows: usize, out: &mut [f32], into: Write) -> Result<()> {
         let (outputs, inputs) = self.dims()?;
         if let Self::Bf16(packed) = self
-            && packed.forward(x, rows, Output { values: out, columns: outputs, row_stride: outputs }, into)
+            && packed.forward(x, rows, whole(out, outputs), into)
         {
+            return Ok(());
+        }
+        let most = if matches!(self, Self::Bf16(_)) { few_rows::MOST_PANEL_ROWS } else { few_rows::MOST_ROWS };
+        if rows <= most && inputs > 0 {
+            match self {
+                Self::Dense(tensor) => {
+                    let tensor = tensor.contiguous()?;
+                    few_rows::dense(x, inputs, &Values::of(NAME, &tensor)?, whole(out, outputs), into);
+                }
+                Self::Bf16(packed) => few_rows::panels(x, packed.panels(), whole(out, outputs), into),
+                Self::Nf4(quantized) => few_rows::nf4(x, quantized, whole(out, outputs), into),
+            }
             return Ok(());
         }
         let x = Matrix::new(x, rows, inputs);
@@ -160,6 +194,11 @@ impl Weight {
         }
         Ok(())
     }
+}
+
+/// All of an output.
+fn whole(values: &mut [f32], columns: usize) -> Output<'_> {
+    Output { values, columns, row_stride: columns }
 }
 
 /// Calls `decode` and then `body` for strip after strip; each begins at a multiple of [`ROWS_TOGETHER`].

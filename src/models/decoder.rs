@@ -34,6 +34,10 @@ pub enum Form {
     Bf16,
     /// The layers' maps in NF4, the rest in f32; none trains.
     Nf4,
+    /// To answer with: the layers' maps and the head in bf16 where that changes none of their values, as with a
+    /// checkpoint that was published in bf16, else in f32; the rest in f32. It computes in f32 on every CPU. None
+    /// trains.
+    Served,
 }
 
 /// A base model in memory.
@@ -94,7 +98,8 @@ impl Decoder {
 
     /// A new model: normal weights with the configuration's `initializer_range` as deviation, those that write into the residual stream
     /// divided by √(2·layers) so that its variance does not grow with depth (GPT-2); norms scale by one,
-    /// biases zero. The same seed gives the same model.
+    /// biases zero. One to answer with is rounded to bf16, as checkpoints are published. The same seed gives the
+    /// same model.
     ///
     /// # Errors
     /// When the device cannot hold it.
@@ -110,7 +115,11 @@ impl Decoder {
             } else {
                 let into_stream = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
                 let deviation = if into_stream { range / depth } else { range };
-                Rng::new(seed, name, 0).normals(count, deviation)
+                let mut values = Rng::new(seed, name, 0).normals(count, deviation);
+                if form == Form::Served {
+                    values.iter_mut().for_each(|value| *value = kernels::to_bf16(*value));
+                }
+                values
             };
             Ok(Tensor::from_vec(values, shape, device)?.into())
         })
@@ -144,8 +153,9 @@ impl Decoder {
         let head = match (config.tied, form) {
             // Beside the table it would only cost memory on a CPU that cannot multiply it as it is.
             (true, Form::Bf16) if has_bf16_products() => Weight::packed(&embedding)?,
+            (true, Form::Served) => Weight::lossless(&embedding)?,
             (true, _) => Weight::from(&embedding),
-            (false, Form::Bf16) => take("lm_head.weight".into(), &size, true)?,
+            (false, Form::Bf16 | Form::Served) => take("lm_head.weight".into(), &size, true)?,
             (false, _) => dense(&mut take, "lm_head.weight", &size)?.into(),
         };
         Ok(Self { config, device: device.clone(), rotaries, embedding, layers, norm, head, named, quantized })
@@ -171,6 +181,15 @@ impl Decoder {
         &self.quantized
     }
 
+    /// Bytes that the weights take in memory.
+    pub fn bytes(&self) -> usize {
+        let dense = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let layers = self.layers.iter().map(|layer| layer.bytes());
+        let shared = self.head.tensor().is_some_and(|head| head.id() == self.embedding.id());
+        let head = if shared { 0 } else { self.head.bytes() };
+        dense(&self.embedding) + dense(&self.norm) + head + layers.sum::<usize>()
+    }
+
     /// The weight of a linear map, if there is one.
     pub fn weight(&self, site: Site) -> Option<&Weight> {
         self.layers.get(site.layer)?.linears.get(&site.projection).map(|linear| &linear.weight)
@@ -182,14 +201,6 @@ impl Decoder {
     /// When the device refuses.
     pub fn packing(&self, lengths: &[usize], tuning: &dyn Tuning) -> Result<Packing> {
         Packing::records(&self.rotaries, lengths, tuning, &self.device)
-    }
-
-    /// The packing of `new` tokens of one record after the `held` rows that went through before.
-    ///
-    /// # Errors
-    /// When the device refuses.
-    pub fn continuation(&self, held: usize, new: usize, tuning: &dyn Tuning) -> Result<Packing> {
-        Packing::continued(&self.rotaries, held, new, tuning, &self.device)
     }
 
     /// The packing of one new token for each of some records, whose keys lie at `places` among `rows` rows of
@@ -330,6 +341,7 @@ pub(super) fn in_form(form: Form, map: bool, name: &str, shape: &[usize], weight
             Weight::Nf4(quantize(name, &tensor.flatten_all()?.to_vec1::<f32>()?, shape)?)
         }
         Weight::Dense(tensor) if form == Form::Bf16 && map => Weight::packed(&tensor)?,
+        Weight::Dense(tensor) if form == Form::Served && map => Weight::lossless(&tensor)?,
         Weight::Dense(tensor) if form == Form::Trainable => Var::from_tensor(&tensor)?.into_inner().into(),
         other => other,
     })

@@ -47,6 +47,11 @@ pub(super) struct Layer {
 }
 
 impl Layer {
+    /// Bytes of its maps; the norms and biases are small beside them.
+    pub(super) fn bytes(&self) -> usize {
+        self.linears.values().map(|linear| linear.weight.bytes()).sum()
+    }
+
     /// `x` `[N, hidden]` to `[N, hidden]`.
     pub(super) fn forward(
         &self,
@@ -111,7 +116,7 @@ impl Layer {
         }
         let scale = 1.0 / config.query_pre_attn_scalar.sqrt();
         let y = kernels::attention(&q, &k, &v, &packing.spans, scale, self.window, config.attention_softcap)?;
-        let mut y = y.reshape((tokens, heads * width))?;
+        let y = y.reshape((tokens, heads * width))?;
         let beside = Attention {
             layer: self.index,
             queries: &q,
@@ -119,10 +124,7 @@ impl Layer {
             keys: &|x| self.linear(Projection::Key, x, &Frozen),
             values: &|x| self.linear(Projection::Value, x, &Frozen),
         };
-        if let Some(added) = tuning.beside_attention(&beside)? {
-            y = (y + added)?;
-        }
-        self.linear(Projection::Output, &y, tuning)
+        self.linear(Projection::Output, &tuning.beside_attention(&beside, y)?, tuning)
     }
 
     /// Queries `[N, heads · head_dim]`, keys and values `[N, kv_heads · head_dim]`, fused or not.

@@ -39,22 +39,6 @@ impl Packing {
         Ok(Self { angles: rotaries.at(&positions, device)?, lengths, soft, spans })
     }
 
-    /// One record of which `held` rows went through before and `new` tokens come now; the first pass
-    /// brings the soft prompt or the prefix with it.
-    pub(super) fn continued(
-        rotaries: &Rotaries,
-        held: usize,
-        new: usize,
-        tuning: &dyn Tuning,
-        device: &Device,
-    ) -> Result<Self> {
-        if held == 0 {
-            return Self::records(rotaries, &[new], tuning, device);
-        }
-        let angles = rotaries.at(std::slice::from_ref(&(held..held + new)), device)?;
-        Ok(Self { lengths: vec![new], soft: 0, spans: Spans::with_cache(&[new], &[held + new])?, angles })
-    }
-
     /// One new token for each of some records. The keys of a record lie at its place among `rows` rows, that of
     /// the new token last; all but that one went through before.
     pub(super) fn next(rotaries: &Rotaries, places: &[Range<usize>], rows: usize, device: &Device) -> Result<Self> {

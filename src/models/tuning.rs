@@ -89,6 +89,19 @@ impl Site {
     }
 }
 
+/// A low-rank update of a linear map.
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    /// `[r, in]`.
+    pub a: Tensor,
+    /// `[out, r]`.
+    pub b: Tensor,
+    /// What the update is multiplied with.
+    pub scale: f64,
+    /// What each output is multiplied with, `[out]`, update included and bias not.
+    pub stretch: Option<Tensor>,
+}
+
 /// A layer's attention, as seen by what is added beside it.
 pub struct Attention<'a> {
     /// Counted from the embedding, first is 0.
@@ -114,6 +127,16 @@ pub trait Tuning: Send + Sync {
         weight.apply(x, bias)
     }
 
+    /// The part of [`Tuning::linear`] that is the tuning's own, for rows that share the base's product with rows of
+    /// other tunings. A method that overrides `linear` says here what it adds, without dropout.
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn low_rank(&self, site: Site, weight: &Weight) -> Result<Option<LowRank>> {
+        let _ = (site, weight);
+        Ok(None)
+    }
+
     /// What attention adds to the residual stream: `residual` and `added` are `[N, hidden]`.
     ///
     /// # Errors
@@ -132,13 +155,13 @@ pub trait Tuning: Send + Sync {
         Ok(added)
     }
 
-    /// What is added to the heads' result before the output projection, `[N, heads * head_dim]`.
+    /// The heads' result before the output projection, `[N, heads * head_dim]`, with what stands beside them.
     ///
     /// # Errors
     /// When shapes do not fit.
-    fn beside_attention(&self, attention: &Attention<'_>) -> Result<Option<Tensor>> {
+    fn beside_attention(&self, attention: &Attention<'_>, heads: Tensor) -> Result<Tensor> {
         let _ = attention;
-        Ok(None)
+        Ok(heads)
     }
 
     /// How many rows [`Tuning::soft_prompt`] has.

@@ -5,6 +5,7 @@ pub(super) mod out_of_memory;
 mod precision;
 mod preferences;
 pub(super) mod resume;
+mod served;
 mod slots;
 mod steps;
 mod whole;

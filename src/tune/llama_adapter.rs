@@ -3,6 +3,8 @@
 //! value projections without a rotation; the result is multiplied with one gate a layer, which begins at
 //! zero, so that training starts from the base exactly. (The paper's code has a gate a head, through tanh.)
 
+use std::sync::OnceLock;
+
 use candle_core::Tensor;
 
 use super::lora::PREFIX;
@@ -58,6 +60,8 @@ struct Gated {
     prompt: Tensor,
     /// `[1]`.
     gate: Tensor,
+    /// The prompt's keys and values, of one that does not train.
+    seen: OnceLock<(Tensor, Tensor)>,
 }
 
 /// Gated prompts in the attention of the top layers.
@@ -89,28 +93,44 @@ impl LlamaAdapter {
             let shape = [1, config.length, base.hidden_size];
             let prompt =
                 parameters.take(&format!("{module}.adaption_prompt"), &shape, place, |rng| rng.normals(count, 1.0))?;
-            layers.push(Gated { prompt, gate });
+            layers.push(Gated { prompt, gate, seen: OnceLock::new() });
         }
         Ok(Self { first, layers, trainables: parameters.into_trainables() })
     }
 }
 
-impl Tuning for LlamaAdapter {
-    fn beside_attention(&self, attention: &Attention<'_>) -> candle_core::Result<Option<Tensor>> {
-        let Some(gated) = attention.layer.checked_sub(self.first).and_then(|layer| self.layers.get(layer)) else {
-            return Ok(None);
-        };
-        let (tokens, heads, width) = attention.queries.dims3()?;
-        let prompt = gated.prompt.squeeze(0)?;
-        let length = prompt.dim(0)?;
+impl Gated {
+    /// Keys and values of the prompt, each `[length, kv_heads, head_dim]`.
+    fn keys_and_values(&self, attention: &Attention<'_>) -> candle_core::Result<(Tensor, Tensor)> {
+        if let Some(seen) = self.seen.get() {
+            return Ok(seen.clone());
+        }
+        let prompt = self.prompt.squeeze(0)?;
+        let (length, width) = (prompt.dim(0)?, attention.queries.dim(2)?);
         let heads_of = |x: Tensor| -> candle_core::Result<Tensor> {
             let key_heads = x.dim(1)? / width;
             x.reshape((length, key_heads, width))
         };
-        let (keys, values) = (heads_of((attention.keys)(&prompt)?)?, heads_of((attention.values)(&prompt)?)?);
-        let spans = Spans::timeless(tokens, length);
+        let both = (heads_of((attention.keys)(&prompt)?)?, heads_of((attention.values)(&prompt)?)?);
+        if !both.0.track_op() && !both.1.track_op() {
+            let _ = self.seen.set(both.clone());
+        }
+        Ok(both)
+    }
+}
+
+impl Tuning for LlamaAdapter {
+    fn beside_attention(&self, attention: &Attention<'_>, y: Tensor) -> candle_core::Result<Tensor> {
+        let Some(gated) = attention.layer.checked_sub(self.first).and_then(|layer| self.layers.get(layer)) else {
+            return Ok(y);
+        };
+        let (tokens, heads, width) = attention.queries.dims3()?;
+        let (keys, values) = gated.keys_and_values(attention)?;
+        let length = keys.dim(0)?;
+        let trains = [attention.queries, &keys, &values].iter().any(|part| part.track_op());
+        let spans = if trains { Spans::timeless(tokens, length) } else { Spans::timeless_each(tokens, length) };
         let seen = kernels::attention(attention.queries, &keys, &values, &spans, attention.scale, None, None)?;
-        seen.reshape((tokens, heads * width))?.broadcast_mul(&gated.gate).map(Some)
+        y + seen.reshape((tokens, heads * width))?.broadcast_mul(&gated.gate)?
     }
 }
 

@@ -14,7 +14,7 @@ use super::parameters::{Parameters, zeros};
 use super::{Method, Place, Trainable, TuningMethod, score};
 use crate::error::{Error, Result};
 use crate::kernels::{self, Dropout, Weight};
-use crate::models::{Decoder, DecoderConfig, Projection, Site, Tuning};
+use crate::models::{Decoder, DecoderConfig, LowRank, Projection, Site, Tuning};
 use crate::rng;
 
 /// What `peft` puts before the module's name in an adapter.
@@ -94,6 +94,8 @@ struct Magnitude {
     lengths: Tensor,
     /// The squared rows of the base's weight, which do not change.
     squares: OnceLock<Vec<f64>>,
+    /// m/‖W + s·B·A‖ of one that does not train.
+    stretch: OnceLock<Tensor>,
 }
 
 /// Low-rank updates of a decoder's linear maps.
@@ -150,7 +152,7 @@ impl Lora {
             let magnitude = if config.magnitudes {
                 let begin = if parameters.are_new() { lengths(*site)? } else { Vec::new() };
                 let lengths = parameters.take(&magnitude_name(*site), &[outputs], place, |_| begin)?;
-                Some(Magnitude { lengths, squares: OnceLock::new() })
+                Some(Magnitude { lengths, squares: OnceLock::new(), stretch: OnceLock::new() })
             } else {
                 None
             };
@@ -184,6 +186,10 @@ pub(super) fn magnitude_name(site: Site) -> String {
 impl Update {
     /// m/‖W + s·B·A‖, `[out]`; only m is tracked.
     fn stretch(&self, magnitude: &Magnitude, weight: &Weight) -> candle_core::Result<Tensor> {
+        let trains = [&self.a, &self.b, &magnitude.lengths].iter().any(|part| part.track_op());
+        if let Some(stretch) = magnitude.stretch.get().filter(|_| !trains) {
+            return Ok(stretch.clone());
+        }
         let squares = match magnitude.squares.get() {
             Some(squares) => squares,
             None => {
@@ -191,7 +197,11 @@ impl Update {
                 magnitude.squares.get_or_init(|| squares)
             }
         };
-        &magnitude.lengths / kernels::row_norms(weight, squares, &self.a, &self.b, self.scale)?
+        let stretch = (&magnitude.lengths / kernels::row_norms(weight, squares, &self.a, &self.b, self.scale)?)?;
+        if !trains {
+            let _ = magnitude.stretch.set(stretch.clone());
+        }
+        Ok(stretch)
     }
 
     fn apply(
@@ -245,6 +255,12 @@ impl Lora {
 impl Tuning for Lora {
     fn linear(&self, site: Site, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
         self.tuned(None, site, x, weight, bias)
+    }
+
+    fn low_rank(&self, site: Site, weight: &Weight) -> candle_core::Result<Option<LowRank>> {
+        let Some(update) = self.updates.get(&site) else { return Ok(None) };
+        let stretch = update.magnitude.as_ref().map(|magnitude| update.stretch(magnitude, weight)).transpose()?;
+        Ok(Some(LowRank { a: update.a.clone(), b: update.b.clone(), scale: update.scale, stretch }))
     }
 }
 

@@ -27,7 +27,7 @@ pub use lora::{Lora, LoraConfig};
 pub use method::TuningMethod;
 pub use prefix::{Prefix, PrefixConfig};
 pub use prompt::{PromptConfig, SoftPrompt};
-pub use read::{Adapter, QUANTIZATION, WEIGHT_FILES, read_adapter, weight_file};
+pub use read::{Adapter, QUANTIZATION, WEIGHT_FILES, adapter_bytes, read_adapter, weight_file};
 pub use score::{SCORE, new_score};
 pub use virtual_tokens::VirtualTokens;
 

@@ -32,6 +32,17 @@ pub fn weight_file(dir: &Path) -> PathBuf {
     found.unwrap_or_else(|| dir.join(WEIGHT_FILES[0]))
 }
 
+/// Bytes that the tensors of the adapter in `dir` take in memory.
+///
+/// # Errors
+/// When its file is missing or damaged.
+pub fn adapter_bytes(dir: &Path) -> Result<u64> {
+    let weights = Weights::open_file(&weight_file(dir))?;
+    let values: usize =
+        weights.names().filter_map(|name| weights.shape(name)).map(|shape| shape.iter().product::<usize>()).sum();
+    Ok((values * size_of::<f32>()) as u64)
+}
+
 /// An adapter in memory.
 pub struct Adapter {
     /// What it is and what it was made with.

@@ -1,11 +1,10 @@
 //! The decoder against transformers (`models.py`): logits and greedy answers of every family.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 
 use candle_core::Device;
 use serde::Deserialize;
-use tunesmith::infer::{Options, Speaker, StopReason};
+use tunesmith::infer::{Batch, Completion, Request, Sampling, StopReason, complete};
 use tunesmith::models::{Decoder, Form, Frozen, Precision, Tokenizer, Tuning, Weights};
 
 /// `expected.json` of a family.
@@ -59,6 +58,14 @@ fn a_saved_model_loads_with_the_same_logits() {
     }
 }
 
+/// The likeliest `most` tokens after a prompt, or those up to an end.
+fn greedy(decoder: &Decoder, ends: &[u32], prompt: &[u32], most: usize) -> Completion {
+    let likeliest = Sampling { max_tokens: most, temperature: 0.0, top_p: 1.0, top_k: None, seed: 0 };
+    let mut batch = Batch::new(decoder, &Frozen, ends, 64);
+    let answers = complete(&mut batch, &[Request { prompt, ways: vec![likeliest] }], 1, &|| true);
+    answers.unwrap().unwrap().remove(0).remove(0)
+}
+
 #[test]
 fn greedy_answers_with_the_cache_equal_those_of_transformers_and_those_without_it() {
     let tokenizer = Tokenizer::read(&fixture("llama")).unwrap();
@@ -68,11 +75,9 @@ fn greedy_answers_with_the_cache_equal_those_of_transformers_and_those_without_i
         // The end token may be among the expected ones: the fixture was made without any, so none may end here.
         let end = tokenizer.ends()[0];
         let stop = expected.greedy.iter().position(|token| *token == end);
-        let speaker = Speaker { decoder: &decoder, tuning: &Frozen, tokenizer: &tokenizer, context_length: 64 };
-        let options = Options { max_tokens: expected.greedy.len(), ..Default::default() };
         let prompt = &expected.records[0];
-        let answer = speaker.answer(prompt, &options, &AtomicBool::new(false), &mut |_| ()).unwrap();
-        assert_eq!(answer.tokens, expected.greedy[..stop.unwrap_or(expected.greedy.len())], "{family}");
+        let answer = greedy(&decoder, tokenizer.ends(), prompt, expected.greedy.len());
+        assert_eq!(answer.tokens, expected.greedy[..stop.map_or(expected.greedy.len(), |stop| stop + 1)], "{family}");
         assert_eq!(answer.stop_reason, if stop.is_some() { StopReason::EndTurn } else { StopReason::MaxTokens });
 
         let mut text = prompt.clone();
@@ -92,9 +97,7 @@ fn an_answer_that_outgrows_the_length_of_pre_training_goes_on_with_the_frequenci
     let decoder = Decoder::load(&fixture("phi3"), &Device::Cpu, Form::Frozen).unwrap();
     let prompt = &expected.records[1];
     assert!(decoder.config().frequencies_change(prompt.len(), prompt.len() + expected.grown.len()));
-    let speaker = Speaker { decoder: &decoder, tuning: &Frozen, tokenizer: &tokenizer, context_length: 64 };
-    let options = Options { max_tokens: expected.grown.len(), ..Default::default() };
-    let answer = speaker.answer(prompt, &options, &AtomicBool::new(false), &mut |_| ()).unwrap();
+    let answer = greedy(&decoder, tokenizer.ends(), prompt, expected.grown.len());
     assert_eq!(answer.tokens, expected.grown);
 }
 

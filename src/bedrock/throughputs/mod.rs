@@ -63,7 +63,7 @@ fn answer(placed: Placed<Throughput>, wanted: &Throughput) -> Result<Throughput>
             Kind::QuotaExceeded,
             format!(
                 "modelUnits is {}, but this service has {left} model units left: a unit keeps a place for an answer. \
-                 Delete provisioned throughput that is not needed, or raise TUNESMITH_ANSWERS_AT_ONCE",
+                 Delete provisioned throughput that is not needed, or raise TUNESMITH_ANSWERS",
                 wanted.model_units
             ),
         )),

@@ -25,9 +25,9 @@ pub(super) struct Forward<'a> {
 
 /// A block of queries of one record and the keys that any of them sees, both counted in the span.
 #[derive(Clone)]
-struct Block {
-    queries: Range<usize>,
-    keys: Range<usize>,
+pub(super) struct Block {
+    pub(super) queries: Range<usize>,
+    pub(super) keys: Range<usize>,
 }
 
 impl Heads {
@@ -113,6 +113,9 @@ impl Attention {
         v: &[f32],
     ) -> (Vec<f32>, Vec<f32>) {
         let (rows, keys, size) = (block.queries.len(), block.keys.len(), self.shape.size);
+        if rows == 1 {
+            return self.one_query(scores, span, block, head, q, k, v);
+        }
         self.scores(scores, span, block, head, q, k);
         let mut sums = vec![0f32; rows];
         let mut log_sums = vec![0f32; rows];

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::kernels::vector::vectorized;
 
 /// Columns of a panel: two vectors of 16 lanes.
-pub(super) const COLUMNS: usize = 32;
+pub(in crate::kernels) const COLUMNS: usize = 32;
 /// Panel rows that are written or read together, so that what lies apart in one matrix and together in the
 /// other is touched while it is in the first-level cache.
 const BLOCK: usize = COLUMNS / 2;
@@ -15,11 +15,11 @@ const BLOCK: usize = COLUMNS / 2;
 /// A pair of bf16 values for each column of a panel.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct PairRow(pub(super) [u32; COLUMNS]);
+pub(in crate::kernels) struct PairRow(pub(in crate::kernels) [u32; COLUMNS]);
 
 /// A matrix in panels.
 #[derive(Debug, Clone)]
-pub(super) struct Panels {
+pub(in crate::kernels) struct Panels {
     /// Columns of the matrix, N.
     columns: usize,
     /// Rows of the matrix, K.
@@ -30,7 +30,7 @@ pub(super) struct Panels {
 
 impl Panels {
     /// Packs the transpose of a row-major matrix of `columns` rows and `inner` columns.
-    pub(super) fn pack(values: &[f32], columns: usize, inner: usize) -> Self {
+    pub(in crate::kernels) fn pack(values: &[f32], columns: usize, inner: usize) -> Self {
         let mut panels = Self::zeros(columns, inner);
         if inner > 0 {
             let of_panel = values.par_chunks(COLUMNS * inner);
@@ -57,32 +57,32 @@ impl Panels {
     }
 
     /// Columns of the matrix, N.
-    pub(super) fn columns(&self) -> usize {
+    pub(in crate::kernels) fn columns(&self) -> usize {
         self.columns
     }
 
     /// Rows of the matrix, K.
-    pub(super) fn inner(&self) -> usize {
+    pub(in crate::kernels) fn inner(&self) -> usize {
         self.inner
     }
 
     /// Rows of a panel.
-    pub(super) fn pairs(&self) -> usize {
+    pub(in crate::kernels) fn pairs(&self) -> usize {
         self.inner.div_ceil(2)
     }
 
     /// Bytes in memory.
-    pub(super) fn bytes(&self) -> usize {
+    pub(in crate::kernels) fn bytes(&self) -> usize {
         size_of_val(self.rows.as_slice())
     }
 
     /// All rows of a panel.
-    pub(super) fn panel(&self, index: usize) -> &[PairRow] {
+    pub(in crate::kernels) fn panel(&self, index: usize) -> &[PairRow] {
         &self.rows[index * self.pairs()..(index + 1) * self.pairs()]
     }
 
     /// The panels of the transposed matrix.
-    pub(super) fn transposed(&self) -> Self {
+    pub(in crate::kernels) fn transposed(&self) -> Self {
         let mut other = Self::zeros(self.inner, self.columns);
         let (own_pairs, pairs) = (self.pairs().max(1), other.pairs().max(1));
         for (to, panel) in other.rows.chunks_mut(pairs).enumerate() {
@@ -103,7 +103,7 @@ impl Panels {
     }
 
     /// Writes columns from `start` on, a multiple of [`COLUMNS`], as rows of `width` = K values.
-    pub(super) fn decode(&self, start: usize, width: usize, out: &mut [f32]) {
+    pub(in crate::kernels) fn decode(&self, start: usize, width: usize, out: &mut [f32]) {
         debug_assert!(start.is_multiple_of(COLUMNS) && width == self.inner);
         if width == 0 {
             return;
@@ -129,7 +129,7 @@ impl Panels {
 /// The nearest bf16 in the upper half of the bits, ties to even; subnormal values are zero with their sign,
 /// and what is no number stays none. So does the CPU's own conversion.
 #[inline(always)]
-pub(super) fn rounded(value: f32) -> u32 {
+pub(in crate::kernels) fn rounded(value: f32) -> u32 {
     let bits = value.to_bits();
     let nearest = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000;
     let nearest = if value.is_nan() { (bits | 0x0040_0000) & 0xffff_0000 } else { nearest };
@@ -138,7 +138,7 @@ pub(super) fn rounded(value: f32) -> u32 {
 
 /// Rounds values two by two, the earlier into the low half; a value without a partner gets zero.
 #[inline(always)]
-pub(super) fn round_pairs(values: &[f32], out: &mut [u32]) {
+pub(in crate::kernels) fn round_pairs(values: &[f32], out: &mut [u32]) {
     let pairs = values.chunks_exact(2);
     if let ([last], Some(out)) = (pairs.remainder(), out.get_mut(values.len() / 2)) {
         *out = rounded(*last) >> 16;
@@ -150,7 +150,7 @@ pub(super) fn round_pairs(values: &[f32], out: &mut [u32]) {
 
 /// The two values of a pair, the low half's first.
 #[inline(always)]
-pub(super) fn halves(pair: u32) -> [f32; 2] {
+pub(in crate::kernels) fn halves(pair: u32) -> [f32; 2] {
     [f32::from_bits(pair << 16), f32::from_bits(pair & 0xffff_0000)]
 }
 
@@ -159,7 +159,7 @@ const CHUNK: usize = 64;
 
 /// Rounds and packs rows of `inner` values side by side: for every two columns one pair of each row. `out`
 /// has room for `rows · ⌈inner / 2⌉` pairs.
-pub(super) fn pack_rows<const MOST: usize>(values: &[f32], inner: usize, out: &mut [u32]) {
+pub(in crate::kernels) fn pack_rows<const MOST: usize>(values: &[f32], inner: usize, out: &mut [u32]) {
     let rows = values.len() / inner.max(1);
     let mut rounded = [[0u32; CHUNK]; MOST];
     vectorized(

@@ -168,7 +168,7 @@ impl Settings {
         match resolved.form {
             Form::Frozen => put("computePrecision", &"float32"),
             Form::Bf16 => put("computePrecision", &"bfloat16"),
-            Form::Trainable | Form::Nf4 => {}
+            Form::Trainable | Form::Nf4 | Form::Served => {}
         }
         if self.merged_weights {
             put("mergedWeights", &true);

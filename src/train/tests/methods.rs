@@ -4,7 +4,6 @@
 //! what we trained is left beside them for the library to load (`tests/golden/run`).
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
@@ -12,7 +11,7 @@ use serde::Deserialize;
 use super::steps::corpus;
 use super::*;
 use crate::artifacts::write_adapter;
-use crate::infer::{Cache, Options, Speaker};
+use crate::infer::{Batch, Request, Sampling, complete};
 use crate::models::{DecoderConfig, Form, Frozen, Precision, Tokenizer, Tuning, Weights, save_tensors};
 use crate::train::backprop::{Gradients, MicroBatch, loss_and_gradients};
 use crate::train::learner::Steps;
@@ -129,22 +128,16 @@ impl Case {
 
     /// As many greedy tokens as the library's, with the cache.
     fn greedy(&self, tuning: &dyn Tuning) -> Vec<u32> {
-        let mut cache = Cache::new(self.base().layers);
-        let (mut next, mut said) = (self.expected.records[0].clone(), Vec::new());
-        for _ in &self.expected.greedy {
-            let packing = self.decoder.continuation(cache.tokens(), next.len(), tuning).unwrap();
-            let mut x = self.decoder.embed(&next, &packing, tuning).unwrap();
-            for layer in 0..self.base().layers {
-                x = self.decoder.layer_with_memory(layer, &x, &packing, tuning, &mut cache).unwrap();
-            }
-            let last = x.narrow(0, x.dim(0).unwrap() - 1, 1).unwrap();
-            let last = self.decoder.finish(&last).unwrap();
-            let logits = self.decoder.head(tuning).apply(&last, None).unwrap();
-            let token = logits.flatten_all().unwrap().argmax(0).unwrap().to_scalar::<u32>().unwrap();
-            said.push(token);
-            next = vec![token];
-        }
-        said
+        self.said(tuning, &[])
+    }
+
+    /// As many greedy tokens as the library's, or up to the first of `ends`.
+    fn said(&self, tuning: &dyn Tuning, ends: &[u32]) -> Vec<u32> {
+        let max_tokens = self.expected.greedy.len();
+        let likeliest = Sampling { max_tokens, temperature: 0.0, top_p: 1.0, top_k: None, seed: 0 };
+        let request = Request { prompt: &self.expected.records[0], ways: vec![likeliest] };
+        let mut batch = Batch::new(&self.decoder, tuning, ends, 64);
+        complete(&mut batch, &[request], 1, &|| true).unwrap().unwrap().remove(0).remove(0).tokens
     }
 }
 
@@ -296,13 +289,10 @@ fn what_a_library_trained_answers_here_as_it_does_there() {
 fn served(case: &Case, tuning: &dyn Tuning) {
     // It belongs to no draw: all models of these cases have its vocabulary.
     let tokenizer = Tokenizer::read(&base()).unwrap();
-    let speaker = Speaker { decoder: &case.decoder, tuning, tokenizer: &tokenizer, context_length: 64 };
     let expected = &case.expected.greedy;
-    let options = Options { max_tokens: expected.len(), ..Default::default() };
-    let prompt = &case.expected.records[0];
-    let answer = speaker.answer(prompt, &options, &AtomicBool::new(false), &mut |_| ()).unwrap();
+    let said = case.said(tuning, tokenizer.ends());
     let end = expected.iter().position(|token| tokenizer.ends().contains(token)).unwrap_or(expected.len());
-    assert_eq!(answer.tokens, expected[..end], "{}", case.name);
+    assert_eq!(said, expected[..expected.len().min(end + 1)], "{}", case.name);
 }
 
 /// Names, shapes and configuration are the library's, field by field, except those that say nothing of the numbers.

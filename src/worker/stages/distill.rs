@@ -144,7 +144,7 @@ pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<Disti
                 .await?;
         let mut answers = Answers::open(worker, attempt, teacher, limit).await?;
         // An engine of its own: the teacher leaves memory before the student's training begins.
-        let engine = Engine::new(Device::Cpu, Capacity { bases: 1, adapters: 1 }, Some(worker.app.config.quantized()));
+        let engine = Engine::new(Device::Cpu, Capacity::default(), Some(worker.app.config.quantized()));
         let asking = Asking { attempt, engine: Arc::new(engine), target, limit };
         cut = asking.all(&unanswered, &mut answers, &mut records).await?;
     }

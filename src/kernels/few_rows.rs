@@ -1,0 +1,217 @@
+//! The product of a few rows with a weight, as decoding needs it: bound by how fast the weight comes out of
+//! memory, so each value of it is read once for all rows, bf16 becomes f32 in registers and NF4 in a few rows
+//! that a core's cache holds. What a row comes to does not depend on how many rows stand beside it, on the
+//! threads or on the CPU: every output is a chain of fused multiply-adds in an order that the shape of the weight
+//! alone decides. So a sequence that is decoded among others gets the bits that it gets alone.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod portable;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::bf16::panels::{COLUMNS, PairRow, Panels};
+use super::matmul::{Output, Write};
+use super::nf4::Nf4;
+
+/// Most rows that are multiplied this way; more are bound by arithmetic, and blocked for that.
+pub(crate) const MOST_ROWS: usize = 64;
+
+/// Most rows that are multiplied this way with a weight in panels, which costs more to decode for gemm than is
+/// won by it.
+pub(super) const MOST_PANEL_ROWS: usize = 512;
+
+/// Rows that a tile multiplies with a panel, and with rows of a row-major weight: as many as leave the registers
+/// of AVX2 room for the weight.
+const PANEL_ROWS: usize = 4;
+const ROWS: usize = 3;
+/// Rows of a row-major weight that a tile takes at a time.
+const OUTPUTS: usize = 4;
+/// Partial sums of an output of a row-major weight.
+const LANES: usize = 8;
+/// Pairs of a block of the inner dimension of a panel, which the second-level cache holds for all rows.
+const BLOCK_PAIRS: usize = 512;
+/// Values of a task, about: enough to be worth handing out.
+const PIECE: usize = 1 << 16;
+/// A task has fewer values where that makes so many tasks, for cores to share evenly, but not fewer than
+/// [`LEAST`].
+const TASKS: usize = 8;
+const LEAST: usize = 1 << 14;
+/// Rows of a weight in NF4 that are decoded at a time.
+const DECODED: usize = 4 * OUTPUTS;
+
+/// A row of one of the matrices.
+type Row<'a> = &'a [f32];
+/// The sums of a tile over a panel: for each of its rows one of every column.
+type PanelSums = [[f32; COLUMNS]; PANEL_ROWS];
+/// The sums of a tile over rows of a weight.
+type RowSums = [[f32; OUTPUTS]; ROWS];
+
+/// The two tiles as one instruction set computes them. The rows of `x` are of one length.
+#[derive(Clone, Copy)]
+struct Tiles {
+    /// Sums of up to [`PANEL_ROWS`] rows over a block of a panel, pair by pair, the earlier value of a pair first. The
+    /// rows are as long as the block, or one value shorter.
+    panel: fn(x: &[Row<'_>], panel: &[PairRow], sums: &mut PanelSums),
+    /// Sums of up to [`ROWS`] rows over up to [`OUTPUTS`] rows of a weight, each as long as those of `x`: in [`LANES`] lanes that are
+    /// added in a fixed order, and what is left over at the end of a row after them.
+    rows: fn(x: &[Row<'_>], weight: &[Row<'_>], sums: &mut RowSums),
+}
+
+impl Tiles {
+    /// Those of this CPU; both give the same bits.
+    fn native() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if avx2::is_available() {
+            return Self { panel: avx2::panel, rows: avx2::rows };
+        }
+        Self::portable()
+    }
+
+    fn portable() -> Self {
+        Self { panel: portable::panel, rows: portable::rows }
+    }
+}
+
+/// `x`, `rows` rows of `inputs` values, times the transpose of `weight` `[out, inputs]`, row-major, replaces the
+/// adjacent rows of `out` or is added to them.
+pub(super) fn dense(x: &[f32], inputs: usize, weight: &[f32], out: Output<'_>, into: Write) {
+    dense_by(Tiles::native(), x, inputs, weight, out, into);
+}
+
+/// As [`dense`], with a weight in panels.
+pub(super) fn panels(x: &[f32], weight: &Panels, out: Output<'_>, into: Write) {
+    panels_by(Tiles::native(), x, weight, out, into);
+}
+
+/// As [`dense`], with a weight in NF4.
+pub(super) fn nf4(x: &[f32], weight: &Nf4, out: Output<'_>, into: Write) {
+    nf4_by(Tiles::native(), x, weight, out, into);
+}
+
+fn dense_by(tiles: Tiles, x: &[f32], inputs: usize, weight: &[f32], out: Output<'_>, into: Write) {
+    assert!(weight.len() == out.columns * inputs, "the weight of a product has another size");
+    tasks(x, inputs, out, |x, first, columns| {
+        let end = first + columns[0].len();
+        row_major(tiles, x, &weight[first * inputs..end * inputs], inputs, columns, 0, into);
+    });
+}
+
+fn nf4_by(tiles: Tiles, x: &[f32], weight: &Nf4, out: Output<'_>, into: Write) {
+    thread_local! {
+        static DECODED_ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    }
+    let (outputs, inputs) = weight.dims();
+    assert!(outputs == out.columns, "the weight of a product has another size");
+    tasks(x, inputs, out, |x, first, columns| {
+        let width = columns[0].len();
+        DECODED_ROWS.with_borrow_mut(|decoded| {
+            for start in (0..width).step_by(DECODED) {
+                let count = DECODED.min(width - start);
+                decoded.resize(count * inputs, 0.0);
+                weight.decode((first + start) * inputs, decoded);
+                row_major(tiles, x, decoded, inputs, columns, start, into);
+            }
+        });
+    });
+}
+
+/// Multiplies some rows of a weight, of which the first gives the output at `at` in each of `columns`.
+fn row_major(
+    tiles: Tiles,
+    x: &[&[f32]],
+    weight: &[f32],
+    inputs: usize,
+    columns: &mut [&mut [f32]],
+    at: usize,
+    into: Write,
+) {
+    let mut sums = RowSums::default();
+    for (tile, weight) in weight.chunks(OUTPUTS * inputs).enumerate() {
+        let (count, at) = (weight.len() / inputs, at + tile * OUTPUTS);
+        let row = |index: usize| &weight[index * inputs..(index + 1) * inputs];
+        let weight: [&[f32]; OUTPUTS] = std::array::from_fn(|index| row(index.min(count - 1)));
+        for (x, columns) in x.chunks(ROWS).zip(columns.chunks_mut(ROWS)) {
+            (tiles.rows)(x, &weight[..count], &mut sums);
+            for (columns, sums) in columns.iter_mut().zip(&sums) {
+                write(&mut columns[at..at + count], sums, into);
+            }
+        }
+    }
+}
+
+fn panels_by(tiles: Tiles, x: &[f32], weight: &Panels, out: Output<'_>, into: Write) {
+    let inputs = weight.inner();
+    assert!(weight.columns() == out.columns, "the weight of a product has another size");
+    tasks(x, inputs, out, |x, first, columns| {
+        let mut sums = PanelSums::default();
+        let width = columns[0].len();
+        for at in (0..width).step_by(COLUMNS) {
+            let end = width.min(at + COLUMNS);
+            let panel = weight.panel((first + at) / COLUMNS);
+            for (block, panel) in panel.chunks(BLOCK_PAIRS).enumerate() {
+                let from = 2 * BLOCK_PAIRS * block;
+                let into = if block == 0 { into } else { Write::Add };
+                for (x, columns) in x.chunks(PANEL_ROWS).zip(columns.chunks_mut(PANEL_ROWS)) {
+                    let mut parts: [&[f32]; PANEL_ROWS] = [&[]; PANEL_ROWS];
+                    for (part, row) in parts.iter_mut().zip(x) {
+                        *part = &row[from..inputs.min(from + 2 * panel.len())];
+                    }
+                    (tiles.panel)(&parts[..x.len()], panel, &mut sums);
+                    for (columns, sums) in columns.iter_mut().zip(&sums) {
+                        write(&mut columns[at..end], sums, into);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// The inner products of `x` with rows of a matrix of which `row(i)` is the i-th; `scale` times each goes to `out`.
+pub(super) fn inner_products<'a>(x: &[f32], row: impl Fn(usize) -> &'a [f32], scale: f32, out: &mut [f32]) {
+    let tiles = Tiles::native();
+    let mut sums = RowSums::default();
+    for (tile, out) in out.chunks_mut(OUTPUTS).enumerate() {
+        let rows: [&[f32]; OUTPUTS] = std::array::from_fn(|index| row(tile * OUTPUTS + index.min(out.len() - 1)));
+        (tiles.rows)(&[x], &rows[..out.len()], &mut sums);
+        for (out, sum) in out.iter_mut().zip(sums[0]) {
+            *out = sum * scale;
+        }
+    }
+}
+
+#[inline(always)]
+fn write(out: &mut [f32], sums: &[f32], into: Write) {
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = if into == Write::Add { *out + sum } else { *sum };
+    }
+}
+
+/// Calls `body(rows of x, first column, columns of each row)` for task after task of some columns.
+fn tasks(x: &[f32], inputs: usize, out: Output<'_>, body: impl Fn(&[&[f32]], usize, &mut [&mut [f32]]) + Sync) {
+    let (outputs, stride) = (out.columns, out.row_stride);
+    let rows = x.len() / inputs.max(1);
+    assert!(inputs > 0 && x.len() == rows * inputs, "the left-hand matrix of a product has another size");
+    if rows == 0 || outputs == 0 {
+        return;
+    }
+    assert!(outputs <= stride && out.values.len() >= (rows - 1) * stride + outputs, "the output has another size");
+    let width = (PIECE / inputs).min(outputs / TASKS).max(LEAST / inputs).max(1).next_multiple_of(COLUMNS);
+    let x: Vec<&[f32]> = x.chunks_exact(inputs).collect();
+    if let [one] = x[..] {
+        let columns = out.values[..outputs].par_chunks_mut(width).enumerate();
+        columns.for_each(|(index, columns)| body(&[one], index * width, &mut [columns]));
+        return;
+    }
+    let mut tasks: Vec<Vec<&mut [f32]>> = (0..outputs.div_ceil(width)).map(|_| Vec::with_capacity(rows)).collect();
+    for row in out.values.chunks_mut(stride).take(rows) {
+        for (task, columns) in tasks.iter_mut().zip(row[..outputs].chunks_mut(width)) {
+            task.push(columns);
+        }
+    }
+    tasks.into_par_iter().enumerate().for_each(|(index, mut columns)| body(&x, index * width, &mut columns));
+}

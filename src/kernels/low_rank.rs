@@ -1,0 +1,203 @@
+//! Low-rank updates of rows that share a product with a weight: each range of rows has its own factors, or none.
+//! The product is made once for all rows; here every range gets what its own tuning adds, in place.
+
+use std::ops::Range;
+
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::few_rows;
+use super::linear::linear;
+use super::matmul::{Output, Write};
+use super::operand::{Values, values};
+
+const NAME: &str = "low_rank";
+/// Rows of a task.
+const TASK_ROWS: usize = 4;
+
+/// What some rows get.
+#[derive(Debug, Clone)]
+pub struct RowsUpdate {
+    /// Which rows.
+    pub rows: Range<usize>,
+    /// `[r, in]`.
+    pub a: Tensor,
+    /// `[out, r]`.
+    pub b: Tensor,
+    /// What the update is multiplied with.
+    pub scale: f64,
+    /// What each output is multiplied with after the update, `[out]`.
+    pub stretch: Option<Tensor>,
+}
+
+/// y = (y + s·xAᵀBᵀ)·stretch for the rows of each update, then y + bias for all rows. `y` `[N, out]` is the
+/// product of `x` `[N, in]` with a weight, and nobody else's: on the CPU it is written over. The ranges of the
+/// updates are in order and do not overlap. Nothing here has a gradient.
+///
+/// # Errors
+/// When the shapes do not fit, or an operand is not f32.
+pub fn update_rows(y: Tensor, x: &Tensor, updates: Vec<RowsUpdate>, bias: Option<&Tensor>) -> Result<Tensor> {
+    let ((rows, outputs), (x_rows, inputs)) = (y.dims2()?, x.dims2()?);
+    let mut end = 0;
+    for update in &updates {
+        let (rank, rank_of_b) = (update.a.dim(0)?, update.b.dim(1)?);
+        if update.a.dim(1)? != inputs
+            || update.b.dim(0)? != outputs
+            || rank != rank_of_b
+            || rank * inputs * outputs == 0
+        {
+            bail!("{NAME}: A {:?} and B {:?} do not update {:?}", update.a.shape(), update.b.shape(), y.shape());
+        }
+        if update.rows.start < end || update.rows.end > rows || x_rows != rows {
+            bail!("{NAME}: no rows {:?} after {end} among {rows} of y and {x_rows} of x", update.rows);
+        }
+        if update.stretch.as_ref().is_some_and(|stretch| stretch.dims() != [outputs]) {
+            bail!("{NAME}: the lengths of {:?} are not {outputs}", update.rows);
+        }
+        end = update.rows.end;
+    }
+    if bias.is_some_and(|bias| bias.dims() != [outputs]) {
+        bail!("{NAME}: the bias is not of {outputs} outputs");
+    }
+    if updates.is_empty() && bias.is_none() {
+        return Ok(y);
+    }
+    if !y.device().is_cpu() {
+        return apart(&y, x, &updates, bias);
+    }
+    let bias = bias.map(Tensor::contiguous).transpose()?;
+    y.inplace_op2(&x.contiguous()?, &UpdateRows { updates, bias })?;
+    Ok(y)
+}
+
+/// The same with an operation for every step.
+fn apart(y: &Tensor, x: &Tensor, updates: &[RowsUpdate], bias: Option<&Tensor>) -> Result<Tensor> {
+    let mut parts = Vec::new();
+    let mut done = 0;
+    for RowsUpdate { rows, a, b, scale, stretch } in updates {
+        parts.push(y.narrow(0, done, rows.start - done)?);
+        let low = linear(&x.narrow(0, rows.start, rows.len())?, a, None)?;
+        let added = (y.narrow(0, rows.start, rows.len())? + (linear(&low, b, None)? * *scale)?)?;
+        parts.push(match stretch {
+            Some(stretch) => added.broadcast_mul(stretch)?,
+            None => added,
+        });
+        done = rows.end;
+    }
+    parts.push(y.narrow(0, done, y.dim(0)? - done)?);
+    parts.retain(|part| part.elem_count() > 0);
+    let all = Tensor::cat(&parts, 0)?;
+    bias.map_or(Ok(all.clone()), |bias| all.broadcast_add(bias))
+}
+
+struct UpdateRows {
+    updates: Vec<RowsUpdate>,
+    bias: Option<Tensor>,
+}
+
+impl UpdateRows {
+    fn update(update: &RowsUpdate, x: &[f32], inputs: usize, y: &mut [f32], outputs: usize) -> Result<()> {
+        let (a, b) = (update.a.contiguous()?, update.b.contiguous()?);
+        let (a, b, rank) = (Values::of(NAME, &a)?, Values::of(NAME, &b)?, update.a.dim(0)?);
+        let mut low = vec![0f32; x.len() / inputs * rank];
+        few_rows::dense(x, inputs, &a, Output { values: &mut low, columns: rank, row_stride: rank }, Write::Replace);
+        let scale = update.scale as f32;
+        low.iter_mut().for_each(|value| *value *= scale);
+        few_rows::dense(&low, rank, &b, Output { values: y, columns: outputs, row_stride: outputs }, Write::Add);
+        if let Some(stretch) = &update.stretch {
+            let stretch = stretch.contiguous()?;
+            let stretch = Values::of(NAME, &stretch)?;
+            for row in y.chunks_exact_mut(outputs) {
+                row.iter_mut().zip(stretch.iter()).for_each(|(value, stretch)| *value *= stretch);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl InplaceOp2 for UpdateRows {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, y: &mut CpuStorage, yl: &Layout, x: &CpuStorage, xl: &Layout) -> Result<()> {
+        let ((_, outputs), (_, inputs)) = (yl.shape().dims2()?, xl.shape().dims2()?);
+        let x = values(NAME, x, xl)?;
+        let (CpuStorage::F32(y), Some((start, end))) = (y, yl.contiguous_offsets()) else {
+            bail!("{NAME} computes in f32 on the CPU")
+        };
+        let y = &mut y[start..end];
+        let mut tasks = Vec::with_capacity(self.updates.len());
+        let (mut rest, mut done) = (&mut *y, 0);
+        for update in &self.updates {
+            let (before, later) = rest.split_at_mut((update.rows.end - done) * outputs);
+            let own = &mut before[(update.rows.start - done) * outputs..];
+            let x = &x[update.rows.start * inputs..update.rows.end * inputs];
+            let some = x.chunks(TASK_ROWS * inputs).zip(own.chunks_mut(TASK_ROWS * outputs));
+            tasks.extend(some.map(|(x, y)| (update, x, y)));
+            (rest, done) = (later, update.rows.end);
+        }
+        tasks.into_par_iter().try_for_each(|(update, x, y)| Self::update(update, x, inputs, y, outputs))?;
+        if let Some(bias) = &self.bias {
+            let bias = Values::of(NAME, bias)?;
+            for row in y.chunks_exact_mut(outputs) {
+                row.iter_mut().zip(bias.iter()).for_each(|(value, bias)| *value += bias);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::gradcheck::{assert_close, flat, operand};
+
+    fn updates() -> Vec<RowsUpdate> {
+        let update = |rows: Range<usize>, rank: usize, scale, stretched: bool| RowsUpdate {
+            a: operand(&[rank, 20], rows.start as u32),
+            b: operand(&[33, rank], rows.end as u32),
+            rows,
+            scale,
+            stretch: stretched.then(|| operand(&[33], 9)),
+        };
+        vec![update(0..2, 3, 2.0, false), update(3..4, 16, 0.5, true), update(4..9, 1, 1.0, true)]
+    }
+
+    #[test]
+    fn every_range_gets_its_own_update_and_all_rows_the_bias() {
+        let (y, x, bias) = (operand(&[10, 33], 1), operand(&[10, 20], 2), operand(&[33], 3));
+        for bias in [None, Some(&bias)] {
+            let expected = apart(&y, &x, &updates(), bias).unwrap();
+            let got = update_rows(y.copy().unwrap(), &x, updates(), bias).unwrap();
+            assert_close(&got, &expected, 1e-5);
+            assert!(flat(&got) != flat(&y));
+        }
+    }
+
+    #[test]
+    fn a_row_gets_the_same_bits_whoever_stands_beside_it() {
+        let (y, x, bias) = (operand(&[10, 33], 1), operand(&[10, 20], 2), operand(&[33], 3));
+        let all = flat(&update_rows(y.copy().unwrap(), &x, updates(), Some(&bias)).unwrap());
+        for row in 0..10 {
+            let own = updates().into_iter().find(|update| update.rows.contains(&row));
+            let own = own.map(|update| RowsUpdate { rows: 0..1, ..update }).into_iter().collect();
+            let one = |tensor: &Tensor| tensor.narrow(0, row, 1).unwrap().copy().unwrap();
+            let alone = update_rows(one(&y), &one(&x), own, Some(&bias)).unwrap();
+            assert_eq!(flat(&alone), all[row * 33..(row + 1) * 33], "row {row}");
+        }
+    }
+
+    #[test]
+    fn updates_that_do_not_fit_are_refused() {
+        let (y, x) = (operand(&[10, 33], 1), operand(&[10, 20], 2));
+        let with = |change: &dyn Fn(&mut RowsUpdate)| {
+            let mut wrong = updates();
+            change(&mut wrong[1]);
+            update_rows(y.clone(), &x, wrong, None)
+        };
+        assert!(with(&|update| update.rows = 1..4).is_err());
+        assert!(with(&|update| update.a = operand(&[15, 20], 1)).is_err());
+        assert!(with(&|update| update.stretch = Some(operand(&[3], 1))).is_err());
+    }
+}
