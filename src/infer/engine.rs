@@ -226,8 +226,9 @@ impl Engine {
     /// # Errors
     /// When the base or the adapter cannot be read or do not fit each other.
     pub fn load(&self, target: &Target) -> Result<()> {
-        let adapter = self.adapter(target)?;
-        self.base(target, adapter.map_or(Form::Frozen, |adapter| adapter.method.form())).map(drop)
+        let goes_on = || Ok(());
+        let adapter = self.adapter(target, &goes_on)?;
+        self.base(target, adapter.as_deref(), &goes_on).map(drop)
     }
 
     /// Drops an adapter from memory, because its model was deleted.

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::{Method, Place, Trainable, TuningMethod};
 use crate::error::Result;
 use crate::kernels::Weight;
-use crate::models::{Attention, Site, Tuning};
+use crate::models::{Attention, LowRank, Site, Tuning};
 
 /// The head's name in checkpoints.
 pub const VALUE_HEAD: &str = "value_head.weight";
@@ -55,8 +55,12 @@ impl Tuning for ActorCritic {
         self.actor.after_mlp(layer, residual, added)
     }
 
-    fn beside_attention(&self, attention: &Attention<'_>) -> candle_core::Result<Option<Tensor>> {
-        self.actor.beside_attention(attention)
+    fn low_rank(&self, site: Site, weight: &Weight) -> candle_core::Result<Option<LowRank>> {
+        self.actor.low_rank(site, weight)
+    }
+
+    fn beside_attention(&self, attention: &Attention<'_>, heads: Tensor) -> candle_core::Result<Tensor> {
+        self.actor.beside_attention(attention, heads)
     }
 
     fn soft_tokens(&self) -> usize {

@@ -302,12 +302,9 @@ fn may_be_tuned_further(parent: &CustomModel, settings: &Settings) -> Result<()>
 /// Whether jobs of this type have what the objective learns from.
 fn may_learn(by: CustomizationType, objective: &TrainingObjective) -> Result<()> {
     match (by, objective) {
-        (CustomizationType::ReinforcementFineTuning, TrainingObjective::Grpo(_)) | (_, TrainingObjective::Sft) => {
-            Ok(())
-        }
-        (_, TrainingObjective::Grpo(_)) => Err(Error::validation(
-            "trainingObjective grpo learns from a grader: set customizationType to REINFORCEMENT_FINE_TUNING",
-        )),
+        (CustomizationType::ReinforcementFineTuning, TrainingObjective::Reinforcement(_))
+        | (_, TrainingObjective::Sft) => Ok(()),
+        (_, TrainingObjective::Reinforcement(_)) => Err(objective.needs_a_grader()),
         (CustomizationType::FineTuning, _) => Ok(()),
         (_, other) => Err(Error::validation(format!(
             "trainingObjective {} learns from preferences: set customizationType to FINE_TUNING",
