@@ -22,12 +22,22 @@ pub struct Options {
     pub seed: u64,
     /// Texts that end the answer; they are not part of it.
     pub stop_sequences: Vec<String>,
+    /// A place is kept for this answer: it goes before those that wait, and waits for none of them.
+    pub reserved: bool,
 }
 
 impl Default for Options {
     /// Greedy, 512 tokens.
     fn default() -> Self {
-        Self { max_tokens: 512, temperature: 0.0, top_p: 1.0, top_k: None, seed: 0, stop_sequences: Vec::new() }
+        Self {
+            max_tokens: 512,
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: None,
+            seed: 0,
+            stop_sequences: Vec::new(),
+            reserved: false,
+        }
     }
 }
 

@@ -67,6 +67,8 @@ pub struct Asked<'a> {
     tuned: Arc<dyn Tuned + 'a>,
     /// The longest text, prompt and answer together, in tokens; what the tuning puts in front is taken off.
     context_length: usize,
+    /// Whether a place is kept for it.
+    pub(super) reserved: bool,
 }
 
 impl<'a> Asked<'a> {
@@ -74,7 +76,7 @@ impl<'a> Asked<'a> {
     pub fn new(tuned: Arc<dyn Tuned + 'a>, context_length: usize) -> Self {
         // What the tuning puts in front takes positions too.
         let context_length = context_length.saturating_sub(tuned.tuning().virtual_tokens());
-        Self { tuned, context_length }
+        Self { tuned, context_length, reserved: false }
     }
 
     /// One whose tuning outlives the batch.

@@ -140,10 +140,11 @@ impl Scheduler {
         let mut state = self.lock();
         let ticket = state.next;
         state.next += 1;
+        let place = if joining.asked.reserved { state.reserved_in_line() } else { state.line.len() };
         let joining = Some(joining);
         let request = Request { joining, sequence: None, tokens: Vec::new(), ended: None, gone: Arc::clone(&gone) };
         state.requests.insert(ticket, request);
-        state.line.push_back(ticket);
+        state.line.insert(place, ticket);
         (ticket, gone)
     }
 
@@ -213,7 +214,17 @@ impl State {
         self.leaving.drain(..).for_each(|sequence| batch.leave(sequence));
     }
 
-    /// Lets those in who have a place and a room, first come first served: a long one is not passed by.
+    /// How many at the head of the line have a place kept for them.
+    fn reserved_in_line(&self) -> usize {
+        let reserved = |ticket: &Ticket| {
+            let joining = self.requests.get(ticket).and_then(|request| request.joining.as_ref());
+            joining.is_some_and(|joining| joining.asked.reserved)
+        };
+        self.line.iter().take_while(|ticket| reserved(ticket)).count()
+    }
+
+    /// Lets those in who have a place and a room, first come first served: a long one is not passed by. A place that
+    /// is kept is not one of the `most`.
     fn let_in(&mut self, batch: &mut Batch<'static>, most: usize) {
         while let Some(ticket) = self.line.front().copied() {
             let Some(request) = self.requests.get_mut(&ticket) else {
@@ -221,7 +232,8 @@ impl State {
                 continue;
             };
             if let Some(Joining { asked, prompt, sampling }) = &request.joining {
-                let fits = batch.len() < most.max(1) && batch.has_room(asked, prompt.len(), sampling);
+                let place = asked.reserved || batch.len() < most.max(1);
+                let fits = place && batch.has_room(asked, prompt.len(), sampling);
                 if !fits && !batch.is_empty() {
                     return;
                 }

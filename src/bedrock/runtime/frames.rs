@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use super::{Asked, CancelOnDrop, Model, place};
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
-use crate::infer::{Answer, Piece};
+use crate::infer::{Answer, Options, Piece};
 
 /// The media type of a stream of frames.
 pub(super) const EVENT_STREAM: &str = "application/vnd.amazon.eventstream";
@@ -48,6 +48,7 @@ pub(super) enum Said {
 /// When there is no place at the door, or the engine fails before it says anything.
 pub(super) async fn pieces(app: &App, asked: Asked) -> Result<impl Stream<Item = Said> + Send + use<>> {
     let Asked { model: Model { target, pass, .. }, prompt, options } = asked;
+    let options = Options { reserved: pass.is_some(), ..options };
     let place = place(app, pass).await?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::<AtomicBool>::default());

@@ -112,6 +112,7 @@ struct Asked {
 /// Asks the engine on a thread that may block.
 async fn answer(app: &App, asked: Asked) -> Result<Answer> {
     let Asked { model: Model { target, pass, .. }, prompt, options } = asked;
+    let options = Options { reserved: pass.is_some(), ..options };
     let place = place(app, pass).await?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::default());

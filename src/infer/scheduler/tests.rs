@@ -120,6 +120,22 @@ fn a_cancelled_request_leaves_within_a_token_and_the_others_go_on() {
 }
 
 #[test]
+fn one_with_a_place_of_its_own_goes_before_those_who_wait_and_takes_none_of_theirs() {
+    let scheduler = scheduler(1, GIB);
+    let line_up = |request, reserved| {
+        let asked = Asked { reserved, ..base() };
+        scheduler.line_up(Joining { asked, prompt: prompt(request), sampling: way(request) }).0
+    };
+    let tickets = [(0, false), (1, false), (2, true), (3, true)].map(|(request, reserved)| line_up(request, reserved));
+    let [first, second, reserved, also_reserved] = tickets;
+    let mut state = scheduler.lock();
+    assert_eq!(state.line, [reserved, also_reserved, first, second]);
+    let mut batch = state.batch.take().unwrap();
+    state.let_in(&mut batch, 1);
+    assert_eq!((batch.len(), &state.line), (2, &VecDeque::from([first, second])));
+}
+
+#[test]
 fn one_who_has_enough_or_fails_or_panics_is_out_and_the_others_go_on() {
     let scheduler = scheduler(8, GIB);
     let expected = said(&scheduler, 3);
