@@ -89,6 +89,11 @@ impl<'a> Asked<'a> {
         Asked::new(Arc::new(tuning), context_length)
     }
 
+    /// The same, and whether a place is kept for it.
+    pub fn with_place(self, reserved: bool) -> Self {
+        Self { reserved, ..self }
+    }
+
     fn tuning(&self) -> &dyn Tuning {
         self.tuned.tuning()
     }

@@ -129,7 +129,7 @@ impl Engine {
         let prompt = model.base.encode(prompt)?;
         let mut writer = Writer::new(&model.base.tokenizer, &options.stop_sequences, prompt.len(), on_piece);
         let mut write = |token| writer.push(token);
-        let asked = Asked { reserved: options.reserved, ..model.asked() };
+        let asked = model.asked().with_place(options.reserved);
         let ended = model.base.scheduler.ask(asked, &prompt, &options.sampling(), cancel, &mut write)?;
         writer.finish(ended.unwrap_or(StopReason::StopSequence))
     }

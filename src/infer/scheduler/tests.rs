@@ -123,7 +123,7 @@ fn a_cancelled_request_leaves_within_a_token_and_the_others_go_on() {
 fn one_with_a_place_of_its_own_goes_before_those_who_wait_and_takes_none_of_theirs() {
     let scheduler = scheduler(1, GIB);
     let line_up = |request, reserved| {
-        let asked = Asked { reserved, ..base() };
+        let asked = base().with_place(reserved);
         scheduler.line_up(Joining { asked, prompt: prompt(request), sampling: way(request) }).0
     };
     let tickets = [(0, false), (1, false), (2, true), (3, true)].map(|(request, reserved)| line_up(request, reserved));
