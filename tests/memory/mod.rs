@@ -131,7 +131,7 @@ fn some(numbers: std::ops::Range<usize>) -> Vec<f32> {
 
 #[test]
 fn merging_holds_a_part_of_the_model_at_a_time() {
-    const LAYERS: usize = 24;
+    const LAYERS: usize = 32;
     let folder = tempfile::tempdir().unwrap();
     let (base, adapter, out) =
         (folder.path().join("base"), folder.path().join("adapter"), folder.path().join("merged"));
@@ -166,7 +166,7 @@ fn merging_holds_a_part_of_the_model_at_a_time() {
     let tensors: Vec<_> = tensors.into_iter().map(outline).collect();
     let written = write_shards(&base, &tensors, 50_000_000, &mut |tensor, at| encode(&some(at), tensor.dtype)).unwrap();
     let size: u64 = tensors.iter().map(Outline::bytes).sum();
-    assert!(written.len() > 2 && size > 170 << 20);
+    assert!(written.len() > 2 && size > 220 << 20);
     let lora = json!({"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "down_proj"]});
     std::fs::write(adapter.join("adapter_config.json"), lora.to_string()).unwrap();
     let mut parts = Vec::new();
@@ -187,5 +187,5 @@ fn merging_holds_a_part_of_the_model_at_a_time() {
     let peak = peak_of(&mut command);
     eprintln!("a base of {} MiB was merged in {} MiB", size >> 20, peak >> 20);
     assert!(peak < size / 2, "{} MiB for a base of {} MiB", peak >> 20, size >> 20);
-    assert!(out.join("model-00001-of-00003.safetensors").exists());
+    assert!(out.join("model.safetensors.index.json").exists());
 }

@@ -1,3 +1,5 @@
+//! Adapters that libraries wrote, merged: the answers, the numbers, the directory, and what is refused.
+
 use std::path::PathBuf;
 
 use candle_core::Tensor;
@@ -80,7 +82,7 @@ fn a_merged_model_answers_as_the_adapter_over_its_base() {
 #[test]
 fn merged_weights_are_those_of_peft_and_all_others_those_of_the_base() {
     for (case, base, adapter, dtype) in [
-        ("lora", "llama", "models/lora/after", MergedType::Bf16),
+        ("lora", "llama", "models/lora/after", MergedType::F32),
         ("patterned", "qwen2", "models/patterned", MergedType::F32),
         ("dora", "qwen2", "methods/dora/after", MergedType::Bf16),
         ("head_tied", "qwen2", "methods/head_tied/after", MergedType::F32),
