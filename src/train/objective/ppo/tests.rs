@@ -12,6 +12,7 @@ use super::*;
 use crate::models::{Decoder, Form, Weights};
 use crate::rng::Rng;
 use crate::train::backprop::{Gradients, MicroBatch, evaluate, pass};
+use crate::train::optim::{AdamW, AdamWSettings};
 use crate::tune::{ActorCritic, Method, read_adapter};
 
 #[derive(Deserialize)]
@@ -264,6 +265,30 @@ fn gradients_are_the_slopes_of_the_loss_through_head_and_decoder() {
         at(0.0);
         assert!((measured - slope).abs() < 0.01 * length, "{}: {measured}, gradient says {slope}", one.name);
     }
+}
+
+#[test]
+fn a_new_value_head_learns_what_followed_and_the_policy_what_was_better() {
+    let (decoder, critic) = model();
+    let trainables = critic.trainables();
+    let head = &trainables.last().unwrap().var;
+    head.set(&head.zeros_like().unwrap()).unwrap();
+    let case = &cases()["usual"];
+    // What is gone over often moves far: only the policy is held back.
+    let config = PpoConfig { value_clip: 1e3, value_coef: 1.0, ..case.config() };
+    let criterion = Ppo::new(config, case.experience());
+    let settings = AdamWSettings { beta1: 0.9, beta2: 0.99, epsilon: 1e-8, weight_decay: 0.0, paged: false };
+    let mut optimizer = AdamW::new(trainables, settings).unwrap();
+    let mut losses = Vec::new();
+    for _ in 0..150 {
+        let mut gradients = Gradients::new(trainables);
+        let sum = pass(&decoder, trainables, &critic, &criterion, &case.batch(), &mut gradients, true).unwrap();
+        losses.push((sum.metrics[0], sum.metrics[1]));
+        optimizer.update(trainables, gradients.sums(), 1.0, 0.01).unwrap();
+    }
+    let ((policy, value), (policy_after, value_after)) = (losses[0], losses[149]);
+    assert!(value_after < 0.1 * value, "values lose {value}, then {value_after}: {losses:?}");
+    assert!(policy_after < policy, "the policy loses {policy}, then {policy_after}");
 }
 
 #[test]

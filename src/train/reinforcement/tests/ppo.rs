@@ -6,7 +6,7 @@ use crate::models::Weights;
 use crate::tune::{TuningMethod, VALUE_HEAD};
 
 #[test]
-fn a_policy_learns_by_ppo_and_its_value_head_learns_what_to_expect() {
+fn a_policy_learns_by_ppo_what_its_grader_rewards() {
     let dir = tempfile::tempdir().unwrap();
     let given = [
         ("rlAlgorithm", "ppo"),
@@ -25,17 +25,21 @@ fn a_policy_learns_by_ppo_and_its_value_head_learns_what_to_expect() {
     let (before, after) = (mean(&rewards[..3]), mean(&rewards[21..]));
     assert!(after > 1.5 * before, "{before} to {after}: {rewards:?}");
 
-    let values = of("loss/value_avg");
-    assert!(mean(&values[21..]) < 0.5 * values[0], "the values learn what follows: {values:?}");
-    // A head of zeros explains nothing.
-    assert_eq!(of("val/explained_variance")[0], 0.0);
+    assert_eq!(of("val/explained_variance")[0], 0.0, "a head of zeros explains nothing");
     assert!(of("objective/entropy").iter().all(|entropy| *entropy > 0.0));
     assert!(of("objective/kl")[0].abs() < 1e-3, "an adapter begins as its reference");
     assert!(mean(&of("objective/kl")[21..]) > 0.0, "and then leaves it: {:?}", of("objective/kl"));
     for name in ["policy/clipfrac_avg", "val/clipfrac_avg"] {
         assert!(of(name).iter().all(|share| (0.0..=1.0).contains(share)), "{name}: {:?}", of(name));
     }
-    for name in ["loss/policy_avg", "policy/approxkl_avg", "reward_std", "completions/mean_length", "rewards/letters"] {
+    for name in [
+        "loss/policy_avg",
+        "loss/value_avg",
+        "policy/approxkl_avg",
+        "reward_std",
+        "completions/mean_length",
+        "rewards/letters",
+    ] {
         assert_eq!(of(name).len(), 24, "{name}");
     }
     assert!(!text(TRAINING).contains("frac_reward_zero_std"), "groups are GRPO's");
