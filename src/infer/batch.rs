@@ -15,6 +15,7 @@ use super::answer::StopReason;
 use super::rooms::Rooms;
 use super::sampling::{Sampler, Sampling};
 use crate::error::{Error, Kind, Result};
+use crate::kernels::each_row_alone;
 use crate::models::{Decoder, Frozen, Tuning};
 
 pub(super) use self::pass::cancelled;
@@ -270,10 +271,12 @@ impl<'a> Batch<'a> {
             if again { whole.push(index) } else { running.push(index) }
         }
         let mut logits: Logits = Vec::new();
-        for texts in self.passes(&whole).into_iter().take(passes) {
-            logits.extend(self.whole(texts, glance));
-        }
-        logits.extend(self.next(running));
+        each_row_alone(|| {
+            for texts in self.passes(&whole).into_iter().take(passes) {
+                logits.extend(self.whole(texts, glance));
+            }
+            logits.extend(self.next(running));
+        });
         self.draw(logits)
     }
 

@@ -2,7 +2,9 @@
 //! memory, so each value of it is read once for all rows, bf16 becomes f32 in registers and NF4 in a few rows
 //! that a core's cache holds. What a row comes to does not depend on how many rows stand beside it, on the
 //! threads or on the CPU: every output is a chain of fused multiply-adds in an order that the shape of the weight
-//! alone decides. So a sequence that is decoded among others gets the bits that it gets alone.
+//! alone decides. So a sequence that is decoded among others gets the bits that it gets alone. Training asks for
+//! something else, that a record gets the same bits in a small micro-batch as in a large one, and multiplies them all
+//! in one way: this one is taken within [`each_row_alone`] only.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -10,7 +12,7 @@ mod portable;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use rayon::prelude::*;
 
@@ -24,6 +26,27 @@ pub(crate) const MOST_ROWS: usize = 64;
 /// Most rows that are multiplied this way with a weight in panels, which costs more to decode for gemm than is
 /// won by it.
 pub(super) const MOST_PANEL_ROWS: usize = 512;
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `body`, in which products that this thread begins with few rows are made of each row by itself.
+pub fn each_row_alone<T>(body: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            ALONE.set(self.0);
+        }
+    }
+    let _restore = Restore(ALONE.replace(true));
+    body()
+}
+
+/// Whether so many rows are each multiplied alone, where `most` may be.
+pub(super) fn asked(rows: usize, most: usize) -> bool {
+    rows <= most && ALONE.get()
+}
 
 /// Rows that a tile multiplies with a panel, and with rows of a row-major weight: as many as leave the registers
 /// of AVX2 room for the weight.

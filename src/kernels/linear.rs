@@ -57,10 +57,11 @@ pub(super) fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, sizes: Si
     out
 }
 
-/// xWᵀ into `out`: few rows each by itself, in an order that does not depend on their number.
+/// xWᵀ into `out`; within [`few_rows::each_row_alone`] few rows each by itself, in an order that does not depend on
+/// their number.
 pub(super) fn multiply(x: &[f32], weight: &[f32], sizes: Sizes, out: Output<'_>, into: Write) {
     let Sizes { rows, inputs, outputs } = sizes;
-    if rows <= few_rows::MOST_ROWS && inputs > 0 {
+    if few_rows::asked(rows, few_rows::MOST_ROWS) && inputs > 0 {
         return few_rows::dense(x, inputs, weight, out, into);
     }
     let (x, weight) = (Matrix::new(x, rows, inputs), Matrix::new(weight, outputs, inputs));

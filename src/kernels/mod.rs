@@ -47,6 +47,7 @@ pub use dora::{row_norms, row_squares};
 pub use dropout::Dropout;
 pub use embedding::embedding;
 pub(crate) use few_rows::MOST_ROWS;
+pub use few_rows::each_row_alone;
 pub use gated::{Activation, gated};
 pub use lead::lead;
 pub use linear::linear;

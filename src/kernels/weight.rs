@@ -147,7 +147,7 @@ impl Weight {
             return Ok(());
         }
         let most = if matches!(self, Self::Bf16(_)) { few_rows::MOST_PANEL_ROWS } else { few_rows::MOST_ROWS };
-        if rows <= most && inputs > 0 {
+        if few_rows::asked(rows, most) && inputs > 0 {
             match self {
                 Self::Dense(tensor) => {
                     let tensor = tensor.contiguous()?;
