@@ -13,8 +13,21 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "service", "routes", "config", "train", "data", "models", "store", "http", "objects", "app", "jobs",
-            "bedrock", "graders",
+            "service",
+            "routes",
+            "config",
+            "train",
+            "data",
+            "models",
+            "store",
+            "http",
+            "objects",
+            "app",
+            "jobs",
+            "bedrock",
+            "graders",
+            // `models merge` is a command over files alone.
+            "artifacts",
         ],
     ),
     ("service", &["routes", "worker", "http", "app", "jobs", "store", "objects", "models", "infer", "config"]),

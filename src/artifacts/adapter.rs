@@ -29,17 +29,31 @@ pub fn write_adapter(
 ) -> Result<()> {
     std::fs::create_dir_all(dir)?;
     let [peft, bottleneck] = WEIGHT_FILES;
-    let (file, config) = match method {
-        TuningMethod::Adapter(config) => (bottleneck, bottleneck_config(base_id, base, config)),
-        other => (peft, peft_config(base_id, base, other)?),
+    let file = if matches!(method, TuningMethod::Adapter(_)) { bottleneck } else { peft };
+    save_tensors(&dir.join(file), tensors, Precision::F32)?;
+    write_adapter_config(dir, base_id, base, method, tensors.iter().any(|(name, _)| name == SCORE))
+}
+
+/// Writes what stands beside the weights of an adapter; `scores` says that it is a reward model.
+///
+/// # Errors
+/// As [`write_adapter`].
+pub fn write_adapter_config(
+    dir: &Path,
+    base_id: &str,
+    base: &DecoderConfig,
+    method: &TuningMethod,
+    scores: bool,
+) -> Result<()> {
+    let mut config = match method {
+        TuningMethod::Adapter(config) => bottleneck_config(base_id, base, config),
+        other => peft_config(base_id, base, other)?,
     };
-    let mut config = config;
-    if tensors.iter().any(|(name, _)| name == SCORE) {
-        // A reward model: to peft the head of a classifier with one class.
+    if scores {
+        // To peft the head of a classifier with one class.
         config["modules_to_save"] = json!(["score"]);
         config["task_type"] = json!("SEQ_CLS");
     }
-    save_tensors(&dir.join(file), tensors, Precision::F32)?;
     std::fs::write(dir.join("adapter_config.json"), format!("{config:#}\n"))?;
     if matches!(method, TuningMethod::Qlora(_)) {
         std::fs::write(dir.join(QUANTIZATION), format!("{:#}\n", quantization_config()))?;

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::merge::Merged;
 use crate::error::Result;
 
 /// The file.
@@ -29,6 +30,9 @@ pub struct TrainingManifest {
     pub results: Results,
     /// SHA-256 of each file of the artifact, by name.
     pub artifact: BTreeMap<String, String>,
+    /// The artifact merged into its base, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merged: Option<MergedFacts>,
     /// Which releases of what made it.
     pub versions: BTreeMap<String, String>,
 }
@@ -53,6 +57,17 @@ pub struct DataFacts {
     pub sha256: String,
     /// Lines with a record.
     pub records: u64,
+}
+
+/// A merged model.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MergedFacts {
+    /// What merging came to.
+    #[serde(flatten)]
+    pub merged: Merged,
+    /// SHA-256 of each of its files, by name.
+    pub sha256: BTreeMap<String, String>,
 }
 
 /// What came of a run.

@@ -50,7 +50,7 @@ enum Command {
     /// Add, list and revoke the keys that open the API
     #[command(subcommand)]
     Keys(keys::Keys),
-    /// Look at the base models
+    /// Look at the base models, and merge adapters into them
     #[command(subcommand)]
     Models(models::Models),
     /// Print the OpenAPI document of the API

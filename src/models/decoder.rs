@@ -125,14 +125,7 @@ impl Decoder {
     ) -> Result<Self> {
         let (mut named, mut quantized) = (Vec::new(), Vec::new());
         let mut take = |name: String, shape: &[usize], map: bool| -> Result<Weight> {
-            let weight = match source(&name, shape)? {
-                Weight::Dense(tensor) if form == Form::Nf4 && map => {
-                    Weight::Nf4(quantize(&name, &tensor.flatten_all()?.to_vec1::<f32>()?, shape)?)
-                }
-                Weight::Dense(tensor) if form == Form::Bf16 && map => Weight::packed(&tensor)?,
-                Weight::Dense(tensor) if form == Form::Trainable => Var::from_tensor(&tensor)?.into_inner().into(),
-                other => other,
-            };
+            let weight = in_form(form, map, &name, shape, source(&name, shape)?)?;
             match &weight {
                 Weight::Dense(tensor) => named.push((name, tensor.clone())),
                 Weight::Bf16(_) => {}
@@ -314,16 +307,36 @@ impl Decoder {
     /// When a file cannot be written.
     pub fn save(&self, dir: &Path, precision: Precision) -> Result<()> {
         std::fs::create_dir_all(dir)?;
+        self.save_config(dir, precision)?;
+        save_tensors(&dir.join("model.safetensors"), &self.named, precision)
+    }
+
+    /// Writes `config.json` alone into `dir`, for weights of this precision.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn save_config(&self, dir: &Path, precision: Precision) -> Result<()> {
         let mut config = self.config.to_json();
         let dtype = if precision == Precision::F32 { "float32" } else { "bfloat16" };
         config["torch_dtype"] = dtype.into();
-        std::fs::write(dir.join("config.json"), format!("{config:#}\n"))?;
-        save_tensors(&dir.join("model.safetensors"), &self.named, precision)
+        Ok(std::fs::write(dir.join("config.json"), format!("{config:#}\n"))?)
     }
 }
 
+/// A weight as it lies in memory in a form; `map` says that it is a linear map of a layer.
+pub(super) fn in_form(form: Form, map: bool, name: &str, shape: &[usize], weight: Weight) -> Result<Weight> {
+    Ok(match weight {
+        Weight::Dense(tensor) if form == Form::Nf4 && map => {
+            Weight::Nf4(quantize(name, &tensor.flatten_all()?.to_vec1::<f32>()?, shape)?)
+        }
+        Weight::Dense(tensor) if form == Form::Bf16 && map => Weight::packed(&tensor)?,
+        Weight::Dense(tensor) if form == Form::Trainable => Var::from_tensor(&tensor)?.into_inner().into(),
+        other => other,
+    })
+}
+
 /// A weight that is no linear map of a layer, and so never quantised.
-fn dense(
+pub(super) fn dense(
     take: &mut impl FnMut(String, &[usize], bool) -> Result<Weight>,
     name: &str,
     shape: &[usize],
@@ -336,7 +349,7 @@ fn dense(
     }
 }
 
-fn layer(
+pub(super) fn layer(
     config: &DecoderConfig,
     index: usize,
     rotary: Option<usize>,

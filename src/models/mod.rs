@@ -5,21 +5,27 @@
 mod config;
 mod decoder;
 mod layer;
+mod layerwise;
 mod packing;
 mod quantized;
 mod registry;
 mod rotary;
+mod shards;
 pub mod starter;
 mod tokenizer;
+mod tokenizer_files;
 mod tuning;
 mod weights;
 
 pub use config::{Architecture, DecoderConfig, RopeScaling, WeightCounts};
 pub use decoder::{Decoder, Form};
 pub use layer::Memory;
+pub use layerwise::layerwise_logits;
 pub use packing::Packing;
 pub use quantized::{load_nf4, quantization_config};
 pub use registry::{Customization, FoundationModel, Registry, Unreadable, is_model_id, recommended_hyper_parameters};
+pub use shards::{Content, Outline, encode, write_shards};
 pub use tokenizer::Tokenizer;
+pub use tokenizer_files::copy_tokenizer;
 pub use tuning::{Attention, Frozen, Projection, Site, Tuning};
 pub use weights::{Precision, Weights, save_tensors};

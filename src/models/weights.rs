@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -26,7 +27,7 @@ struct Entry {
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    bytes: std::ops::Range<usize>,
+    bytes: Range<usize>,
 }
 
 /// A header longer than this is none (safetensors' own limit).
@@ -154,11 +155,53 @@ impl Weights {
         Ok(self.get(name, &shape, &Device::Cpu)?.flatten_all()?.to_vec1()?)
     }
 
+    /// How a tensor is stored and its shape, if it is there.
+    pub fn stored(&self, name: &str) -> Option<(Dtype, &[usize])> {
+        self.tensors.get(name).map(|entry| (entry.dtype, entry.shape.as_slice()))
+    }
+
+    /// Some of a tensor's numbers, counted as they lie in the file, as f32.
+    ///
+    /// # Errors
+    /// When it is missing or shorter, or is stored in a type other than f32, f16 or bf16.
+    pub fn strip(&self, name: &str, numbers: Range<usize>) -> Result<Vec<f32>> {
+        let dtype = self.float_type(name, self.find(name)?)?;
+        let count = numbers.len();
+        let bytes = self.raw_strip(name, numbers)?;
+        Ok(Tensor::from_raw_buffer(&bytes, dtype, &[count], &Device::Cpu)?.to_dtype(DType::F32)?.to_vec1()?)
+    }
+
+    /// The same as the bytes that the file holds.
+    ///
+    /// # Errors
+    /// When it is missing or shorter, or its numbers are no whole bytes.
+    pub fn raw_strip(&self, name: &str, numbers: Range<usize>) -> Result<Vec<u8>> {
+        let entry = self.find(name)?;
+        let (bits, size) = (entry.dtype.bitsize(), entry.shape.iter().product());
+        if numbers.end > size || !bits.is_multiple_of(8) {
+            return Err(Error::validation(format!(
+                "{}: the tensor {name} of {size} numbers, each {bits} bits, has no numbers {numbers:?}",
+                self.place
+            )));
+        }
+        let start = entry.bytes.start + numbers.start * bits / 8;
+        self.read_at(entry, start..start + numbers.len() * bits / 8)
+    }
+
     fn read(&self, entry: &Entry) -> Result<Vec<u8>> {
-        let mut bytes = vec![0u8; entry.bytes.len()];
-        let read = self.files[entry.file].read_exact_at(&mut bytes, entry.bytes.start as u64);
+        self.read_at(entry, entry.bytes.clone())
+    }
+
+    fn read_at(&self, entry: &Entry, place: Range<usize>) -> Result<Vec<u8>> {
+        let mut bytes = vec![0u8; place.len()];
+        let read = self.files[entry.file].read_exact_at(&mut bytes, place.start as u64);
         read.map_err(|cause| unreadable(Path::new(&self.place), cause))?;
         Ok(bytes)
+    }
+
+    fn find(&self, name: &str) -> Result<&Entry> {
+        let found = self.tensors.get(name);
+        found.ok_or_else(|| Error::validation(format!("{} lacks the tensor {name}", self.place)))
     }
 
     /// Checks that a tensor is there in this shape, and that every number in it is finite.
@@ -177,27 +220,26 @@ impl Weights {
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType)> {
-        let Some(entry) = self.tensors.get(name) else {
-            return Err(Error::validation(format!("{} lacks the tensor {name}", self.place)));
-        };
+        let entry = self.find(name)?;
         if entry.shape != shape {
             return Err(Error::validation(format!(
                 "{}: the tensor {name} has shape {:?}, its configuration asks for {shape:?}",
                 self.place, entry.shape
             )));
         }
-        let dtype = match entry.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::BF16 => DType::BF16,
-            other => {
-                return Err(Error::validation(format!(
-                    "{}: the tensor {name} is stored as {other:?}; F32, F16 and BF16 can be read",
-                    self.place
-                )));
-            }
-        };
-        Ok((entry, dtype))
+        Ok((entry, self.float_type(name, entry)?))
+    }
+
+    fn float_type(&self, name: &str, entry: &Entry) -> Result<DType> {
+        match entry.dtype {
+            Dtype::F32 => Ok(DType::F32),
+            Dtype::F16 => Ok(DType::F16),
+            Dtype::BF16 => Ok(DType::BF16),
+            other => Err(Error::validation(format!(
+                "{}: the tensor {name} is stored as {other:?}; F32, F16 and BF16 can be read",
+                self.place
+            ))),
+        }
     }
 }
 
@@ -282,7 +324,7 @@ impl View for Outgoing<'_> {
 }
 
 /// The nearest bf16, ties to even; a NaN stays one.
-fn bf16(value: f32) -> u16 {
+pub(super) fn bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     if value.is_nan() {
         // Rounding could carry a NaN's mantissa into infinity: keep it quiet instead.
@@ -306,9 +348,12 @@ pub fn save_tensors(path: &Path, tensors: &[(String, Tensor)], precision: Precis
 
 /// Writes tensors of any kind as one safetensors file.
 pub(super) fn save(path: &Path, tensors: Vec<(String, Outgoing<'_>)>) -> Result<()> {
-    // transformers refuses a file that does not say which framework wrote it.
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    Ok(serialize_to_file(tensors, Some(metadata), path)?)
+    Ok(serialize_to_file(tensors, Some(origin()), path)?)
+}
+
+/// What a file says of itself: transformers refuses one that does not say which framework wrote it.
+pub(super) fn origin() -> HashMap<String, String> {
+    HashMap::from([("format".to_string(), "pt".to_string())])
 }
 
 #[cfg(test)]

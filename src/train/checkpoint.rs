@@ -89,6 +89,8 @@ pub(crate) struct Contents<'a> {
     pub(crate) metrics: &'a [(Table, Vec<u8>)],
     /// What a reference makes of the records, where the objective has one.
     pub(crate) reference: Option<&'a [u8]>,
+    /// Writes into the folder what a server needs beside the weights to answer with them.
+    pub(crate) servable: &'a dyn Fn(&Path) -> Result<()>,
 }
 
 /// `manifest.json`: the digest of every other file.
@@ -130,6 +132,7 @@ pub(crate) fn save(root: &Path, contents: &Contents<'_>) -> Result<PathBuf> {
         fs::write(unfinished.join(REFERENCE), bytes)?;
     }
     fs::write(unfinished.join(STATE), serde_json::to_vec_pretty(contents.state)?)?;
+    (contents.servable)(&unfinished)?;
     let mut files = BTreeMap::new();
     for name in names(&unfinished)? {
         let path = unfinished.join(&name);
@@ -241,6 +244,7 @@ mod tests {
             best: None,
             metrics: &metrics,
             reference: None,
+            servable: &|_| Ok(()),
         };
         save(root, &contents).unwrap()
     }

@@ -3,6 +3,7 @@
 //! ([`Learner::resume`], [`Learner::save`]), and so is the one loop over the steps ([`train`]).
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
@@ -15,14 +16,14 @@ use super::objective::Criterion;
 use super::optim::{AdamW, AdamWSettings};
 use super::settings::Resolved;
 use super::side_by_side::Lanes;
-use super::{LossSum, Observer, Plan, StepMetrics, StopFlag, ValidationMetrics};
+use super::{LossSum, Observer, Plan, StepMetrics, StopFlag, TuningMethod, ValidationMetrics, outputs, start};
 use crate::data::{Cursor, MicroBatch};
 use crate::error::{Error, Result};
 use crate::models::{Decoder, Precision, Weights, save_tensors};
 use crate::tune::Method;
 
 /// Time between checkpoints when no number of steps is set: what a killed run has to do again.
-const CHECKPOINT_TIME: Duration = Duration::from_secs(30);
+pub const CHECKPOINT_TIME: Duration = Duration::from_secs(30);
 /// Names the number of updates among the moments that a run leaves.
 const UPDATES: &str = "updates";
 /// After this many steps in a row without a finite loss or gradient the run has diverged.
@@ -89,6 +90,8 @@ pub(super) struct Learner<'a> {
     best: Option<Vec<(String, Tensor)>>,
     /// When the last checkpoint was made, and after how many steps.
     saved: (Instant, u64),
+    /// What is trained, once a checkpoint had to say so.
+    tuned: OnceLock<TuningMethod>,
 }
 
 impl<'a> Learner<'a> {
@@ -135,6 +138,7 @@ impl<'a> Learner<'a> {
             lanes,
             best,
             saved,
+            tuned: OnceLock::new(),
         })
     }
 
@@ -146,6 +150,15 @@ impl<'a> Learner<'a> {
     /// The optimizer's settings, for a slot beside this one.
     pub(super) fn adamw(&self) -> AdamWSettings {
         adamw(self.plan, &self.resolved)
+    }
+
+    /// What is trained.
+    pub(super) fn tuned(&self) -> Result<&TuningMethod> {
+        if let Some(tuned) = self.tuned.get() {
+            return Ok(tuned);
+        }
+        let tuned = start::method_of(self.plan, self.decoder.config())?;
+        Ok(self.tuned.get_or_init(|| tuned))
     }
 
     /// The learning rate of the step that is next.
@@ -302,6 +315,7 @@ impl<'a> Learner<'a> {
                 best: self.best.as_deref(),
                 metrics: &metrics,
                 reference,
+                servable: &|dir| outputs::servable(self, dir),
             },
         )?;
         observer.checkpoint(&dir, step)?;

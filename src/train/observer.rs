@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::StepParts;
+use crate::artifacts::Merged;
 use crate::error::Result;
 
 /// What a run is doing.
@@ -136,4 +137,6 @@ pub struct Summary {
     pub output: PathBuf,
     /// The folder inside it with the adapter (`adapter/`) or the whole model (`model/`).
     pub artifact: PathBuf,
+    /// What merging it into its base came to, where that was asked for; it lies in [`MERGED`](super::MERGED).
+    pub merged: Option<Box<Merged>>,
 }

@@ -4,15 +4,22 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
+
 use super::checkpoint::Exact;
 use super::learner::Learner;
 use super::settings::Settings;
-use super::{Summary, TuningMethod, start};
+use super::{Base, Summary, TuningMethod, start};
 use crate::artifacts::{
-    BaseFacts, Curve, DataFacts, Results, TrainingManifest, copy_tokenizer, loss_chart, write_adapter,
+    BaseFacts, Curve, DataFacts, MergeOptions, Merged, MergedFacts, MergedType, Results, TrainingManifest,
+    WEIGHT_FILES, copy_tokenizer, loss_chart, merge, write_adapter, write_adapter_config,
 };
 use crate::data::corpus::{SourceFacts, sha256_of};
 use crate::error::Result;
+use crate::models::{Precision, save_tensors};
+
+/// The folder among a run's outputs that holds the merged model.
+pub const MERGED: &str = "merged";
 
 /// What a run learned from.
 pub(super) struct Learned<'a> {
@@ -33,6 +40,7 @@ pub(super) fn write(learner: &Learner<'_>, learned: &Learned<'_>) -> Result<Summ
     let output = plan.output();
     let weights_of_step = learner.take_best()?;
     let artifact = artifact(learner, learned, &output)?;
+    let merged = merged(learner, &artifact, &output)?;
     if plan.settings.save_optimizer_state {
         learner.save_optimizer(&output.join(start::OPTIMIZER_STATE))?;
     }
@@ -65,6 +73,10 @@ pub(super) fn write(learner: &Learner<'_>, learned: &Learned<'_>) -> Result<Summ
             weights_of_step,
         },
         artifact: digests(&artifact)?,
+        merged: match &merged {
+            Some(merged) => Some(MergedFacts { merged: merged.clone(), sha256: digests(&output.join(MERGED))? }),
+            None => None,
+        },
         versions: BTreeMap::from([("tunesmith".into(), env!("CARGO_PKG_VERSION").into())]),
     };
     manifest.write(&output)?;
@@ -76,6 +88,7 @@ pub(super) fn write(learner: &Learner<'_>, learned: &Learned<'_>) -> Result<Summ
         stopped_early: state.stopped_early,
         output,
         artifact,
+        merged: merged.map(Box::new),
     })
 }
 
@@ -97,6 +110,35 @@ pub(super) fn artifact(learner: &Learner<'_>, learned: &Learned<'_>, folder: &Pa
     };
     copy_tokenizer(learned.tokenizer, &artifact)?;
     Ok(artifact)
+}
+
+/// Writes into a checkpoint's folder what makes its weights answer: the configuration that belongs to them, and the
+/// weights once more where an artifact has other ones than those that train.
+pub(super) fn servable(learner: &Learner<'_>, dir: &Path) -> Result<()> {
+    let (plan, base) = (learner.plan, learner.decoder.config());
+    match learner.tuned()? {
+        TuningMethod::Full => learner.decoder.save_config(dir, Precision::F32),
+        method => {
+            let (weights, artifact) = (learner.weights(), learner.method.artifact()?);
+            let names = |tensors: &[(String, Tensor)]| tensors.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+            if names(&weights) != names(&artifact) {
+                save_tensors(&dir.join(WEIGHT_FILES[0]), &artifact, Precision::F32)?;
+            }
+            write_adapter_config(dir, &plan.base_id, base, method, learner.method.score().is_some())
+        }
+    }
+}
+
+/// Merges the artifact into its base, if that is asked for.
+fn merged(learner: &Learner<'_>, artifact: &Path, output: &Path) -> Result<Option<Merged>> {
+    let plan = learner.plan;
+    match &plan.base {
+        Base::Directory(base) if plan.settings.merged_weights => {
+            let options = MergeOptions { dtype: Some(MergedType::sixteen_bits(base)?), ..MergeOptions::default() };
+            merge(base, artifact, &output.join(MERGED), &options).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 /// A data file as the manifest names it.

@@ -95,6 +95,8 @@ pub struct Settings {
     pub weight_precision: Precision,
     /// Seed of everything drawn.
     pub seed: Option<u64>,
+    /// The outputs hold the merged model too.
+    pub merged_weights: bool,
     /// The optimizer's moments are kept with the outputs.
     pub save_optimizer_state: bool,
     /// The run goes on with the moments that lie beside the adapter that it starts from.
@@ -169,10 +171,42 @@ impl Settings {
                     || of_method(name).is_some_and(|methods| methods != FULL && methods != FROZEN))
         });
         let settings = Values(&merged).settings()?;
+        settings.check_merging(&settings.method)?;
         let rate_is_its_own =
             is_set(given, "learningRate") || defaults.contains_key(&format!("{objective}.learningRate"));
         let factor = if rate_is_its_own { 1.0 } else { settings.objective.rate() };
         Ok(Settings { method_given, learning_rate: factor * settings.learning_rate, ..settings })
+    }
+
+    /// Whether what is trained can be merged, where that is asked for.
+    ///
+    /// # Errors
+    /// `Validation` that says why it cannot.
+    pub(crate) fn check_merging(&self, method: &TuningMethod) -> Result<()> {
+        let why = match (method.unmergeable(), &self.objective) {
+            _ if !self.merged_weights => return Ok(()),
+            (Some(why), _) => why,
+            (None, TrainingObjective::Reward) => "a reward model's head has no place in a model that answers",
+            (None, _) => return Ok(()),
+        };
+        Err(Error::validation(format!(
+            "mergedWeights true: what tuningMethod {} learns cannot be merged here: {why}. Leave mergedWeights out.",
+            method.name()
+        )))
+    }
+
+    /// Whether something can be merged into this base, where that is asked for.
+    ///
+    /// # Errors
+    /// `Validation` when it is quantised.
+    pub fn check_merging_into(&self, base: &DecoderConfig) -> Result<()> {
+        if self.merged_weights && base.nf4 {
+            return Err(Error::validation(
+                "mergedWeights true: the base model is quantised, and its 4 bits cannot take what is learned. Leave \
+                 mergedWeights out, or use the model that it was made from.",
+            ));
+        }
+        Ok(())
     }
 
     /// How the base of a run with `method` lies in memory.
@@ -251,6 +285,7 @@ impl Values<'_> {
             compute_precision: self.precision("computePrecision")?,
             weight_precision: self.precision("weightPrecision")?.unwrap_or(Precision::F32),
             seed: self.integer("seed")?,
+            merged_weights: self.truth("mergedWeights")?,
             save_optimizer_state: self.truth("saveOptimizerState")?,
             continue_optimizer_state: self.truth("continueOptimizerState")?,
         })

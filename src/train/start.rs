@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 
 use super::sources::Sources;
-use super::{Plan, TrainingObjective};
+use super::{Base, Plan, TrainingObjective};
 use crate::data::corpus::sha256_of;
 use crate::error::{Error, Result};
 use crate::models::{Decoder, DecoderConfig};
@@ -25,8 +25,20 @@ impl Plan {
 /// What is trained on this base.
 ///
 /// # Errors
-/// When the run goes on from an adapter that it cannot go on from, or that is not what the settings say.
+/// When the run goes on from an adapter that it cannot go on from, or that is not what the settings say, or is to be
+/// merged and cannot be.
 pub(super) fn method_of(plan: &Plan, base: &DecoderConfig) -> Result<TuningMethod> {
+    let method = begun(plan, base)?;
+    plan.settings.check_merging(&method)?;
+    // Said now, and not when the training is done.
+    plan.settings.check_merging_into(base)?;
+    if plan.settings.merged_weights && !matches!(plan.base, Base::Directory(_)) {
+        return Err(Error::validation("mergedWeights true needs a base that lies in a folder, not one that is drawn"));
+    }
+    Ok(method)
+}
+
+fn begun(plan: &Plan, base: &DecoderConfig) -> Result<TuningMethod> {
     let Some(dir) = &plan.start else {
         if plan.settings.continue_optimizer_state && plan.settings.method != TuningMethod::Full {
             return Err(Error::validation(

@@ -12,6 +12,9 @@ use crate::models::{Decoder, DecoderConfig, Tuning};
 /// The tensor's name in the artifact: `peft` loads a replaced weight as the tuning of a norm.
 pub(super) const HEAD: &str = "base_model.model.lm_head.ln_tuning_layers.weight";
 
+/// The weight of the base that it takes the place of; a base whose head is its embedding gets one of its own.
+const MERGED: &str = "lm_head.weight";
+
 /// A head of its own.
 pub struct Head {
     /// `[vocab, hidden]`.
@@ -47,5 +50,16 @@ impl Tuning for Head {
 impl Method for Head {
     fn trainables(&self) -> &[Trainable] {
         &self.trainables
+    }
+
+    fn merged_weights(&self) -> Result<Vec<String>> {
+        Ok(vec![MERGED.into()])
+    }
+
+    fn merge_rows(&self, _: &str, first: usize, values: &mut [f32]) -> Result<()> {
+        let rows = values.len() / self.weight.dim(1)?.max(1);
+        let own = self.weight.detach().narrow(0, first, rows)?.flatten_all()?.to_vec1::<f32>()?;
+        values.copy_from_slice(&own);
+        Ok(())
     }
 }

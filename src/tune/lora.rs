@@ -3,6 +3,8 @@
 //! form DoRA (Liu et al. 2024, arXiv 2402.09353) trains the length of every row of the tuned weight by
 //! itself: y = m/‖W + s·B·A‖ · (W + s·B·A)x + b. Over a base in NF4 either is QLoRA.
 
+mod merge;
+
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
@@ -271,6 +273,14 @@ impl Method for Lora {
 
     fn pass(&self, dropout_key: u64) -> Option<Box<dyn Tuning + '_>> {
         Some(Box::new(Pass { lora: self, dropout_key }))
+    }
+
+    fn merged_weights(&self) -> Result<Vec<String>> {
+        self.updated_weights()
+    }
+
+    fn merge_rows(&self, weight: &str, first: usize, values: &mut [f32]) -> Result<()> {
+        self.update_rows(weight, first, values)
     }
 
     fn score(&self) -> Option<&Tensor> {

@@ -56,6 +56,20 @@ impl TuningMethod {
         }
     }
 
+    /// Why what it learns cannot be put into the base's weights, if it cannot.
+    pub fn unmergeable(&self) -> Option<&'static str> {
+        match self {
+            Self::Lora(_) | Self::Qlora(_) | Self::Head => None,
+            Self::Adapter(_) => {
+                Some("bottlenecks have a bend between their maps, which no weight of the base can take")
+            }
+            Self::Prefix(_) => Some("a prefix is keys and values in front of a text, not a change of weights"),
+            Self::Prompt(_) => Some("a soft prompt is embeddings in front of a text, not a change of weights"),
+            Self::LlamaAdapter(_) => Some("gated prompts stand beside attention, which no weight of the base can take"),
+            Self::Full => Some("a fully tuned model is whole already"),
+        }
+    }
+
     /// Positions that it takes from every record.
     pub fn virtual_tokens(&self) -> usize {
         match self {

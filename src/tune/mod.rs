@@ -29,7 +29,7 @@ pub use read::{Adapter, QUANTIZATION, WEIGHT_FILES, read_adapter, weight_file};
 pub use score::{SCORE, new_score};
 pub use virtual_tokens::VirtualTokens;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::Tuning;
 
 /// Which part of the decoder holds a trainable weight, or the lowest part that uses it: the backward
@@ -85,6 +85,23 @@ pub trait Method: Tuning {
     fn take_score(&mut self, weight: &Tensor) -> Result<()> {
         let _ = weight;
         Err(score::refused())
+    }
+
+    /// The base's weights, by their Hugging Face names, that become others when what was learned is put into them.
+    ///
+    /// # Errors
+    /// `Validation` that says why it cannot be put there.
+    fn merged_weights(&self) -> Result<Vec<String>> {
+        Err(Error::validation("What was learned stands beside the base's weights and cannot be put into them"))
+    }
+
+    /// Puts what was learned into some whole rows of one of [`Method::merged_weights`], the first of them row `first`.
+    ///
+    /// # Errors
+    /// When the weight is none of them.
+    fn merge_rows(&self, weight: &str, first: usize, values: &mut [f32]) -> Result<()> {
+        let _ = (first, values);
+        Err(Error::internal(anyhow::anyhow!("nothing to be put into {weight}")))
     }
 
     /// The tensors of the artifact by their names there.

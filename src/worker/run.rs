@@ -16,7 +16,7 @@ use super::transfer::Listing;
 use crate::error::{Error, Kind, Result};
 use crate::jobs::{Claim, Held};
 use crate::store::CustomizationType;
-use crate::train::{BEST_CHECKPOINT, TrainingDevice};
+use crate::train::{self, BEST_CHECKPOINT, TrainingDevice};
 
 /// How an attempt came to its end.
 pub(crate) enum End {
@@ -81,6 +81,15 @@ async fn attempt(worker: &Worker, device: TrainingDevice, claim: Claim, halt: Ha
         stages::train::Trained::Interrupted => return Ok(End::Interrupted),
         stages::train::Trained::Crashed(panic) => return Ok(End::Crashed(panic)),
     };
+    if let Some(merged) = &summary.merged {
+        let train::Difference { tokens, largest, mean, .. } = merged.difference;
+        info!(
+            job.id = attempt.claim.job.spec.id,
+            logits.largest = largest,
+            logits.mean = mean,
+            "merged weights written: how far logits after {tokens} tokens lie from those of the adapter over its base"
+        );
+    }
     if attempt.claim.job.spec.customization_type == CustomizationType::Distillation {
         stages::distill::keep(&attempt)?;
     }

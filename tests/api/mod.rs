@@ -8,6 +8,7 @@ mod imports;
 mod jobs;
 mod keys;
 mod limits;
+mod merged;
 mod openapi;
 mod paging;
 mod runtime;

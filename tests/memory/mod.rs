@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use safetensors::Dtype;
 use serde_json::{Value, json};
+use tunesmith::models::{Outline, encode, write_shards};
 
 /// A job on a random base: wide enough that the model and its passes outweigh the program.
 fn job(folder: &Path, method: &str) {
@@ -41,7 +43,12 @@ fn estimate(folder: &Path, memory: u64) -> (Output, Value) {
 
 /// Trains, and gives the most memory that the process ever had, in bytes.
 fn peak(folder: &Path, memory: u64) -> u64 {
-    let mut child = tunesmith(folder, memory, &["train"]).stderr(Stdio::null()).spawn().unwrap();
+    peak_of(tunesmith(folder, memory, &["train"]).stderr(Stdio::null()))
+}
+
+/// The most memory that a command's process ever has, in bytes.
+fn peak_of(command: &mut Command) -> u64 {
+    let mut child = command.spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     loop {
@@ -115,4 +122,70 @@ fn an_estimate_says_how_much_there_is_to_do_and_how_long_it_takes() {
         assert!(text.contains(said), "{said:?} is not in:\n{text}");
     }
     assert!(!folder.path().join("run").exists(), "an estimate leaves nothing behind");
+}
+
+/// Numbers of a weight that nobody learned, of any size and without drawing them.
+fn some(numbers: std::ops::Range<usize>) -> Vec<f32> {
+    numbers.map(|at| ((at * 7919) % 1009) as f32 * 1e-4 - 0.05).collect()
+}
+
+#[test]
+fn merging_holds_a_part_of_the_model_at_a_time() {
+    const LAYERS: usize = 32;
+    let folder = tempfile::tempdir().unwrap();
+    let (base, adapter, out) =
+        (folder.path().join("base"), folder.path().join("adapter"), folder.path().join("merged"));
+    for dir in [&base, &adapter] {
+        std::fs::create_dir(dir).unwrap();
+    }
+    let config = json!({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 16384,
+        "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": LAYERS, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "max_position_embeddings": 128, "tie_word_embeddings": false, "dtype": "bfloat16"});
+    std::fs::write(base.join("config.json"), config.to_string()).unwrap();
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_string(), vec![16384, 512]),
+        ("model.norm.weight".into(), vec![512]),
+        ("lm_head.weight".into(), vec![16384, 512]),
+    ];
+    for layer in 0..LAYERS {
+        for (part, shape) in [
+            ("self_attn.q_proj", vec![512, 512]),
+            ("self_attn.k_proj", vec![256, 512]),
+            ("self_attn.v_proj", vec![256, 512]),
+            ("self_attn.o_proj", vec![512, 512]),
+            ("mlp.gate_proj", vec![1536, 512]),
+            ("mlp.up_proj", vec![1536, 512]),
+            ("mlp.down_proj", vec![512, 1536]),
+            ("input_layernorm", vec![512]),
+            ("post_attention_layernorm", vec![512]),
+        ] {
+            tensors.push((format!("model.layers.{layer}.{part}.weight"), shape));
+        }
+    }
+    let outline = |(name, shape)| Outline { name, shape, dtype: Dtype::BF16 };
+    let tensors: Vec<_> = tensors.into_iter().map(outline).collect();
+    let written = write_shards(&base, &tensors, 50_000_000, &mut |tensor, at| encode(&some(at), tensor.dtype)).unwrap();
+    let size: u64 = tensors.iter().map(Outline::bytes).sum();
+    assert!(written.len() > 2 && size > 220 << 20);
+    let lora = json!({"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "down_proj"]});
+    std::fs::write(adapter.join("adapter_config.json"), lora.to_string()).unwrap();
+    let mut parts = Vec::new();
+    for layer in 0..LAYERS {
+        for (module, outputs, inputs) in [("self_attn.q_proj", 512, 512), ("mlp.down_proj", 512, 1536)] {
+            for (part, shape) in [("lora_A", vec![8, inputs]), ("lora_B", vec![outputs, 8])] {
+                let name = format!("base_model.model.model.layers.{layer}.{module}.{part}.weight");
+                parts.push(Outline { name, shape, dtype: Dtype::F32 });
+            }
+        }
+    }
+    write_shards(&adapter, &parts, u64::MAX, &mut |tensor, at| encode(&some(at), tensor.dtype)).unwrap();
+    std::fs::rename(adapter.join("model.safetensors"), adapter.join("adapter_model.safetensors")).unwrap();
+
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tunesmith"));
+    command.args(["models", "merge", "--max-shard-size", "80MB"]).stdout(Stdio::null());
+    command.arg("--base").arg(&base).arg("--adapter").arg(&adapter).arg("--out").arg(&out);
+    let peak = peak_of(&mut command);
+    eprintln!("a base of {} MiB was merged in {} MiB", size >> 20, peak >> 20);
+    assert!(peak < size / 2, "{} MiB for a base of {} MiB", peak >> 20, size >> 20);
+    assert!(out.join("model.safetensors.index.json").exists());
 }

@@ -73,9 +73,26 @@ fn run<F: Future<Output = TestApp>>(role: Role, more: &[&str], test: impl FnOnce
     });
 }
 
+/// Something that the golden tests are made from.
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures").join(name)
+}
+
+/// Asks until there is an answer.
+pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = std::time::Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(begun.elapsed() < http::PATIENCE, "waited {:?} until {what}", http::PATIENCE);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 /// A folder of models with [`TINY`] in it.
 pub(crate) fn models(folder: &Path) -> PathBuf {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models/llama");
+    let fixture = fixture("models/llama");
     let root = folder.join("models");
     let model = root.join(TINY);
     std::fs::create_dir_all(&model).unwrap();
@@ -239,15 +256,28 @@ impl TestApp {
         })
     }
 
-    /// An active custom model, made by a job whose training is skipped: its artifact was never written.
+    /// An active custom model, made by a job whose training is skipped: its adapter is one of the golden tests'.
     pub(crate) async fn model(&self, name: &str) -> CustomModel {
+        self.model_of(name, Some("models/lora/after")).await
+    }
+
+    /// The same with another adapter of [`TINY`] among the fixtures; with `None` its files were never written.
+    pub(crate) async fn model_of(&self, name: &str, adapter: Option<&str>) -> CustomModel {
         let arn = self.create(name).await;
         let app = &self.service.app;
         let queue = Queue::new(app.db.clone(), app.clock.clone(), std::time::Duration::from_secs(60));
         let claim = queue.claim("test").await.unwrap().unwrap();
         assert_eq!(claim.job.spec.arn, arn);
         assert_eq!(claim.publish(&json!({})).await.unwrap(), Held::Yes);
-        let model = crate::jobs::model_of(&claim.job, app.clock.now());
+        let mut model = crate::jobs::model_of(&claim.job, app.clock.now());
+        if let Some(adapter) = adapter {
+            let (folder, root) = (fixture(adapter), Uri::parse(&model.artifact_uri).unwrap());
+            model.artifact_digests.0.clear();
+            for file in ["adapter_config.json", "adapter_model.safetensors"] {
+                let put = app.objects.put_file(&root.join(file), &folder.join(file), &Put::default()).await.unwrap();
+                model.artifact_digests.0.insert(file.into(), put.sha256);
+            }
+        }
         assert_eq!(claim.complete(&model).await.unwrap(), Held::Yes);
         model
     }

@@ -183,6 +183,7 @@ impl Request {
             None => {
                 let shape = DecoderConfig::read(&base.dir)?;
                 settings.method.check(&shape)?;
+                settings.check_merging_into(&shape)?;
                 if let Some(bytes) = app.job_memory {
                     refuse_the_impossible(&shape, &settings, Memory::host(bytes))?;
                 }

@@ -156,6 +156,9 @@ impl Settings {
             Form::Bf16 => put("computePrecision", &"bfloat16"),
             Form::Trainable | Form::Nf4 => {}
         }
+        if self.merged_weights {
+            put("mergedWeights", &true);
+        }
         if self.save_optimizer_state {
             put("saveOptimizerState", &true);
         }
@@ -207,6 +210,7 @@ mod tests {
                 ("maxGradientNorm", "0"),
             ],
             vec![("tuningMethod", "qlora"), ("dora", "true"), ("loraRank", "3"), ("saveOptimizerState", "true")],
+            vec![("dora", "true"), ("mergedWeights", "true")],
             vec![("tuningMethod", "adapter"), ("adapterArchitecture", "houlsby"), ("adapterNonLinearity", "tanh")],
             vec![("tuningMethod", "prefix"), ("virtualTokens", "7"), ("virtualTokensText", "Dear Sir, ")],
             vec![("tuningMethod", "prefix"), ("prefixProjection", "true"), ("prefixHiddenSize", "9")],

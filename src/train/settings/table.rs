@@ -263,6 +263,12 @@ pub(super) const TABLE: &[Setting] = &[
     one_of("weightPrecision", &["float32", "bfloat16"], "float32", "how a fully tuned model's weights are stored")
         .of(FULL),
     setting(
+        "mergedWeights",
+        Takes::Boolean,
+        "false",
+        "also write the model with what was learned put into its weights, in 16 bits (lora, qlora and head)",
+    ),
+    setting(
         "saveOptimizerState",
         Takes::Boolean,
         "false",

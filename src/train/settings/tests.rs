@@ -167,3 +167,24 @@ fn an_objective_has_a_learning_rate_of_its_own_and_only_its_own_options() {
         assert!(text.contains(said), "{text}");
     }
 }
+
+#[test]
+fn only_what_can_be_put_into_the_base_is_merged() {
+    for pairs in [&[("mergedWeights", "true")][..], &[("mergedWeights", "true"), ("tuningMethod", "head")]] {
+        assert!(parse(pairs).unwrap().merged_weights);
+    }
+    assert!(!parse(&[("mergedWeights", "false"), ("tuningMethod", "prefix")]).unwrap().merged_weights);
+    for (pairs, said) in [
+        (("tuningMethod", "prompt"), "what tuningMethod prompt learns cannot be merged here: a soft prompt is"),
+        (("tuningMethod", "full"), "a fully tuned model is whole already"),
+        (("trainingObjective", "reward"), "a reward model's head has no place"),
+    ] {
+        let text = message(&[("mergedWeights", "true"), pairs]);
+        assert!(text.starts_with("mergedWeights true: ") && text.contains(said), "{text}");
+    }
+    let mut nf4 = DecoderConfig::read(std::path::Path::new("assets/starter")).unwrap();
+    let settings = parse(&[("mergedWeights", "true")]).unwrap();
+    assert!(settings.check_merging_into(&nf4).is_ok());
+    nf4.nf4 = true;
+    assert!(settings.check_merging_into(&nf4).unwrap_err().message().contains("is quantised"));
+}

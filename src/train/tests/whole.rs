@@ -180,3 +180,38 @@ fn the_manifest_records_how_the_run_was_cut() {
     let planned = complete(&plan(dir.path(), &[("stepCount", "2")]));
     assert!(text(&planned, "training_manifest.json").contains("\"microBatchTokens\": \"4096\""));
 }
+
+#[test]
+fn a_run_that_is_asked_for_it_leaves_the_merged_model_and_what_cannot_be_merged_does_not_begin() {
+    let run = [("stepCount", "3"), ("learningRate", "0.01"), ("mergedWeights", "true")];
+    for method in [METHODS[0], METHODS[1], METHODS[3], METHODS[11]] {
+        let dir = tempfile::tempdir().unwrap();
+        let summary = complete(&plan(dir.path(), &with(method, &run)));
+        let merged = summary.merged.as_ref().unwrap();
+        assert_eq!((merged.method, merged.dtype.as_str()), (summary_method(method), "bfloat16"));
+        assert!(merged.difference.largest < 1.0 && merged.difference.mean < 0.1, "{method:?}: {merged:?}");
+        assert_eq!(merged.difference_to_four_bits.is_some(), merged.method == "qlora");
+        let out = summary.output.join(MERGED);
+        let decoder = Decoder::load(&out, &Device::Cpu, Form::Frozen).unwrap();
+        assert_eq!(decoder.config().vocab_size, 272);
+        let manifest: serde_json::Value = serde_json::from_str(&text(&summary, "training_manifest.json")).unwrap();
+        assert_eq!(manifest["merged"]["difference"]["tokens"], 64);
+        assert_eq!(manifest["merged"]["sha256"].as_object().unwrap().len(), tree(&out).len());
+    }
+
+    // An adapter that an earlier run left says itself what it is.
+    let dir = tempfile::tempdir().unwrap();
+    let prefix = complete(&plan(dir.path(), &with(METHODS[7], &run[..2])));
+    let next = tempfile::tempdir().unwrap();
+    let plan = further(next.path(), &prefix, &run);
+    let refused = run_of(&plan);
+    assert!(refused.contains("mergedWeights true: what tuningMethod prefix learns cannot be merged"), "{refused}");
+}
+
+fn summary_method(method: &[(&'static str, &'static str)]) -> &'static str {
+    method[0].1
+}
+
+fn run_of(plan: &Plan) -> String {
+    run(plan, &mut (), &StopFlag::default()).unwrap_err().message().to_string()
+}
