@@ -2,7 +2,9 @@
 //! nothing is global, so a test can swap any field.
 
 pub mod artifact;
+pub(crate) mod layout;
 pub mod models;
+pub mod preview;
 
 use std::fmt;
 use std::sync::Arc;

@@ -215,6 +215,11 @@ impl Config {
         self.data_dir.join("cache").join("quantized")
     }
 
+    /// Where checkpoints of running jobs are brought to be asked.
+    pub fn previews(&self) -> PathBuf {
+        self.data_dir.join("cache").join("previews")
+    }
+
     /// How many requests a key may send at once.
     pub fn rate_burst(&self) -> u32 {
         self.rate_burst.unwrap_or_else(|| (2.0 * self.rate_limit.unwrap_or_default()).ceil().max(1.0) as u32)

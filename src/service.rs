@@ -69,6 +69,8 @@ impl Service {
             let listener = listen(app.config.listen).await?;
             api = Some(listener.local_addr()?);
             let limits = Limits { grace: app.config.grace(), ..Limits::default() };
+            // Checkpoints of jobs that have ended since would stay for good; the others are brought again.
+            let _ = std::fs::remove_dir_all(app.config.previews());
             server = Some(tokio::spawn(serve(listener, routes::router(app.clone()), limits, told(stopping))));
         }
         let pool = if role == Role::Api { None } else { Some(Pool::start(app.clone()).await?) };

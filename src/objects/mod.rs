@@ -5,6 +5,7 @@
 mod client;
 pub mod embedded;
 mod failure;
+mod folder;
 mod listing;
 mod read;
 mod uri;
@@ -12,6 +13,7 @@ mod write;
 
 pub use client::{Endpoint, Head, Objects};
 pub use failure::{unreadable, unwritable};
+pub use folder::{Entry, FOLDER_LISTING, Folder};
 pub use listing::{Listed, Pages};
 pub use read::{Fetched, Opened};
 pub use uri::Uri;

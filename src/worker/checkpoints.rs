@@ -7,9 +7,9 @@ use std::path::Path;
 use tracing::{info, warn};
 
 use super::halt::Halt;
-use super::layout::{Layout, checkpoint_of};
 use super::retry::patiently;
-use super::transfer::{self, Listing};
+use super::transfer;
+use crate::app::layout::{Layout, checkpoint_of};
 use crate::error::Result;
 use crate::objects::Objects;
 
@@ -28,7 +28,7 @@ pub(crate) struct Checkpoints {
 impl Checkpoints {
     /// Uploads the checkpoint in `folder`, then removes this attempt's oldest.
     pub(crate) async fn upload(&self, folder: &Path, step: u64) -> Result<()> {
-        let listing = Listing::of(folder).await?;
+        let listing = transfer::folder(folder).await?;
         let to = self.layout.checkpoint(self.attempt, step);
         transfer::upload(&self.objects, &self.halt, folder, &listing, &to, &self.layout.put()).await?;
         let steps: BTreeSet<u64> =

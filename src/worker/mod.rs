@@ -6,7 +6,6 @@
 mod checkpoints;
 mod halt;
 mod imports;
-mod layout;
 mod lease;
 mod observer;
 mod pool;

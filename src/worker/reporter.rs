@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::halt::Halt;
-use super::layout::{Layout, TRAINING_METRICS, TRAJECTORIES};
 use super::observer::News;
+use crate::app::layout::{Layout, TRAINING_METRICS, TRAJECTORIES};
 use crate::error::Result;
 use crate::jobs::Claim;
 use crate::objects::Objects;

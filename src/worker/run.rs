@@ -8,11 +8,11 @@ use tracing::{error, info, warn};
 
 use super::Worker;
 use super::halt::{Halt, Reason};
-use super::layout::{DATA_REPORT, Layout, TRAINING_METRICS, TRAJECTORIES};
 use super::lease;
 use super::retry::patiently;
 use super::stages;
-use super::transfer::Listing;
+use super::transfer;
+use crate::app::layout::{DATA_REPORT, Layout, TRAINING_METRICS, TRAJECTORIES};
 use crate::error::{Error, Kind, Result};
 use crate::jobs::{Claim, Held};
 use crate::store::CustomizationType;
@@ -169,7 +169,7 @@ async fn keep_reports(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &st
     // What a reinforcement run leaves whose grader failed: weights that cost hours.
     let best = output.join(BEST_CHECKPOINT);
     if best.is_dir() {
-        let listing = Listing::of(&best).await?;
+        let listing = transfer::folder(&best).await?;
         names.extend(listing.files.keys().map(|name| format!("{BEST_CHECKPOINT}/{name}")));
     }
     for name in &names {

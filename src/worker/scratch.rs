@@ -4,7 +4,7 @@
 use tracing::debug;
 
 use super::Worker;
-use super::layout::Layout;
+use crate::app::layout::Layout;
 use crate::error::Result;
 use crate::store::queue;
 

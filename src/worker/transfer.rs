@@ -4,47 +4,24 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::halt::Halt;
 use super::retry::patiently;
 use crate::error::{Error, Kind, Result};
-use crate::objects::{Objects, Put, Uri};
+use crate::objects::{Entry, FOLDER_LISTING, Folder, Objects, Put, Uri};
 
-/// The object that makes a folder whole.
-const LISTING: &str = "listing.json";
-/// More than any listing we write: a few hundred files at most.
-const LISTING_CAP: u64 = 4 << 20;
-
-/// What a folder holds: path relative to it, with `/`, to digest.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Listing {
-    pub(crate) files: BTreeMap<String, Entry>,
-}
-
-/// One file of a folder.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Entry {
-    /// Bytes.
-    pub(crate) size: u64,
-    /// Lower-case hex.
-    pub(crate) sha256: String,
-}
-
-impl Listing {
-    /// Reads every file under `folder`.
-    pub(crate) async fn of(folder: &Path) -> Result<Self> {
-        let folder = folder.to_path_buf();
-        blocking(move || {
-            let mut files = BTreeMap::new();
-            walk(&folder, &folder, &mut files)?;
-            Ok(Self { files })
-        })
-        .await
-    }
+/// Every file under `path`.
+pub(crate) async fn folder(path: &Path) -> Result<Folder> {
+    let folder = path.to_path_buf();
+    blocking(move || {
+        let mut files = BTreeMap::new();
+        walk(&folder, &folder, &mut files)?;
+        Ok(Folder { files })
+    })
+    .await
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -89,27 +66,22 @@ pub(crate) async fn upload(
     objects: &Objects,
     halt: &Halt,
     folder: &Path,
-    listing: &Listing,
+    listing: &Folder,
     to: &Uri,
     put: &Put<'_>,
 ) -> Result<()> {
     for name in listing.files.keys() {
-        let (path, uri) = (local(folder, name)?, to.join(name));
+        let (path, uri) = (Folder::place(folder, name)?, to.join(name));
         patiently(halt, "uploading a file", async || objects.put_file(&uri, &path, put).await).await?;
     }
-    let uri = to.join(LISTING);
+    let uri = to.join(FOLDER_LISTING);
     let bytes = serde_json::to_vec_pretty(listing)?;
     patiently(halt, "uploading a listing", async || objects.put_bytes(&uri, bytes.clone(), put).await).await
 }
 
 /// The listing under `from`, or `None` when the folder was never completed.
-pub(crate) async fn listing(objects: &Objects, halt: &Halt, from: &Uri) -> Result<Option<Listing>> {
-    let uri = from.join(LISTING);
-    match patiently(halt, "reading a listing", async || objects.get_bytes(&uri, LISTING_CAP).await).await {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-        Err(error) if error.kind() == Kind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+pub(crate) async fn listing(objects: &Objects, halt: &Halt, from: &Uri) -> Result<Option<Folder>> {
+    patiently(halt, "reading a listing", async || objects.folder(from).await).await
 }
 
 /// Downloads the listed files into `folder`; `false` when one is missing or does not match its digest.
@@ -117,11 +89,11 @@ pub(crate) async fn download(
     objects: &Objects,
     halt: &Halt,
     from: &Uri,
-    listing: &Listing,
+    listing: &Folder,
     folder: &Path,
 ) -> Result<bool> {
     for (name, entry) in &listing.files {
-        let (path, uri) = (local(folder, name)?, from.join(name));
+        let (path, uri) = (Folder::place(folder, name)?, from.join(name));
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
@@ -135,15 +107,6 @@ pub(crate) async fn download(
     Ok(true)
 }
 
-/// The place of a listed file; a listing from S3 may not name files outside its folder.
-fn local(folder: &Path, name: &str) -> Result<PathBuf> {
-    let inside = name.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
-    if !inside {
-        return Err(Error::internal(anyhow::anyhow!("a listing names {name:?}")));
-    }
-    Ok(folder.join(name))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,17 +117,9 @@ mod tests {
         std::fs::create_dir(folder.path().join("adapter")).unwrap();
         std::fs::write(folder.path().join("adapter/a.bin"), b"abc").unwrap();
         std::fs::write(folder.path().join("b"), b"").unwrap();
-        let listing = Listing::of(folder.path()).await.unwrap();
+        let listing = super::folder(folder.path()).await.unwrap();
         assert_eq!(listing.files.keys().collect::<Vec<_>>(), ["adapter/a.bin", "b"]);
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(listing.files["adapter/a.bin"], Entry { size: 3, sha256: abc.into() });
-    }
-
-    #[test]
-    fn a_listing_cannot_reach_outside_its_folder() {
-        for name in ["../x", "a/../../x", "/etc/passwd", "a//b", "."] {
-            assert!(local(Path::new("/work"), name).is_err(), "{name}");
-        }
-        assert!(local(Path::new("/work"), "a/b").is_ok());
     }
 }

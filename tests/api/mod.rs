@@ -11,6 +11,7 @@ mod limits;
 mod merged;
 mod openapi;
 mod paging;
+mod preview;
 mod runtime;
 mod serving;
 mod tags;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::preview::Preview;
 use super::{Asked, MAX_TOKENS, PerformanceConfigLatency, ServiceTierType, TEMPERATURE, TOP_P};
 use crate::app::App;
 use crate::bedrock::constraint::{Shape, Violations, choices, texts};
@@ -334,20 +335,23 @@ fn text_of(blocks: &[Content], place: &str) -> Result<String> {
 /// What a request to continue a conversation comes to.
 pub(super) async fn asked(app: &App, caller: &Caller, id: &str, headers: &HeaderMap, body: &[u8]) -> Result<Asked> {
     super::refuse_guardrail(headers)?;
-    let target = super::target(app, caller, id).await?;
+    let model = super::model(app, caller, id).await?;
     let request: Request = parse(body)?;
     request.check()?;
-    Ok(Asked { target, prompt: Prompt::Chat(request.conversation()?), options: request.options(app.clock.seed()) })
+    Ok(Asked { model, prompt: Prompt::Chat(request.conversation()?), options: request.options(app.clock.seed()) })
 }
 
 /// Continue a conversation
 ///
-/// `modelId` is a foundation model's id or ARN. As an extension, a custom model's name or ARN works too.
+/// `modelId` is a foundation model's id or ARN. As an extension, a custom model's name or ARN works too, and a
+/// customization job's ARN: its newest checkpoint answers while it runs.
 #[utoipa::path(
     post, path = "/model/{modelId}/converse", operation_id = "Converse", tag = "bedrock-runtime",
     params(("modelId" = inline(AskedModelIdentifier), Path, description = "Which model")),
     request_body = Request,
-    responses((status = 200, description = "The answer", body = Response))
+    responses((status = 200, description = "The answer", body = Response, headers(
+        ("x-tunesmith-preview" = String, description = "Of a job's checkpoint: `step=N`"),
+    )))
 )]
 pub async fn converse(
     State(app): State<Arc<App>>,
@@ -355,13 +359,14 @@ pub async fn converse(
     Segment(id): Segment,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<axum::Json<Response>> {
+) -> Result<(Preview, axum::Json<Response>)> {
     let asked = asked(&app, &caller, &id, &headers, &body).await?;
+    let preview = asked.model.preview;
     let begun = app.clock.monotonic();
     let answer = super::answer(&app, asked).await?;
     let (stop_reason, usage) = (answer.stop_reason.name(), Usage::of(&answer));
     let content = Content { text: Some(answer.text), ..Content::default() };
-    Ok(axum::Json(Response {
+    let response = Response {
         output: Output {
             message: Message {
                 role: Some(ConversationRole(data::Role::Assistant.name().to_string())),
@@ -371,7 +376,8 @@ pub async fn converse(
         stop_reason,
         usage,
         metrics: Metrics::since(begun),
-    }))
+    };
+    Ok((preview, axum::Json(response)))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use serde_json::json;
@@ -35,6 +35,7 @@ pub async fn converse_stream(
     body: Bytes,
 ) -> Result<Response> {
     let asked = converse::asked(&app, &caller, &id, &headers, &body).await?;
+    let preview = asked.model.preview;
     let begun = app.clock.monotonic();
     let said = frames::pieces(&app, asked).await?;
     let start = event("messageStart", &json!({ "role": Role::Assistant.name() }));
@@ -49,5 +50,5 @@ pub async fn converse_stream(
         ],
         Said::End(Err(error)) => vec![exception(&error)],
     });
-    Ok(frames::reply(stream::once(async { vec![start] }).chain(frames)))
+    Ok((preview, frames::reply(stream::once(async { vec![start] }).chain(frames))).into_response())
 }

@@ -84,7 +84,7 @@ pub async fn count_tokens(
     body: Bytes,
 ) -> Result<axum::Json<Response>> {
     check("modelId", &FoundationModelVersionIdentifier(id.clone()))?;
-    let target = super::target(&app, &caller, &id).await?;
+    let target = super::model(&app, &caller, &id).await?.target;
     let request: Request = parse(&body)?;
     let mut violations = Violations::default();
     violations.required("input", request.input.as_ref());

@@ -16,7 +16,7 @@ use futures::{Stream, StreamExt, stream};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::{Asked, CancelOnDrop, place};
+use super::{Asked, CancelOnDrop, Model, place};
 use crate::app::App;
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Answer, Piece};
@@ -47,7 +47,7 @@ pub(super) enum Said {
 /// # Errors
 /// When there is no place at the door, or the engine fails before it says anything.
 pub(super) async fn pieces(app: &App, asked: Asked) -> Result<impl Stream<Item = Said> + Send + use<>> {
-    let Asked { target, prompt, options } = asked;
+    let Asked { model: Model { target, .. }, prompt, options } = asked;
     let place = place(app)?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::<AtomicBool>::default());

@@ -101,15 +101,16 @@ pub(super) fn stop_reason(answer: &Answer) -> &'static str {
 pub(super) async fn asked(app: &App, caller: &Caller, id: &str, headers: &HeaderMap, body: &[u8]) -> Result<Asked> {
     super::check_headers(headers)?;
     super::refuse_guardrail(headers)?;
-    let target = super::target(app, caller, id).await?;
+    let model = super::model(app, caller, id).await?;
     let request = Request::parse(body)?;
     let options = request.options(app.clock.seed());
-    Ok(Asked { target, prompt: Prompt::Text(request.prompt), options })
+    Ok(Asked { model, prompt: Prompt::Text(request.prompt), options })
 }
 
 /// Ask a model
 ///
-/// `modelId` is a foundation model's id or ARN. As an extension, a custom model's name or ARN works too.
+/// `modelId` is a foundation model's id or ARN. As an extension, a custom model's name or ARN works too, and a
+/// customization job's ARN: its newest checkpoint answers while it runs.
 #[utoipa::path(
     post, path = "/model/{modelId}/invoke", operation_id = "InvokeModel", tag = "bedrock-runtime",
     params(("modelId" = inline(AskedModelIdentifier), Path, description = "Which model")),
@@ -118,6 +119,7 @@ pub(super) async fn asked(app: &App, caller: &Caller, id: &str, headers: &Header
         ("X-Amzn-Bedrock-Input-Token-Count" = u64, description = "Tokens of the prompt"),
         ("X-Amzn-Bedrock-Output-Token-Count" = u64, description = "Tokens of the answer"),
         ("X-Amzn-Bedrock-Invocation-Latency" = u64, description = "Milliseconds that the model took"),
+        ("x-tunesmith-preview" = String, description = "Of a job's checkpoint: `step=N`"),
     )))
 )]
 pub async fn invoke(
@@ -128,6 +130,7 @@ pub async fn invoke(
     body: Bytes,
 ) -> Result<Response> {
     let asked = asked(&app, &caller, &id, &headers, &body).await?;
+    let preview = asked.model.preview;
     let begun = app.clock.monotonic();
     let answer = super::answer(&app, asked).await?;
 
@@ -144,7 +147,7 @@ pub async fn invoke(
         (LATENCY, HeaderValue::from(begun.elapsed().as_millis() as u64)),
         (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
     ];
-    Ok((counts, serde_json::to_vec(&reply)?).into_response())
+    Ok((preview, counts, serde_json::to_vec(&reply)?).into_response())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use aws_smithy_types::event_stream::Message;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -45,6 +45,7 @@ pub async fn invoke_with_response_stream(
     body: Bytes,
 ) -> Result<Response> {
     let asked = invoke::asked(&app, &caller, &id, &headers, &body).await?;
+    let preview = asked.model.preview;
     let begun = app.clock.monotonic();
     let said = frames::pieces(&app, asked).await?;
     let first_byte = begun.elapsed();
@@ -75,7 +76,7 @@ pub async fn invoke_with_response_stream(
     });
     let mut reply = frames::reply(frames);
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Ok(reply)
+    Ok((preview, reply).into_response())
 }
 
 fn milliseconds(begun: Instant) -> u64 {

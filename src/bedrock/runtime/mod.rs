@@ -6,6 +6,7 @@ pub mod count_tokens;
 mod frames;
 pub mod invoke;
 pub mod invoke_stream;
+mod preview;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::http::HeaderMap;
 use tokio::sync::OwnedSemaphorePermit;
 
+use self::preview::Preview;
 use super::constraint::{Violations, check, choices, texts};
 use super::shapes::AskedModelIdentifier;
 use crate::app::{App, models};
@@ -53,14 +55,25 @@ const TOP_P: f32 = 0.9;
 const MAX_TOKENS: usize = 512;
 
 /// What a model id in the path stands for.
-async fn target(app: &App, caller: &Caller, id: &str) -> Result<Target> {
+struct Model {
+    target: Target,
+    preview: Preview,
+}
+
+async fn model(app: &App, caller: &Caller, id: &str) -> Result<Model> {
     check("modelId", &AskedModelIdentifier(id.to_string())).map_err(|cause| {
         Error::validation("The provided model identifier is invalid.").because(anyhow::anyhow!("{}", cause.message()))
     })?;
-    let found = models::find(app, &caller.account, id).await?.ok_or_else(|| {
-        Error::not_found("Could not resolve the foundation model from the provided model identifier.")
-    })?;
-    models::target(app, &found).await
+    if preview::is_job(id) {
+        let (target, preview) = preview::target(app, &caller.account, id).await?;
+        return Ok(Model { target, preview });
+    }
+    let found = models::find(app, &caller.account, id).await?.ok_or_else(no_such_model)?;
+    Ok(Model { target: models::target(app, &found).await?, preview: Preview::default() })
+}
+
+fn no_such_model() -> Error {
+    Error::not_found("Could not resolve the foundation model from the provided model identifier.")
 }
 
 /// Tells the engine to stop when nobody waits for the answer any more.
@@ -81,14 +94,14 @@ fn place(app: &App) -> Result<OwnedSemaphorePermit> {
 
 /// What a request to a model comes to.
 struct Asked {
-    target: Target,
+    model: Model,
     prompt: Prompt,
     options: Options,
 }
 
 /// Asks the engine on a thread that may block.
 async fn answer(app: &App, asked: Asked) -> Result<Answer> {
-    let Asked { target, prompt, options } = asked;
+    let Asked { model: Model { target, .. }, prompt, options } = asked;
     let place = place(app)?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::default());

@@ -9,13 +9,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::super::halt::{Halt, Reason};
-use super::super::layout::Layout;
 use super::super::retry::patiently;
-use super::super::transfer::{self, Listing};
+use super::super::transfer;
+use crate::app::layout::Layout;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::jobs::{Claim, Held};
-use crate::objects::Objects;
+use crate::objects::{Folder, Objects};
 use crate::store::custom_models::CustomModel;
 use crate::store::jobs::JobSpec;
 use crate::store::{Json, ModelStatus};
@@ -28,7 +28,7 @@ pub(crate) struct Decision {
     /// The twelve characters that will end the model's ARN.
     pub(crate) model_id: String,
     /// The outputs.
-    pub(crate) outputs: Listing,
+    pub(crate) outputs: Folder,
     /// The folder among the outputs that inference loads: `adapter` or `model`.
     pub(crate) artifact: String,
     /// Last training loss.
@@ -55,7 +55,7 @@ pub(crate) struct Publisher<'a> {
 impl Publisher<'_> {
     /// Uploads `outputs` under this attempt and decides that they are the result.
     pub(crate) async fn decide(&self, outputs: &Path, summary: &Summary) -> Result<Decision> {
-        let listing = Listing::of(outputs).await?;
+        let listing = transfer::folder(outputs).await?;
         let to = self.layout.attempt_outputs(self.claim.attempt());
         transfer::upload(self.objects, self.halt, outputs, &listing, &to, &self.layout.put()).await?;
         let decision = Decision {

@@ -49,6 +49,11 @@ impl Layout {
         self.root.join(&format!("attempt-{attempt}/outputs"))
     }
 
+    /// Where an attempt puts its checkpoints.
+    pub(crate) fn checkpoints(&self, attempt: i64) -> Uri {
+        self.root.join(&format!("attempt-{attempt}/checkpoints")).folder()
+    }
+
     /// Where an attempt puts the checkpoint of a step.
     pub(crate) fn checkpoint(&self, attempt: i64, step: u64) -> Uri {
         self.root.join(&format!("attempt-{attempt}/checkpoints/step-{step:08}"))
