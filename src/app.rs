@@ -2,6 +2,8 @@
 //! nothing is global, so a test can swap any field.
 
 pub mod artifact;
+pub mod deployments;
+pub mod door;
 pub(crate) mod layout;
 pub mod models;
 pub mod preview;
@@ -10,18 +12,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::Device;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 
+use self::door::Door;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::infer::{Capacity, Engine};
 use crate::models::Registry;
 use crate::objects::Objects;
 use crate::store::Db;
-
-/// Answers under way at once. More would only share the same cores: what comes on top is told to come
-/// back instead of waiting without end.
-const ANSWERS_AT_ONCE: usize = 8;
 
 /// The service's parts. Handlers take it as `State<Arc<App>>`.
 pub struct App {
@@ -39,10 +38,12 @@ pub struct App {
     pub engine: Arc<Engine>,
     /// Bytes that a job may take where it runs, as far as this process knows.
     pub job_memory: Option<u64>,
-    /// A place for each answer under way, taken at the door.
-    pub answers: Arc<Semaphore>,
+    /// Where each answer under way has a place.
+    pub door: Door,
     /// Rung when a job or a model to bring in was accepted, so that a worker of the same process takes it at once.
     pub job_accepted: Notify,
+    /// Rung when a deployment was accepted or changed, so that this process makes it ready at once.
+    pub deployment_accepted: Notify,
 }
 
 impl App {
@@ -50,6 +51,7 @@ impl App {
     pub fn new(config: Config, clock: Clock, db: Db, objects: Objects, registry: Registry) -> Self {
         let quantized = Some(config.quantized());
         let job_memory = config.job_memory().ok();
+        let door = Door::new(config.answers_at_once);
         Self {
             job_memory,
             config,
@@ -58,8 +60,9 @@ impl App {
             objects,
             registry,
             engine: Arc::new(Engine::new(Device::Cpu, Capacity::default(), quantized)),
-            answers: Arc::new(Semaphore::new(ANSWERS_AT_ONCE)),
+            door,
             job_accepted: Notify::new(),
+            deployment_accepted: Notify::new(),
         }
     }
 }

@@ -136,6 +136,11 @@ pub struct Config {
     #[arg(long, env = "TUNESMITH_ROLES", value_parser = Roles::load)]
     pub roles: Option<Roles>,
 
+    /// How many answers are given at once; what comes on top is told to come back. Each model unit of provisioned
+    /// throughput keeps one of these places for itself, and at least one stays for everybody
+    #[arg(long, env = "TUNESMITH_ANSWERS_AT_ONCE", default_value_t = 8)]
+    pub answers_at_once: usize,
+
     /// How many requests a key may send per second in the long run, fractions too; no limit when absent
     #[arg(long, env = "TUNESMITH_RATE_LIMIT")]
     pub rate_limit: Option<f64>,
@@ -177,6 +182,9 @@ impl Config {
         }
         if self.rate_limit.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
             return wrong("TUNESMITH_RATE_LIMIT must be greater than 0; leave it out for no limit".into());
+        }
+        if self.answers_at_once == 0 {
+            return wrong("TUNESMITH_ANSWERS_AT_ONCE must be at least 1: no model could be asked".into());
         }
         if self.rate_burst == Some(0) {
             return wrong("TUNESMITH_RATE_BURST must be at least 1: a key could never call".into());

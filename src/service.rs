@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::app::App;
+use crate::app::{App, deployments};
 use crate::clock::Clock;
 use crate::config::{Config, Role};
 use crate::error::{Error, Result};
@@ -37,6 +37,8 @@ pub struct Service {
     pub api: Option<SocketAddr>,
     stop: watch::Sender<bool>,
     server: Option<JoinHandle<()>>,
+    /// Makes deployments ready, beside the API.
+    deployer: Option<JoinHandle<()>>,
     pool: Option<Pool>,
     embedded: Option<embedded::Server>,
 }
@@ -64,18 +66,19 @@ impl Service {
         let app = Arc::new(app);
 
         let (stop, stopping) = watch::channel(false);
-        let (mut api, mut server) = (None, None);
+        let (mut api, mut server, mut deployer) = (None, None, None);
         if role != Role::Worker {
             let listener = listen(app.config.listen).await?;
             api = Some(listener.local_addr()?);
             let limits = Limits { grace: app.config.grace(), ..Limits::default() };
             // Checkpoints of jobs that have ended since would stay for good; the others are brought again.
             let _ = std::fs::remove_dir_all(app.config.previews());
+            deployer = Some(tokio::spawn(deployments::make_ready(app.clone(), stopping.clone())));
             server = Some(tokio::spawn(serve(listener, routes::router(app.clone()), limits, told(stopping))));
         }
         let pool = if role == Role::Api { None } else { Some(Pool::start(app.clone()).await?) };
         info!(?role, "service started");
-        Ok(Self { app, keys, api, stop, server, pool, embedded })
+        Ok(Self { app, keys, api, stop, server, deployer, pool, embedded })
     }
 
     /// Where the embedded object store listens; `None` where another is configured, and for a worker.
@@ -91,10 +94,10 @@ impl Service {
         // Nobody listening means that there is no server to stop.
         let _ = self.stop.send(true);
         let server = async {
-            if let Some(server) = self.server
-                && let Err(cause) = server.await
-            {
-                warn!("the API ended badly: {cause}");
+            for part in [self.server, self.deployer].into_iter().flatten() {
+                if let Err(cause) = part.await {
+                    warn!("a part of the API ended badly: {cause}");
+                }
             }
         };
         let pool = async {

@@ -4,12 +4,14 @@
 
 use super::App;
 use super::artifact::{Artifact, Files, bring};
+use super::door::Pass;
 use crate::error::{Error, Kind, Result};
 use crate::infer::Target;
 use crate::models::FoundationModel;
 use crate::store::custom_models::CustomModel;
 use crate::store::imported_models::ImportedModel;
-use crate::store::{ModelStatus, custom_models, imported_models, serving};
+use crate::store::serving::Behind;
+use crate::store::{ModelStatus, custom_models, deployments, imported_models, serving};
 
 /// A model that can be asked.
 #[derive(Debug)]
@@ -32,19 +34,47 @@ pub fn foundation<'a>(app: &'a App, identifier: &str) -> Option<&'a FoundationMo
 /// # Errors
 /// When the database fails.
 pub async fn find<'a>(app: &'a App, account: &str, identifier: &str) -> Result<Option<Found<'a>>> {
+    Ok(find_served(app, account, identifier).await?.map(|(found, _)| found))
+}
+
+/// The same with the provisioned throughput that it was named by.
+///
+/// # Errors
+/// When the database fails, and `ModelNotReady` when what was named is a deployment that cannot be asked.
+pub async fn find_served<'a>(
+    app: &'a App,
+    account: &str,
+    identifier: &str,
+) -> Result<Option<(Found<'a>, Option<Pass>)>> {
     if let Some(model) = foundation(app, identifier) {
-        return Ok(Some(Found::Foundation(model)));
+        return Ok(Some((Found::Foundation(model), None)));
     }
-    let behind = serving::model_behind(&app.db, account, identifier).await?;
-    let identifier = behind.as_deref().unwrap_or(identifier);
-    if let Some(model) = foundation(app, identifier) {
-        return Ok(Some(Found::Foundation(model)));
+    let behind = serving::behind(&app.db, account, identifier).await?;
+    let (model, pass) = match behind {
+        Some(Behind { model_arn, throughput, units }) => {
+            let units = usize::try_from(units).unwrap_or_default();
+            (Some(model_arn), throughput.map(|throughput| Pass::Provisioned { throughput, units }))
+        }
+        None => (None, None),
+    };
+    let model = model.as_deref().unwrap_or(identifier);
+    if let Some(model) = foundation(app, model) {
+        return Ok(Some((Found::Foundation(model), pass)));
     }
-    if let Some(model) = custom_models::find(&app.db, account, identifier).await? {
-        return Ok(Some(Found::Custom(Box::new(model))));
+    if let Some(model) = custom_models::find(&app.db, account, model).await? {
+        return Ok(Some((Found::Custom(Box::new(model)), pass)));
     }
-    let imported = imported_models::find(&app.db, account, identifier).await?;
-    Ok(imported.map(|model| Found::Imported(Box::new(model))))
+    if let Some(model) = imported_models::find(&app.db, account, model).await? {
+        return Ok(Some((Found::Imported(Box::new(model)), pass)));
+    }
+    match deployments::find(&app.db, account, identifier).await? {
+        None => Ok(None),
+        Some(deployment) => {
+            let why = deployment.failure_message.map_or_else(String::new, |why| format!(": {why}"));
+            let message = format!("The deployment {} is {}{why}", deployment.name, deployment.status);
+            Err(Error::new(Kind::ModelNotReady, message))
+        }
+    }
 }
 
 /// The model as the engine takes it, its files brought here.

@@ -101,6 +101,7 @@ impl Demo {
             account_id: "000000000000".into(),
             region: "us-east-1".into(),
             roles: None,
+            answers_at_once: 8,
             rate_limit: None,
             rate_burst: None,
             lambda_endpoint: None,

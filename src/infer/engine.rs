@@ -197,6 +197,15 @@ impl Engine {
         Ok(self.base(target, Form::Frozen)?.encode(prompt)?.len())
     }
 
+    /// Loads a target if it is not in memory, so that its first answer does not wait for that. Blocks.
+    ///
+    /// # Errors
+    /// When the base or the adapter cannot be read or do not fit each other.
+    pub fn load(&self, target: &Target) -> Result<()> {
+        let adapter = self.adapter(target)?;
+        self.base(target, adapter.map_or(Form::Frozen, |adapter| adapter.method.form())).map(drop)
+    }
+
     /// Drops an adapter from memory, because its model was deleted.
     pub fn forget(&self, adapter: &str) {
         self.adapters.forget(|(id, _)| id == adapter);

@@ -118,7 +118,8 @@ pub async fn find(db: &Db, account_id: &str, identifier: &str) -> Result<Option<
     Ok(run!(db, |on| sqlx::query_as(SQL).bind(account_id).bind(identifier).fetch_optional(on).await)?)
 }
 
-/// Puts another model behind the deployment.
+/// Asks for another model behind the deployment, which answers with the one before until [`settle`] says that the new
+/// one is ready. The last of several wishes counts.
 pub async fn update(
     db: &Db,
     account_id: &str,
@@ -127,11 +128,11 @@ pub async fn update(
     now: Millis,
 ) -> Result<Placed<Deployment>> {
     const SQL: &str = concat!(
-        "UPDATE model_deployments SET model_arn = $3, update_model_arn = $3, update_status = 'UpdateCompleted',
-            last_updated_time = $4
-         WHERE account_id = $1 AND (arn = $2 OR name = $2) RETURNING ",
+        "UPDATE model_deployments SET update_model_arn = $3, update_status = 'Updating', last_updated_time = $4
+         WHERE account_id = $1 AND (arn = $2 OR name = $2) AND status = 'Active' RETURNING ",
         columns!()
     );
+    const STATUS: &str = "SELECT status FROM model_deployments WHERE account_id = $1 AND (arn = $2 OR name = $2)";
     Ok(transaction!(db, |tx| {
         hold_active_model!(tx, account_id, model_arn);
         let updated: Option<Deployment> = sqlx::query_as(SQL)
@@ -141,24 +142,114 @@ pub async fn update(
             .bind(now)
             .fetch_optional(&mut *tx)
             .await?;
-        updated.map_or(Placed::NotFound, Placed::Done)
+        match updated {
+            Some(updated) => Placed::Done(updated),
+            None => {
+                let status: Option<DeploymentStatus> =
+                    sqlx::query_scalar(STATUS).bind(account_id).bind(identifier).fetch_optional(&mut *tx).await?;
+                status.map_or(Placed::NotFound, Placed::DeploymentIs)
+            }
+        }
     }))
 }
 
-/// Removes a deployment and its tags; the model stays. `None`: the account has no such deployment.
-pub async fn delete(db: &Db, account_id: &str, identifier: &str) -> Result<Option<Deployment>> {
+impl Deployment {
+    /// The model that is to answer: of the update under way, or its own.
+    pub fn wanted_model(&self) -> &str {
+        match (&self.update_model_arn, self.update_status) {
+            (Some(model), Some(UpdateStatus::Updating)) => model,
+            _ => &self.model_arn,
+        }
+    }
+}
+
+/// How making a deployment ready ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its model is loaded.
+    Ready,
+    /// It cannot be served, for this reason.
+    Failed(String),
+}
+
+impl Outcome {
+    /// In a word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+/// Deployments of any account whose model is to be made ready, oldest first.
+pub async fn unready(db: &Db) -> Result<Vec<Deployment>> {
     const SQL: &str = concat!(
-        "DELETE FROM model_deployments WHERE account_id = $1 AND (arn = $2 OR name = $2) RETURNING ",
+        "SELECT ",
+        columns!(),
+        " FROM model_deployments WHERE status = 'Creating' OR update_status = 'Updating'
+         ORDER BY last_updated_time, id LIMIT 100"
+    );
+    Ok(run!(db, |on| sqlx::query_as(SQL).fetch_all(on).await)?)
+}
+
+/// Writes down how making `seen` ready ended. `false`: another process did, or it waits for another model by now;
+/// nothing was changed.
+pub async fn settle(db: &Db, seen: &Deployment, outcome: &Outcome, now: Millis) -> Result<bool> {
+    const CREATED: &str = "UPDATE model_deployments SET last_updated_time = $3, failure_message = $4,
+            status = CASE WHEN $4 IS NULL THEN 'Active' ELSE 'Failed' END
+        WHERE id = $1 AND model_arn = $2 AND status = 'Creating'";
+    const UPDATED: &str = "UPDATE model_deployments SET last_updated_time = $3, failure_message = $4,
+            model_arn = CASE WHEN $4 IS NULL THEN update_model_arn ELSE model_arn END,
+            update_status = CASE WHEN $4 IS NULL THEN 'UpdateCompleted' ELSE 'UpdateFailed' END
+        WHERE id = $1 AND update_model_arn = $2 AND update_status = 'Updating'";
+    let sql = if seen.status == DeploymentStatus::Creating { CREATED } else { UPDATED };
+    let message = match outcome {
+        Outcome::Ready => None,
+        Outcome::Failed(message) => Some(message.as_str()),
+    };
+    let rows = run!(db, |on| sqlx::query(sql)
+        .bind(&seen.id)
+        .bind(seen.wanted_model())
+        .bind(now)
+        .bind(message)
+        .execute(on)
+        .await
+        .map(|done| done.rows_affected()))?;
+    Ok(rows == 1)
+}
+
+/// What became of a request to delete a deployment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deleted {
+    /// It is gone; the model stays.
+    Done,
+    /// The account has no such deployment.
+    NotFound,
+    /// It is being created or updated.
+    UnderWay,
+}
+
+/// Removes a deployment that nothing is being done to, and its tags; the model stays.
+pub async fn delete(db: &Db, account_id: &str, identifier: &str) -> Result<Deleted> {
+    const SQL: &str = concat!(
+        "DELETE FROM model_deployments WHERE account_id = $1 AND (arn = $2 OR name = $2)
+            AND status <> 'Creating' AND (update_status IS NULL OR update_status <> 'Updating') RETURNING ",
         columns!()
     );
-    Ok(transaction!(db, |tx| {
+    let gone = transaction!(db, |tx| {
         let gone: Option<Deployment> =
             sqlx::query_as(SQL).bind(account_id).bind(identifier).fetch_optional(&mut *tx).await?;
         if let Some(gone) = &gone {
             sqlx::query(tags::CLEAR).bind(account_id).bind(&gone.arn).execute(&mut *tx).await?;
         }
         gone
-    }))
+    });
+    Ok(match gone {
+        Some(_) => Deleted::Done,
+        None if find(db, account_id, identifier).await?.is_some() => Deleted::UnderWay,
+        None => Deleted::NotFound,
+    })
 }
 
 /// What only a listing of deployments can be narrowed by.

@@ -3,7 +3,7 @@
 //! neither can slip past the other.
 
 use super::db::{Db, run};
-use super::status::ModelStatus;
+use super::status::{DeploymentStatus, ModelStatus};
 use crate::error::Result;
 
 /// What became of a request to serve a model.
@@ -21,6 +21,13 @@ pub enum Placed<T> {
     NoSuchModel,
     /// The model is there, but it cannot be asked.
     ModelIs(ModelStatus),
+    /// The deployment is there, but it cannot be changed (updates only).
+    DeploymentIs(DeploymentStatus),
+    /// More model units than there are places for: so many are left (provisioned throughput only).
+    NoUnits {
+        /// Units that could be had.
+        left: i64,
+    },
     /// The account has none of that ARN or name (updates only).
     NotFound,
 }
@@ -29,20 +36,33 @@ pub enum Placed<T> {
 pub(super) const HOLD_MODEL: &str =
     "UPDATE custom_models SET arn = arn WHERE account_id = $1 AND arn = $2 RETURNING status";
 
-/// How many serve a model.
-pub(super) const COUNT_SERVING: &str = "SELECT (SELECT COUNT(*) FROM model_deployments WHERE model_arn = $1)
+/// How many serve a model, or are about to.
+pub(super) const COUNT_SERVING: &str = "SELECT
+    (SELECT COUNT(*) FROM model_deployments WHERE (model_arn = $1 AND status <> 'Failed')
+        OR (update_model_arn = $1 AND update_status = 'Updating'))
     + (SELECT COUNT(*) FROM provisioned_throughputs WHERE model_arn = $1)";
 
-/// ARN of the model behind the account's deployment or provisioned throughput of this ARN or name;
-/// `None` when there is neither. A deployment comes before a throughput of the same name.
-pub async fn model_behind(db: &Db, account_id: &str, identifier: &str) -> Result<Option<String>> {
-    const SQL: &str = "SELECT model_arn FROM (
-            SELECT 0 AS place, model_arn FROM model_deployments
+/// What stands behind a name to ask by.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Behind {
+    /// The model that answers.
+    pub model_arn: String,
+    /// The id of the provisioned throughput; `None` behind a deployment.
+    pub throughput: Option<String>,
+    /// Its model units.
+    pub units: i64,
+}
+
+/// What stands behind the account's deployment or provisioned throughput of this ARN or name; `None` when there is
+/// neither. A deployment comes before a throughput of the same name.
+pub async fn behind(db: &Db, account_id: &str, identifier: &str) -> Result<Option<Behind>> {
+    const SQL: &str = "SELECT model_arn, throughput, units FROM (
+            SELECT 0 AS place, model_arn, NULL AS throughput, 0 AS units FROM model_deployments
                 WHERE account_id = $1 AND (arn = $2 OR name = $2) AND status = 'Active'
-            UNION ALL SELECT 1 AS place, model_arn FROM provisioned_throughputs
+            UNION ALL SELECT 1 AS place, model_arn, id AS throughput, model_units AS units FROM provisioned_throughputs
                 WHERE account_id = $1 AND (arn = $2 OR name = $2) AND status IN ('InService', 'Updating')
         ) AS serving ORDER BY place LIMIT 1";
-    Ok(run!(db, |on| sqlx::query_scalar(SQL).bind(account_id).bind(identifier).fetch_optional(on).await)?)
+    Ok(run!(db, |on| sqlx::query_as(SQL).bind(account_id).bind(identifier).fetch_optional(on).await)?)
 }
 
 /// Leaves the transaction unless the account's custom model is there and can be asked.

@@ -1,5 +1,5 @@
-//! Table `provisioned_throughputs`: capacity bought for a model, foundation or custom. Here it reserves
-//! nothing: it is a name to ask a model by, kept for clients that provision before they ask.
+//! Table `provisioned_throughputs`: capacity kept for a model, foundation or custom. A model unit is a place among the
+//! answers under way of every API process (`app/door.rs`), so the units of all together are limited.
 
 use super::db::{Db, run, transaction};
 use super::page::{Cursor, Filter, Listed, Order};
@@ -24,7 +24,7 @@ pub struct Throughput {
     pub request_token: Option<String>,
     /// SHA-256 of that request without its token.
     pub request_digest: String,
-    /// How many units were asked for, echoed.
+    /// How many units were asked for: places that are its own.
     pub model_units: i64,
     /// The model that answers.
     pub model_arn: String,
@@ -51,8 +51,9 @@ macro_rules! columns {
     };
 }
 
-/// Adds provisioned throughput with its tags, unless its token, its name or its model stands against it.
-pub async fn insert(db: &Db, throughput: &Throughput, tags: &[Tag]) -> Result<Placed<Throughput>> {
+/// Adds provisioned throughput with its tags, unless its token, its name or its model stands against it, or all units
+/// together would be more than `most_units`.
+pub async fn insert(db: &Db, throughput: &Throughput, tags: &[Tag], most_units: i64) -> Result<Placed<Throughput>> {
     const INSERT: &str = concat!(
         "INSERT INTO provisioned_throughputs (",
         columns!(),
@@ -65,6 +66,10 @@ pub async fn insert(db: &Db, throughput: &Throughput, tags: &[Tag]) -> Result<Pl
     let rows = transaction!(db, |tx| {
         if throughput.is_custom() {
             hold_active_model!(tx, &throughput.account_id, &throughput.model_arn);
+        }
+        let reserved: i64 = sqlx::query_scalar(RESERVED).fetch_one(&mut *tx).await?;
+        if reserved.saturating_add(throughput.model_units) > most_units {
+            return Ok(Placed::NoUnits { left: (most_units - reserved).max(0) });
         }
         let rows = sqlx::query(INSERT)
             .bind(&throughput.id)
@@ -104,6 +109,14 @@ pub async fn insert(db: &Db, throughput: &Throughput, tags: &[Tag]) -> Result<Pl
     // Another request was faster: with the same token, or only with the same name.
     let earlier = by_token(db, &throughput.account_id, throughput.request_token.as_deref()).await?;
     Ok(earlier.map_or(Placed::NameTaken, |earlier| repeated(earlier, throughput)))
+}
+
+/// The model units of all accounts.
+const RESERVED: &str = "SELECT CAST(COALESCE(SUM(model_units), 0) AS BIGINT) FROM provisioned_throughputs";
+
+/// How many model units are kept, of all accounts.
+pub async fn reserved(db: &Db) -> Result<i64> {
+    Ok(run!(db, |on| sqlx::query_scalar(RESERVED).fetch_one(on).await)?)
 }
 
 impl Throughput {

@@ -260,6 +260,8 @@ fn an_adapter_made_elsewhere_becomes_a_custom_model() {
         assert_eq!(tags(&app, &arn).await, json!([{ "key": "of", "value": "model" }]));
 
         assert_eq!(app.call("POST", path, Some(&deployment)).await.status, 202);
+        let deployed = settled(&app, path, "d", "status", "Creating").await;
+        assert_eq!(deployed["status"], "Active", "{deployed}");
         let (base, tuned) = (invoke(&app, TINY).await, invoke(&app, "d").await);
         assert_eq!(tuned.status, 200, "{}", tuned.text());
         assert_ne!(tuned.json()["generation"], base.json()["generation"], "the adapter changes the answer");

@@ -4,9 +4,10 @@ use aws_smithy_eventstream::frame::{DecodedFrame, MessageFrameDecoder};
 use base64::Engine as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tunesmith::app::door::Pass;
 
-use crate::support::http::{PATIENCE, Reply};
-use crate::support::{TINY, segment, with_app};
+use crate::support::http::Reply;
+use crate::support::{TINY, segment, until, with_app};
 
 /// The frames of a stream: what kind, which, and its payload.
 fn frames(mut bytes: &[u8]) -> Result<Vec<(String, String, Value)>, String> {
@@ -112,7 +113,7 @@ fn what_fails_before_the_first_word_is_an_error_and_no_stream() {
 #[test]
 fn a_reader_who_goes_away_ends_the_answer() {
     with_app(async |app| {
-        let places = app.service.app.answers.available_permits();
+        let door = app.service.app.door.clone();
         let target = format!("/model/{}/invoke-with-response-stream", segment(TINY));
         // As long as the model can hold: it would take a while.
         let body = json!({ "prompt": "a", "max_gen_len": 2048, "temperature": 1 }).to_string();
@@ -128,9 +129,7 @@ fn a_reader_who_goes_away_ends_the_answer() {
         stream.read_exact(&mut first).await.unwrap();
         assert!(first.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&first));
         drop(stream);
-        let all = u32::try_from(places).unwrap();
-        tokio::time::timeout(PATIENCE, app.service.app.answers.acquire_many(all)).await.unwrap().unwrap().forget();
-        app.service.app.answers.add_permits(places);
+        until("the answer ends", async || (door.under_way() == 0).then_some(())).await;
         app
     });
 }
@@ -217,8 +216,8 @@ fn unknown_models_wrong_bodies_and_guardrails_are_refused() {
 #[test]
 fn what_comes_above_the_places_at_the_door_is_throttled() {
     with_app(async |app| {
-        let places = app.service.app.answers.available_permits();
-        let taken = app.service.app.answers.clone().try_acquire_many_owned(u32::try_from(places).unwrap()).unwrap();
+        let door = &app.service.app.door;
+        let taken: Vec<_> = std::iter::from_fn(|| door.enter(&Pass::OnDemand { reserved: 0 })).collect();
         let target = format!("/model/{}/invoke", segment(TINY));
         let body = json!({ "prompt": "a", "max_gen_len": 1 });
         let reply = app.call("POST", &target, Some(&body)).await;

@@ -1,23 +1,52 @@
 //! Deployments and provisioned throughput: made, changed, listed, asked, and in the way of a deletion.
 
 use serde_json::{Value, json};
+use tunesmith::app::door::{Pass, Place};
 use tunesmith::store::custom_models::CustomModel;
 
 use crate::support::http::Reply;
-use crate::support::{TINY, TestApp, segment, with_app};
+use crate::support::{TINY, TestApp, segment, until, with_app};
 
 const DEPLOYMENTS: &str = "/model-customization/custom-model-deployments";
 const THROUGHPUT: &str = "/provisioned-model-throughput";
 
+/// Deploys a model, and gives the deployment's ARN once it is settled.
 async fn deploy(app: &TestApp, name: &str, model: &CustomModel) -> String {
     let body = json!({ "modelDeploymentName": name, "modelArn": model.arn, "description": "for tests" });
     let reply = app.call("POST", DEPLOYMENTS, Some(&body)).await;
     assert_eq!(reply.status, 202, "{}", reply.text());
-    reply.json()["customModelDeploymentArn"].as_str().unwrap().to_string()
+    let arn = reply.json()["customModelDeploymentArn"].as_str().unwrap().to_string();
+    until("the deployment is made", async || {
+        let there = get(app, DEPLOYMENTS, &arn).await.json();
+        assert!(["Creating", "Active", "Failed"].contains(&there["status"].as_str().unwrap()), "{there}");
+        (there["status"] != "Creating").then_some(())
+    })
+    .await;
+    arn
+}
+
+/// Puts another model behind a deployment; how that went.
+async fn redeploy(app: &TestApp, name: &str, model: &CustomModel) -> Value {
+    let body = json!({ "modelArn": model.arn });
+    let reply = app.call("PATCH", &format!("{DEPLOYMENTS}/{name}"), Some(&body)).await;
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    until("the update ends", async || {
+        let there = get(app, DEPLOYMENTS, name).await.json();
+        assert_eq!(there["status"], "Active", "an update never takes it out of service");
+        assert_eq!(there["updateDetails"]["modelArn"], json!(model.arn));
+        (there["updateDetails"]["updateStatus"] != "Updating").then_some(there)
+    })
+    .await
+}
+
+/// What a model says, always the same.
+async fn said(app: &TestApp, model: &str) -> Reply {
+    let body = json!({ "prompt": "the cat", "max_gen_len": 16, "temperature": 0.0 });
+    app.call("POST", &format!("/model/{}/invoke", segment(model)), Some(&body)).await
 }
 
 async fn provision(app: &TestApp, name: &str, model: &str) -> Reply {
-    let body = json!({ "provisionedModelName": name, "modelId": model, "modelUnits": 2 });
+    let body = json!({ "provisionedModelName": name, "modelId": model, "modelUnits": 1 });
     app.call("POST", THROUGHPUT, Some(&body)).await
 }
 
@@ -42,11 +71,8 @@ fn a_deployment_is_active_found_by_arn_and_name_and_moves_to_another_model() {
             assert_eq!(there["description"], "for tests");
             assert!(there["lastUpdatedAt"].is_string() && there.get("updateDetails").is_none(), "{there}");
         }
-        let body = json!({ "modelArn": second.arn });
-        let reply = app.call("PATCH", &format!("{DEPLOYMENTS}/chat"), Some(&body)).await;
-        assert_eq!((reply.status, &reply.json()["customModelDeploymentArn"]), (202, &json!(arn)));
-        let there = get(&app, DEPLOYMENTS, &arn).await.json();
-        assert_eq!(there["modelArn"], json!(second.arn));
+        let there = redeploy(&app, "chat", &second).await;
+        assert_eq!((&there["modelArn"], &there["customModelDeploymentArn"]), (&json!(second.arn), &json!(arn)));
         assert_eq!(there["updateDetails"], json!({ "modelArn": second.arn, "updateStatus": "UpdateCompleted" }));
 
         // A model that is served stays; the one it moved away from may go.
@@ -122,7 +148,7 @@ fn throughput_serves_foundation_and_custom_models_and_moves_within_one_base() {
         let arn =
             provision(&app, "custom", &first.name).await.json()["provisionedModelArn"].as_str().unwrap().to_string();
         let there = get(&app, THROUGHPUT, &arn).await.json();
-        assert_eq!((there["status"].as_str(), there["modelUnits"].as_i64()), (Some("InService"), Some(2)));
+        assert_eq!((there["status"].as_str(), there["modelUnits"].as_i64()), (Some("InService"), Some(1)));
         assert_eq!((&there["modelArn"], &there["desiredModelArn"]), (&json!(first.arn), &json!(first.arn)));
         assert!(there.get("commitmentDuration").is_none() && there.get("failureMessage").is_none(), "{there}");
 
@@ -229,12 +255,129 @@ fn a_model_is_asked_through_what_serves_it() {
             let reply = app.call("POST", &format!("/model/{}/invoke", segment(id)), Some(&body)).await;
             assert_eq!((reply.status, reply.json()), (200, direct.json()), "{id}");
         }
-        // The model's files were never written: what is asked for is the model behind the deployment.
         let model = app.model("m").await;
         let arn = deploy(&app, "chat", &model).await;
-        let reply = app.call("POST", &format!("/model/{}/invoke", segment(&arn)), Some(&body)).await;
-        assert_eq!(kind(&reply), (424, "ModelErrorException"));
-        assert!(reply.message().contains(&model.artifact_uri), "{}", reply.message());
+        let direct = said(&app, &model.arn).await;
+        assert_ne!(direct.json(), said(&app, TINY).await.json(), "the adapter changes the answer");
+        for id in [arn.as_str(), "chat"] {
+            assert_eq!(said(&app, id).await.json(), direct.json(), "{id}");
+        }
+        app
+    });
+}
+
+#[test]
+fn a_deployment_that_cannot_be_served_fails_with_the_reason_and_an_update_to_such_a_model_changes_nothing() {
+    with_app(async |app| {
+        let (model, lost) = (app.model("kept").await, app.model_of("lost", None).await);
+        deploy(&app, "failed", &lost).await;
+        let there = get(&app, DEPLOYMENTS, "failed").await.json();
+        assert_eq!(there["status"], "Failed", "{there}");
+        assert!(there["failureMessage"].as_str().unwrap().contains(&lost.artifact_uri), "{there}");
+        let listed = app.call("GET", &format!("{DEPLOYMENTS}?statusEquals=Failed"), None).await.json();
+        assert_eq!(listed["modelDeploymentSummaries"][0]["failureMessage"], there["failureMessage"]);
+        let refused = said(&app, "failed").await;
+        assert_eq!(kind(&refused), (429, "ModelNotReadyException"));
+        assert!(refused.message().contains(&lost.artifact_uri), "{}", refused.message());
+        let body = json!({ "modelArn": model.arn });
+        let reply = app.call("PATCH", &format!("{DEPLOYMENTS}/failed"), Some(&body)).await;
+        assert_eq!(kind(&reply), (400, "ValidationException"));
+
+        deploy(&app, "chat", &model).await;
+        let before = said(&app, "chat").await.json();
+        let there = redeploy(&app, "chat", &lost).await;
+        assert_eq!(there["updateDetails"]["updateStatus"], "UpdateFailed", "{there}");
+        assert!(there["failureMessage"].as_str().unwrap().contains(&lost.artifact_uri), "{there}");
+        assert_eq!((&there["modelArn"], said(&app, "chat").await.json()), (&json!(model.arn), before));
+        // What serves nothing holds nothing.
+        assert_eq!(app.call("DELETE", &format!("/custom-models/{}", segment(&lost.arn)), None).await.status, 200);
+        assert_eq!(app.call("DELETE", &format!("{DEPLOYMENTS}/failed"), None).await.status, 200);
+        let there = redeploy(&app, "chat", &model).await;
+        assert_eq!(there["updateDetails"]["updateStatus"], "UpdateCompleted");
+        assert!(there.get("failureMessage").is_none(), "{there}");
+        app
+    });
+}
+
+#[test]
+fn a_deployments_model_is_swapped_under_requests_and_none_is_dropped() {
+    with_app(async |app| {
+        let (first, second) = (app.model("first").await, app.model_of("second", Some("methods/head/after")).await);
+        deploy(&app, "chat", &first).await;
+        let (old, new) = (said(&app, &first.arn).await.json(), said(&app, &second.arn).await.json());
+        assert_ne!(old["generation"], new["generation"], "the two can be told apart");
+
+        // Each asks on and on until it hears the new model; whatever was begun before is answered by the old one.
+        let heard = std::cell::Cell::new(0);
+        let ask = async || {
+            loop {
+                let reply = said(&app, "chat").await;
+                assert_eq!(reply.status, 200, "{}", reply.text());
+                if reply.json() == new {
+                    return assert_eq!(said(&app, "chat").await.json(), new, "and it stays");
+                }
+                assert_eq!(reply.json(), old);
+                heard.set(heard.get() + 1);
+            }
+        };
+        let update = async {
+            until("the old model is heard", async || (heard.get() >= 3).then_some(())).await;
+            let there = redeploy(&app, "chat", &second).await;
+            assert_eq!(there["updateDetails"]["updateStatus"], "UpdateCompleted");
+            assert_eq!(
+                said(&app, "chat").await.json(),
+                new,
+                "what is asked after the update is done hears the new model"
+            );
+        };
+        tokio::join!(ask(), ask(), ask(), update);
+        // The model that nobody is sent to any more can go.
+        assert_eq!(app.call("DELETE", &format!("/custom-models/{}", segment(&first.arn)), None).await.status, 200);
+        assert_eq!(said(&app, "chat").await.json(), new);
+        app
+    });
+}
+
+#[test]
+fn provisioned_throughput_has_places_of_its_own_and_gives_them_back() {
+    with_app(async |app| {
+        let door = app.service.app.door.clone();
+        let full = |pass: &Pass| -> Vec<Place> { std::iter::from_fn(|| door.enter(pass)).collect() };
+        let body = json!({ "provisionedModelName": "own", "modelId": TINY, "modelUnits": 3 });
+        let reply = app.call("POST", THROUGHPUT, Some(&body)).await;
+        assert_eq!(reply.status, 201, "{}", reply.text());
+        let arn = reply.json()["provisionedModelArn"].as_str().unwrap().to_string();
+
+        // Full for everybody, and not for whom places are kept.
+        let taken = full(&Pass::OnDemand { reserved: 3 });
+        assert_eq!(taken.len(), 5);
+        assert_eq!(kind(&said(&app, TINY).await), (429, "ThrottlingException"));
+        assert_eq!(said(&app, &arn).await.status, 200);
+        let stream = json!({ "prompt": "a", "max_gen_len": 2 });
+        let stream =
+            app.call("POST", &format!("/model/{}/invoke-with-response-stream", segment(&arn)), Some(&stream)).await;
+        assert_eq!(stream.status, 200);
+        drop(taken);
+
+        // And the other way round.
+        let id = arn.rsplit('/').next().unwrap().to_string();
+        let taken = full(&Pass::Provisioned { throughput: id, units: 3 });
+        assert_eq!(kind(&said(&app, &arn).await), (429, "ThrottlingException"));
+        assert_eq!(said(&app, TINY).await.status, 200);
+        drop(taken);
+
+        // Another name keeps the places, more than there are cannot be had, and a deletion gives them back.
+        let renamed = json!({ "desiredProvisionedModelName": "renamed" });
+        assert_eq!(app.call("PATCH", &format!("{THROUGHPUT}/own"), Some(&renamed)).await.status, 200);
+        let more = json!({ "provisionedModelName": "more", "modelId": TINY, "modelUnits": 5 });
+        let refused = app.call("POST", THROUGHPUT, Some(&more)).await;
+        assert_eq!(kind(&refused), (400, "ServiceQuotaExceededException"));
+        assert!(refused.message().contains("4 model units left"), "{}", refused.message());
+        let taken = full(&Pass::OnDemand { reserved: 3 });
+        assert_eq!(app.call("DELETE", &format!("{THROUGHPUT}/renamed"), None).await.status, 200);
+        assert_eq!(said(&app, TINY).await.status, 200, "the places are everybody's again");
+        drop(taken);
+        assert_eq!(app.call("POST", THROUGHPUT, Some(&more)).await.status, 201);
         app
     });
 }

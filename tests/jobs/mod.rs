@@ -5,6 +5,7 @@ pub(crate) mod database;
 mod imports;
 mod listing;
 mod queue;
+mod serving;
 mod store;
 mod worlds;
 

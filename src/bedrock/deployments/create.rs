@@ -53,11 +53,14 @@ impl Shape for Request {
 }
 
 /// Create a custom model deployment
+///
+/// It is `Creating` until the model's files were brought, checked and loaded, then `Active`; or `Failed`, with the
+/// reason.
 #[utoipa::path(
     post, path = "/model-customization/custom-model-deployments", operation_id = "CreateCustomModelDeployment",
     tag = "bedrock",
     request_body = Request,
-    responses((status = 202, description = "The deployment is made", body = Response))
+    responses((status = 202, description = "The deployment is being made", body = Response))
 )]
 pub async fn create(
     State(app): State<Arc<App>>,
@@ -79,7 +82,7 @@ pub async fn create(
         request_digest,
         description: request.description.map(|text| text.0),
         model_arn: given(request.model_arn, "modelArn")?.0,
-        status: DeploymentStatus::Active,
+        status: DeploymentStatus::Creating,
         update_model_arn: None,
         update_status: None,
         failure_message: None,
@@ -88,5 +91,6 @@ pub async fn create(
     };
     let placed = deployments::insert(&app.db, &deployment, &stored_tags(request.tags)).await?;
     let placed = answer(placed, &deployment.name, &deployment.model_arn)?;
+    app.deployment_accepted.notify_one();
     Ok((StatusCode::ACCEPTED, axum::Json(Response { custom_model_deployment_arn: placed.arn })))
 }

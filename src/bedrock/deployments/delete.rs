@@ -8,12 +8,14 @@ use super::no_such_deployment;
 use crate::app::App;
 use crate::bedrock::constraint::check;
 use crate::bedrock::shapes::CustomModelDeploymentIdentifier;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::http::extract::Segment;
-use crate::store::deployments;
+use crate::store::deployments::{self, Deleted};
 
 /// Delete a custom model deployment
+///
+/// Refused while it is being created or updated. Answers under way are given to their end.
 #[utoipa::path(
     delete, path = "/model-customization/custom-model-deployments/{customModelDeploymentIdentifier}",
     operation_id = "DeleteCustomModelDeployment", tag = "bedrock",
@@ -22,6 +24,12 @@ use crate::store::deployments;
 )]
 pub async fn delete(State(app): State<Arc<App>>, caller: Caller, Segment(identifier): Segment) -> Result<()> {
     check("customModelDeploymentIdentifier", &CustomModelDeploymentIdentifier(identifier.clone()))?;
-    let gone = deployments::delete(&app.db, &caller.account, &identifier).await?;
-    gone.map(drop).ok_or_else(|| no_such_deployment(&identifier))
+    match deployments::delete(&app.db, &caller.account, &identifier).await? {
+        Deleted::Done => Ok(()),
+        Deleted::NotFound => Err(no_such_deployment(&identifier)),
+        Deleted::UnderWay => Err(Error::new(
+            Kind::Conflict,
+            "The deployment is being created or updated: it can be deleted once that has ended",
+        )),
+    }
 }

@@ -1,6 +1,5 @@
-//! Custom model deployments: a model is asked on demand under the deployment's ARN or name. There is
-//! nothing to provision, so a deployment is active at once and an update is done when it is answered; the
-//! model's files are fetched when it is first asked.
+//! Custom model deployments: a model is asked on demand under the deployment's ARN or name. What is accepted here,
+//! `app/deployments.rs` makes ready: a deployment is active, and an update done, once the model is loaded.
 
 pub mod create;
 pub mod delete;
@@ -42,6 +41,9 @@ fn answer(placed: Placed<Deployment>, identifier: &str, model_arn: &str) -> Resu
         Placed::ModelIs(status) => {
             Err(Error::validation(format!("The custom model is {status}: only an Active model can be deployed")))
         }
-        Placed::NotFound => Err(no_such_deployment(identifier)),
+        Placed::DeploymentIs(status) => {
+            Err(Error::validation(format!("The deployment is {status}: only an Active deployment can be updated")))
+        }
+        Placed::NotFound | Placed::NoUnits { .. } => Err(no_such_deployment(identifier)),
     }
 }

@@ -21,18 +21,20 @@ use crate::store::deployments;
 #[serde(rename_all = "camelCase")]
 #[schema(as = UpdateCustomModelDeploymentRequest)]
 pub struct Request {
-    /// The model that answers from now on; it must be active.
+    /// The model that is to answer; it must be active.
     #[schema(required)]
     pub model_arn: Option<CustomModelArn>,
 }
 
 /// Update a custom model deployment
+///
+/// The model before answers until the new one is loaded (`updateDetails`), and what is under way then ends on it.
 #[utoipa::path(
     patch, path = "/model-customization/custom-model-deployments/{customModelDeploymentIdentifier}",
     operation_id = "UpdateCustomModelDeployment", tag = "bedrock",
     params(("customModelDeploymentIdentifier" = inline(CustomModelDeploymentIdentifier), Path, description = "ARN or name")),
     request_body = Request,
-    responses((status = 202, description = "The new model answers", body = Response))
+    responses((status = 202, description = "The new model is being made ready", body = Response))
 )]
 pub async fn update(
     State(app): State<Arc<App>>,
@@ -47,5 +49,6 @@ pub async fn update(
     let model_arn = given(request.model_arn, "modelArn")?.0;
     let placed = deployments::update(&app.db, &caller.account, &identifier, &model_arn, app.clock.now()).await?;
     let deployment = answer(placed, &identifier, &model_arn)?;
+    app.deployment_accepted.notify_one();
     Ok((StatusCode::ACCEPTED, axum::Json(Response { custom_model_deployment_arn: deployment.arn })))
 }

@@ -47,8 +47,8 @@ pub(super) enum Said {
 /// # Errors
 /// When there is no place at the door, or the engine fails before it says anything.
 pub(super) async fn pieces(app: &App, asked: Asked) -> Result<impl Stream<Item = Said> + Send + use<>> {
-    let Asked { model: Model { target, .. }, prompt, options } = asked;
-    let place = place(app)?;
+    let Asked { model: Model { target, pass, .. }, prompt, options } = asked;
+    let place = place(app, pass).await?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::<AtomicBool>::default());
     let cancelled = Arc::clone(&cancel.0);

@@ -12,15 +12,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::http::HeaderMap;
-use tokio::sync::OwnedSemaphorePermit;
 
 use self::preview::Preview;
 use super::constraint::{Violations, check, choices, texts};
 use super::shapes::AskedModelIdentifier;
+use crate::app::door::{Pass, Place};
 use crate::app::{App, models};
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::infer::{Answer, Options, Prompt, Target};
+use crate::store::throughputs;
 
 texts! {
     /// A version of a guardrail.
@@ -57,6 +58,8 @@ const MAX_TOKENS: usize = 512;
 /// What a model id in the path stands for.
 struct Model {
     target: Target,
+    /// The place that is its own; any that is free when `None`.
+    pass: Option<Pass>,
     preview: Preview,
 }
 
@@ -66,10 +69,10 @@ async fn model(app: &App, caller: &Caller, id: &str) -> Result<Model> {
     })?;
     if preview::is_job(id) {
         let (target, preview) = preview::target(app, &caller.account, id).await?;
-        return Ok(Model { target, preview });
+        return Ok(Model { target, pass: None, preview });
     }
-    let found = models::find(app, &caller.account, id).await?.ok_or_else(no_such_model)?;
-    Ok(Model { target: models::target(app, &found).await?, preview: Preview::default() })
+    let (found, pass) = models::find_served(app, &caller.account, id).await?.ok_or_else(no_such_model)?;
+    Ok(Model { target: models::target(app, &found).await?, pass, preview: Preview::default() })
 }
 
 fn no_such_model() -> Error {
@@ -86,10 +89,17 @@ impl Drop for CancelOnDrop {
 }
 
 /// A place among the answers under way.
-fn place(app: &App) -> Result<OwnedSemaphorePermit> {
-    Arc::clone(&app.answers)
-        .try_acquire_owned()
-        .map_err(|_| Error::new(Kind::Throttling, "Too many requests are being answered, please try again"))
+async fn place(app: &App, pass: Option<Pass>) -> Result<Place> {
+    let pass = match pass {
+        Some(pass) => pass,
+        None => {
+            let reserved = throughputs::reserved(&app.db).await?;
+            Pass::OnDemand { reserved: usize::try_from(reserved).unwrap_or_default() }
+        }
+    };
+    app.door
+        .enter(&pass)
+        .ok_or_else(|| Error::new(Kind::Throttling, "Too many requests are being answered, please try again"))
 }
 
 /// What a request to a model comes to.
@@ -101,8 +111,8 @@ struct Asked {
 
 /// Asks the engine on a thread that may block.
 async fn answer(app: &App, asked: Asked) -> Result<Answer> {
-    let Asked { model: Model { target, .. }, prompt, options } = asked;
-    let place = place(app)?;
+    let Asked { model: Model { target, pass, .. }, prompt, options } = asked;
+    let place = place(app, pass).await?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::default());
     let cancelled = Arc::clone(&cancel.0);

@@ -30,7 +30,7 @@ use crate::store::{Commitment, ThroughputStatus};
 pub struct Request {
     /// The same token again gives the same throughput.
     pub client_request_token: Option<IdempotencyToken>,
-    /// How many units; echoed.
+    /// How many units: places among the answers under way that are kept for this throughput.
     #[schema(required, minimum = 1)]
     pub model_units: Option<i32>,
     /// A name for the throughput.
@@ -115,7 +115,8 @@ pub async fn create(
                 creation_time: now,
                 last_modified_time: now,
             };
-            let placed = throughputs::insert(&app.db, &throughput, &stored_tags(request.tags)).await?;
+            let most_units = i64::try_from(app.door.most_units()).unwrap_or(i64::MAX);
+            let placed = throughputs::insert(&app.db, &throughput, &stored_tags(request.tags), most_units).await?;
             answer(placed, &throughput)?.arn
         }
     };

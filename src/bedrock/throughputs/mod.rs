@@ -1,6 +1,6 @@
-//! Provisioned throughput: a name to ask a foundation model or a custom model by. Nothing is reserved on
-//! a machine of one's own, so it is in service at once; units and commitment are kept and shown, and a
-//! commitment holds until it ends, as it does at AWS.
+//! Provisioned throughput: a name to ask a foundation model or a custom model by, with places of its own among the
+//! answers under way: one for each model unit (`app/door.rs`). There is no machine to be got ready, so it is in service
+//! at once; a commitment holds until it ends, as it does at AWS.
 
 pub mod create;
 pub mod delete;
@@ -10,7 +10,7 @@ pub mod update;
 
 use super::arn;
 use crate::app::{App, models};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::store::serving::Placed;
 use crate::store::throughputs::Throughput;
 use crate::store::{ModelStatus, custom_models};
@@ -59,6 +59,14 @@ fn answer(placed: Placed<Throughput>, wanted: &Throughput) -> Result<Throughput>
         Placed::NameTaken => Err(Error::validation("The provided provisioned model name is currently in use.")),
         Placed::NoSuchModel => Err(no_such_model(&wanted.model_arn)),
         Placed::ModelIs(status) => Err(not_active(status)),
-        Placed::NotFound => Err(no_such_throughput(&wanted.name)),
+        Placed::NoUnits { left } => Err(Error::new(
+            Kind::QuotaExceeded,
+            format!(
+                "modelUnits is {}, but this service has {left} model units left: a unit keeps a place for an answer. \
+                 Delete provisioned throughput that is not needed, or raise TUNESMITH_ANSWERS_AT_ONCE",
+                wanted.model_units
+            ),
+        )),
+        Placed::NotFound | Placed::DeploymentIs(_) => Err(no_such_throughput(&wanted.name)),
     }
 }
