@@ -15,8 +15,11 @@ use crate::error::Result;
 pub struct TrainingManifest {
     /// What was trained from.
     pub base_model: BaseFacts,
-    /// `FINE_TUNING` or `CONTINUED_PRE_TRAINING`.
+    /// `FINE_TUNING`, `CONTINUED_PRE_TRAINING`, `REINFORCEMENT_FINE_TUNING` or `DISTILLATION`.
     pub customization_type: String,
+    /// Whose answers were learned, as the job named it; only with `DISTILLATION`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub teacher_model: Option<String>,
     /// The training files.
     pub training_data: Vec<DataFacts>,
     /// The validation files.

@@ -118,6 +118,7 @@ pub(super) fn plan(path: &Path, device: Option<&str>, memory: Memory) -> Result<
         base_id,
         training: folder.join(job.training),
         validation: job.validation.iter().map(|path| folder.join(path)).collect(),
+        teacher: None,
         objective: job.objective,
         settings: Settings::parse(&given, &defaults)?,
         // The same in every attempt, so that the command run again goes on.

@@ -74,6 +74,7 @@ impl MicroBatch {
             batch.lengths.push(record.tokens.len());
             batch.tokens.extend(record.tokens);
         }
+        corpus.release();
         batch
     }
 
@@ -182,6 +183,7 @@ impl<'a> Batches<'a> {
                 looked_at += records.len();
                 largest.take(self.corpus, records, lead);
             }
+            self.corpus.release();
             done += 1;
         }
         if done < steps {

@@ -1,12 +1,13 @@
 //! A data set as tokens on disk. Three flat files (tokens, what is learned, where each record begins)
-//! are mapped into memory, so ten million records cost no more memory than ten, and a manifest with
-//! their digests is written last: a corpus opens only when it is whole.
+//! are mapped into memory and what was read of them is given back after every micro-batch, so ten million records
+//! cost no more memory than ten; and a manifest with their digests is written last: a corpus opens only when it is
+//! whole.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -170,6 +171,15 @@ impl Corpus {
         }
     }
 
+    /// Gives the memory back that what was read so far takes. The pages stay in the system's cache as long as it has
+    /// room, but are no longer this process's own: the system maps sixteen for each that is touched, so a shuffled
+    /// epoch would hold the whole corpus resident.
+    pub(crate) fn release(&self) {
+        for map in [&self.tokens, &self.learn, &self.index] {
+            release(map);
+        }
+    }
+
     fn bounds(&self, i: usize) -> (usize, usize) {
         let start = |i| u64::from_le_bytes(self.field(i, 0)) as usize;
         let end = if i + 1 < self.len() { start(i + 1) } else { self.learn.len() };
@@ -186,6 +196,12 @@ impl Corpus {
 #[expect(unsafe_code, reason = "a map is as sound as the file is still; nobody but this attempt writes in its folder")]
 fn map(path: &Path) -> Result<Mmap> {
     Ok(unsafe { Mmap::map(&File::open(path)?)? })
+}
+
+#[expect(unsafe_code, reason = "the map is of a file and never written: pages dropped here are read again from it")]
+fn release(map: &Mmap) {
+    // What the system cannot do here costs memory, and no more.
+    let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
 }
 
 /// SHA-256 of a file, in hexadecimal.

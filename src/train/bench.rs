@@ -175,6 +175,7 @@ fn plan(work: &Workload, settings: Settings, clock: Clock) -> Plan {
         base_id: "bench".into(),
         training: PathBuf::new(),
         validation: Vec::new(),
+        teacher: None,
         objective: Objective::FineTuning,
         seed: settings.seed.unwrap_or(1),
         settings,

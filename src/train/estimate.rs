@@ -232,7 +232,8 @@ fn measure(plan: &Plan, sources: &Sources, decision: &Decision, length: usize) -
     let batch = micro_batch(rows, length, decoder.config().vocab_size);
     let squares: f64 = batch.lengths.iter().map(|length| (*length as f64).powi(2)).sum();
     let work = operations.training(rows as f64, rows as f64, squares) * decision.lanes as f64;
-    let lanes = if decision.lanes > 1 { Some(Lanes::open(decision.lanes)?) } else { None };
+    let lanes =
+        if decision.lanes > 1 { Some(Lanes::open(decision.lanes, rayon::current_num_threads())?) } else { None };
     let one_round = || -> Result<()> {
         let one = |_: usize, batch: &MicroBatch| {
             let mut gradients = Gradients::new(built.trainables());

@@ -121,7 +121,8 @@ impl<'a> Learner<'a> {
         };
         let training_metrics = metrics(Table::Training, columns.0)?;
         let validation_metrics = columns.1.map(|columns| metrics(Table::Validation, columns)).transpose()?;
-        let lanes = if resolved.parts > 1 { Some(Lanes::open(resolved.lanes)?) } else { None };
+        let lanes =
+            if resolved.parts > 1 { Some(Lanes::open(resolved.lanes, rayon::current_num_threads())?) } else { None };
         let saved = (plan.clock.monotonic(), state.step);
         Ok(Self {
             plan,

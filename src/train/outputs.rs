@@ -52,6 +52,7 @@ pub(super) fn write(learner: &Learner<'_>, learned: &Learned<'_>) -> Result<Summ
     let manifest = TrainingManifest {
         base_model: BaseFacts { id: plan.base_id.clone(), sha256: learned.base_sha256.to_string() },
         customization_type: learned.customization_type.into(),
+        teacher_model: plan.teacher.clone(),
         training_data: learned.training_data.clone(),
         validation_data: learned.validation_data.clone(),
         seed: learner.resolved.seed,

@@ -40,6 +40,8 @@ pub struct Plan {
     pub training: PathBuf,
     /// Validation records, one file per validator; may be empty.
     pub validation: Vec<PathBuf>,
+    /// The model whose answers the training records hold, as the job's owner named it, when they were distilled from one.
+    pub teacher: Option<String>,
     /// What the job does with its data; of fine-tuning, [`Settings::objective`] says more.
     pub objective: Objective,
     /// The hyperparameters.

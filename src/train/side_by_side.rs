@@ -1,6 +1,7 @@
-//! Micro-batches of one step side by side, one per core. The operations of a small model are too
-//! short to be shared among cores; whole passes are not. How a batch is cut depends on the model and
-//! the batch alone and gradients are added in order, so the number of cores changes no bit.
+//! Micro-batches of one step side by side. The operations of a small model are too short to be shared among
+//! cores, and between those of a middling one every core but the first waits; whole passes leave nobody waiting.
+//! How a batch is cut depends on the model and the batch alone and gradients are added in order, so the number of
+//! cores changes no bit.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,29 +10,33 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use crate::error::{Error, Result};
 use crate::models::DecoderConfig;
 
-/// A layer with more weights than this keeps all cores busy by itself.
-const SMALL_LAYER: usize = 1 << 21;
+/// The most parts of a batch by the weights of a layer. The more weights, the more rows a part needs to make reading
+/// them worth while; a layer with more than the last keeps all cores busy by itself.
+const PARTS: [(usize, usize); 2] = [(1 << 21, 16), (1 << 24, 4)];
 /// Every part has gradients of its own until they are added: no more than this many values each.
 const SMALL_GRADIENTS: usize = 1 << 24;
-/// The most parts of a batch.
-const PARTS: usize = 16;
 
 /// Into how many parts a batch is cut, so that cores can share it: 1 where operations are shared instead.
 pub(super) fn parts(config: &DecoderConfig, trained: usize) -> usize {
-    if config.layer_weights() <= SMALL_LAYER && trained <= SMALL_GRADIENTS { PARTS } else { 1 }
+    let by_layer = PARTS.iter().find(|(weights, _)| config.layer_weights() <= *weights);
+    by_layer.filter(|_| trained <= SMALL_GRADIENTS).map_or(1, |(_, parts)| *parts)
 }
 
-/// One pool of a single thread for every core: inside it an operation finds nobody to share with.
+/// A pool of threads for every micro-batch under way: the operations inside share what cores fall to it.
 pub(super) struct Lanes(Vec<ThreadPool>);
 
 impl Lanes {
-    /// So many, and at least one.
+    /// So many, and at least one, over `cores` cores.
     ///
     /// # Errors
     /// When the system gives no more threads.
-    pub(super) fn open(count: usize) -> Result<Self> {
-        let lane = |_| ThreadPoolBuilder::new().num_threads(1).build().map_err(Error::internal);
-        Ok(Self((0..count.max(1)).map(lane).collect::<Result<_>>()?))
+    pub(super) fn open(count: usize, cores: usize) -> Result<Self> {
+        let count = count.max(1);
+        let lane = |at| {
+            let threads = cores / count + usize::from(at < cores % count);
+            ThreadPoolBuilder::new().num_threads(threads.max(1)).build().map_err(Error::internal)
+        };
+        Ok(Self((0..count).map(lane).collect::<Result<_>>()?))
     }
 
     /// `work` on the index of every item and the item; the results in the order of the items.
@@ -67,10 +72,18 @@ mod tests {
     #[test]
     fn results_come_in_the_order_of_the_items_whoever_made_them() {
         let items: Vec<usize> = (0..50).collect();
-        for threads in [1, 2, 5] {
-            let lanes = Lanes::open(threads).unwrap();
-            let seen = lanes.map(&items, |index, item| (index, *item, rayon::current_num_threads()));
-            assert_eq!(seen, items.iter().map(|item| (*item, *item, 1)).collect::<Vec<_>>());
+        for lanes in [1, 2, 5] {
+            let lanes = Lanes::open(lanes, 5).unwrap();
+            let seen = lanes.map(&items, |index, item| (index, *item));
+            assert_eq!(seen, items.iter().map(|item| (*item, *item)).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn every_core_belongs_to_one_lane() {
+        for (lanes, threads) in [(1, vec![5]), (2, vec![3, 2]), (5, vec![1; 5]), (6, vec![1; 6])] {
+            let lanes = Lanes::open(lanes, 5).unwrap();
+            assert_eq!(lanes.0.iter().map(ThreadPool::current_num_threads).collect::<Vec<_>>(), threads);
         }
     }
 
@@ -81,7 +94,8 @@ mod tests {
                 "intermediate_size": 3 * hidden, "num_hidden_layers": 2, "num_attention_heads": 4});
             DecoderConfig::parse(&file.to_string()).unwrap()
         };
-        assert_eq!(parts(&config(128), 1000), PARTS);
+        assert_eq!(parts(&config(128), 1000), 16);
+        assert_eq!(parts(&config(576), 1000), 4);
         assert_eq!(parts(&config(128), SMALL_GRADIENTS + 1), 1);
         assert_eq!(parts(&config(2048), 1000), 1);
     }

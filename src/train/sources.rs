@@ -115,6 +115,7 @@ impl Sources {
         let of = |corpus: &Corpus| corpus.manifest().sources.iter().map(facts).collect::<Vec<_>>();
         Learned {
             customization_type: match plan.objective {
+                _ if plan.teacher.is_some() => "DISTILLATION",
                 Objective::FineTuning | Objective::Preferences => "FINE_TUNING",
                 Objective::ContinuedPreTraining => "CONTINUED_PRE_TRAINING",
             },

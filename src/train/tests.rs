@@ -42,6 +42,7 @@ fn plan(dir: &Path, given: &[(&str, &str)]) -> Plan {
         base_id: "test.tiny-v1:0".into(),
         training: file("train.jsonl", 0..10),
         validation: vec![file("validation.jsonl", 20..24)],
+        teacher: None,
         objective: Objective::FineTuning,
         settings: settings(given),
         seed: 11,

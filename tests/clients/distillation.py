@@ -116,6 +116,12 @@ learned = {
     record["messages"][0]["content"][0]["text"]: record["messages"][1]["content"][0]["text"]
     for record in read(job, "training_data.jsonl")
 }
+manifest = json.loads(
+    s3.get_object(
+        Bucket="distillation", Key=f"output/model-customization-job-{job[-12:]}/training_manifest.json"
+    )["Body"].read()
+)
+assert (manifest["customizationType"], manifest["teacherModel"]) == ("DISTILLATION", teacher), manifest
 answered = 0
 for prompt in prompts:
     text = prompt["messages"][0]["content"][0]["text"]
@@ -194,6 +200,7 @@ refused("there is no model 'vendor.large-v1:0' here", config, "vendor.large-v1:0
 refused("there is no model 'vendor.large-v1:0' here", logs, "vendor.large-v1:0")
 refused("maxResponseLengthForInference must be 1 or more", config, teacher, limit=0)
 refused("needs a teacher", config, distill=True)
+refused("trainingObjective dpo learns from preferences", config, teacher, trainingObjective="dpo")
 refused("is only for customizationType DISTILLATION", logs)
 empty = {"invocationLogsConfig": {"invocationLogSource": {"s3Uri": "s3://distillation/nothing/"}}}
 refused("There is no object under s3://distillation/nothing/", empty, teacher)

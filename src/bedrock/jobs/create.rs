@@ -158,18 +158,7 @@ impl Request {
         } else {
             Settings::parse(&hyper_parameters, &base.hyper_parameters)?
         };
-        if customization_type != CustomizationType::ReinforcementFineTuning
-            && matches!(settings.objective, TrainingObjective::Reinforcement(_))
-        {
-            return Err(settings.objective.needs_a_grader());
-        }
-        if customization_type == CustomizationType::ContinuedPreTraining && settings.objective != TrainingObjective::Sft
-        {
-            return Err(Error::validation(format!(
-                "trainingObjective {} learns from preferences: set customizationType to FINE_TUNING",
-                settings.objective.name()
-            )));
-        }
+        may_learn(customization_type, &settings.objective)?;
         match &parent {
             Some(parent) => may_be_tuned_further(parent, &settings)?,
             None if settings.continue_optimizer_state => {
@@ -306,6 +295,20 @@ fn may_be_tuned_further(parent: &CustomModel, settings: &Settings) -> Result<()>
             parent.name
         ))),
         (false, _) => Ok(()),
+    }
+}
+
+/// Whether jobs of this type have what the objective learns from.
+fn may_learn(by: CustomizationType, objective: &TrainingObjective) -> Result<()> {
+    match (by, objective) {
+        (CustomizationType::ReinforcementFineTuning, TrainingObjective::Reinforcement(_))
+        | (_, TrainingObjective::Sft) => Ok(()),
+        (_, TrainingObjective::Reinforcement(_)) => Err(objective.needs_a_grader()),
+        (CustomizationType::FineTuning, _) => Ok(()),
+        (_, other) => Err(Error::validation(format!(
+            "trainingObjective {} learns from preferences: set customizationType to FINE_TUNING",
+            other.name()
+        ))),
     }
 }
 

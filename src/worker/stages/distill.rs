@@ -83,8 +83,16 @@ struct InvocationLogSource {
     s3_uri: String,
 }
 
-/// Brings the prompts, has them answered, and gives the data set to train on.
-pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<PathBuf> {
+/// What a teacher's answers come to.
+pub(crate) struct Distilled {
+    /// The data set to train on.
+    pub(crate) path: PathBuf,
+    /// Who taught, as the request named it.
+    pub(crate) teacher: String,
+}
+
+/// Brings the prompts, and has them answered.
+pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<Distilled> {
     let spec = &attempt.claim.job.spec;
     let config = spec.customization_config.as_ref().map_or_else(Default::default, |config| config.0.clone());
     let CustomizationConfig { distillation_config } = serde_json::from_value(config)?;
@@ -148,7 +156,7 @@ pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<PathB
              maxResponseLengthForInference."
         )));
     }
-    Ok(folder.join(TRAINING_DATA))
+    Ok(Distilled { path: folder.join(TRAINING_DATA), teacher: teacher.teacher_model_identifier })
 }
 
 /// Puts the data set that was learned among the outputs.

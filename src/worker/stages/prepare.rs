@@ -57,8 +57,13 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
 
     let data = attempt.work_dir.join("data");
     std::fs::create_dir_all(&data)?;
+    let mut teacher = None;
     let training = match spec.customization_type {
-        CustomizationType::Distillation => distill::data_set(worker, attempt).await?,
+        CustomizationType::Distillation => {
+            let distilled = distill::data_set(worker, attempt).await?;
+            teacher = Some(distilled.teacher);
+            distilled.path
+        }
         _ => {
             let uri = spec.training_uri().ok_or_else(|| Error::validation("trainingDataConfig.s3Uri is missing"))?;
             let training = data.join(file_name(uri, "training.jsonl"));
@@ -84,6 +89,7 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
         base_id: base.id.clone(),
         training,
         validation,
+        teacher,
         objective,
         settings,
         seed: u64::try_from(spec.seed).unwrap_or_default(),
