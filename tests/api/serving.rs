@@ -5,7 +5,7 @@ use tunesmith::app::door::{Pass, Place};
 use tunesmith::store::custom_models::CustomModel;
 
 use crate::support::http::Reply;
-use crate::support::{TINY, TestApp, segment, until, with_app};
+use crate::support::{TINY, TestApp, segment, until, with_app, with_settings};
 
 const DEPLOYMENTS: &str = "/model-customization/custom-model-deployments";
 const THROUGHPUT: &str = "/provisioned-model-throughput";
@@ -340,7 +340,7 @@ fn a_deployments_model_is_swapped_under_requests_and_none_is_dropped() {
 
 #[test]
 fn provisioned_throughput_has_places_of_its_own_and_gives_them_back() {
-    with_app(async |app| {
+    with_settings(&["--answers=8"], async |app| {
         let door = app.service.app.door.clone();
         let full = |pass: &Pass| -> Vec<Place> { std::iter::from_fn(|| door.enter(pass)).collect() };
         let body = json!({ "provisionedModelName": "own", "modelId": TINY, "modelUnits": 3 });
