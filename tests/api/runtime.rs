@@ -215,6 +215,26 @@ fn unknown_models_wrong_bodies_and_guardrails_are_refused() {
 }
 
 #[test]
+fn requests_at_once_are_answered_together_and_each_as_it_is_alone() {
+    with_app(async |app| {
+        let target = format!("/model/{}/invoke", segment(TINY));
+        let ask = async |number: usize| {
+            let prompt = ["a b", "b", "c a b a", "b b a"][number % 4];
+            let body = json!({ "prompt": prompt, "max_gen_len": 5 + number, "temperature": 0 });
+            let reply = app.call("POST", &target, Some(&body)).await;
+            assert_eq!(reply.status, 200, "{}", reply.text());
+            reply.json()
+        };
+        let mut alone = Vec::new();
+        for number in 0..16 {
+            alone.push(ask(number).await);
+        }
+        assert_eq!(futures::future::join_all((0..16).map(ask)).await, alone);
+        app
+    });
+}
+
+#[test]
 fn what_comes_above_the_places_at_the_door_is_throttled() {
     with_app(async |app| {
         let places = app.service.app.answers.available_permits();

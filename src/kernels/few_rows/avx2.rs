@@ -5,7 +5,7 @@
 use std::arch::x86_64::{
     __m256, __m256i, _mm_add_ps, _mm_hadd_ps, _mm_storeu_ps, _mm256_and_si256, _mm256_castps256_ps128,
     _mm256_castsi256_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_load_si256, _mm256_loadu_ps, _mm256_set1_epi32,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_slli_epi32, _mm256_storeu_ps,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_storeu_ps,
 };
 
 use super::portable::tail;
