@@ -170,8 +170,10 @@ fn ppo_learns_the_same_task_and_its_values_what_reward_is_to_be_expected() {
         println!("sampled {rewards:.3?}, held out {evaluated:?}");
         assert!(mean(&rewards[7..]) >= 2.0 * mean(&rewards[..2]), "{rewards:?}");
         assert!(evaluated[1] > evaluated[0], "{evaluated:?}");
+        // Values that had stayed at zero would lose half the square of what follows, which is the reward less the
+        // price of the divergence.
         let losses = column(&csv, "loss/value_avg");
-        assert!(losses[8] < 0.5 * losses[0], "the values learn what follows: {losses:?}");
+        assert!(losses[8] < 0.25 * rewards[8].powi(2), "the values learn what follows: {losses:?}");
         app
     });
 }
