@@ -27,6 +27,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
+from models import save_tokenizer
+
 HERE = Path(__file__).parent
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA = dict(r=4, lora_alpha=8, target_modules=PROJECTIONS)
@@ -179,6 +181,8 @@ if __name__ == "__main__":
     if given.check:
         check(given.check)
     elif given.folder:
+        # A freshly drawn checkpoint is weights alone.
+        save_tokenizer(given.folder / "models" / "llama")
         make(given.seed, given.folder / "models" / "llama", given.folder / "preferences")
     else:
         make(given.seed, HERE / "fixtures" / "models" / "llama", HERE / "fixtures" / "preferences")
