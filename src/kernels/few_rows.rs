@@ -8,11 +8,14 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod portable;
 #[cfg(test)]
 mod tests;
 
 use std::cell::{Cell, RefCell};
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
@@ -31,7 +34,8 @@ thread_local! {
     static ALONE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `body`, in which products that this thread begins with few rows are made of each row by itself.
+/// Runs `body`, in which products that this thread begins with few rows are made of each row by itself. What a thread
+/// pool has this thread do meanwhile is done so too: training begins its products on threads of its own.
 pub fn each_row_alone<T>(body: impl FnOnce() -> T) -> T {
     struct Restore(bool);
     impl Drop for Restore {
@@ -48,9 +52,10 @@ pub(super) fn asked(rows: usize, most: usize) -> bool {
     rows <= most && ALONE.get()
 }
 
-/// Rows that a tile multiplies with a panel, and with rows of a row-major weight: as many as leave the registers
-/// of AVX2 room for the weight.
-const PANEL_ROWS: usize = 4;
+/// Most rows that a tile of any CPU multiplies with a panel.
+const PANEL_ROWS: usize = 12;
+/// Rows that a tile multiplies with rows of a row-major weight: as many as leave the registers of AVX2 room for the
+/// weight.
 const ROWS: usize = 3;
 /// Rows of a row-major weight that a tile takes at a time.
 const OUTPUTS: usize = 4;
@@ -77,26 +82,38 @@ type RowSums = [[f32; OUTPUTS]; ROWS];
 /// The two tiles as one instruction set computes them. The rows of `x` are of one length.
 #[derive(Clone, Copy)]
 struct Tiles {
-    /// Sums of up to [`PANEL_ROWS`] rows over a block of a panel, pair by pair, the earlier value of a pair first. The
+    /// Sums of up to `panel_rows` rows over a block of a panel, pair by pair, the earlier value of a pair first. The
     /// rows are as long as the block, or one value shorter.
     panel: fn(x: &[Row<'_>], panel: &[PairRow], sums: &mut PanelSums),
+    /// As many rows as leave the registers room for the weight; no more than [`PANEL_ROWS`].
+    panel_rows: usize,
     /// Sums of up to [`ROWS`] rows over up to [`OUTPUTS`] rows of a weight, each as long as those of `x`: in [`LANES`] lanes that are
     /// added in a fixed order, and what is left over at the end of a row after them.
     rows: fn(x: &[Row<'_>], weight: &[Row<'_>], sums: &mut RowSums),
 }
 
 impl Tiles {
-    /// Those of this CPU; both give the same bits.
-    fn native() -> Self {
+    /// Those of this CPU, the fastest last; all give the same bits.
+    fn all() -> Vec<(&'static str, Self)> {
+        let mut all = vec![("portable", Self::portable())];
         #[cfg(target_arch = "x86_64")]
         if avx2::is_available() {
-            return Self { panel: avx2::panel, rows: avx2::rows };
+            let avx2 = Self { panel: avx2::panel, panel_rows: avx2::PANEL_ROWS, rows: avx2::rows };
+            all.push(("AVX2", avx2));
+            if avx512::is_available() {
+                all.push(("AVX-512", Self { panel: avx512::panel, panel_rows: avx512::ROWS, ..avx2 }));
+            }
         }
-        Self::portable()
+        all
+    }
+
+    fn native() -> Self {
+        static NATIVE: OnceLock<Tiles> = OnceLock::new();
+        *NATIVE.get_or_init(|| Self::all().pop().map_or(Self::portable(), |(_, tiles)| tiles))
     }
 
     fn portable() -> Self {
-        Self { panel: portable::panel, rows: portable::rows }
+        Self { panel: portable::panel, panel_rows: 4, rows: portable::rows }
     }
 }
 
@@ -171,15 +188,17 @@ fn panels_by(tiles: Tiles, x: &[f32], weight: &Panels, out: Output<'_>, into: Wr
     let inputs = weight.inner();
     assert!(weight.columns() == out.columns, "the weight of a product has another size");
     tasks(x, inputs, out, |x, first, columns| {
-        let mut sums = PanelSums::default();
+        let mut sums: PanelSums = [[0.0; COLUMNS]; PANEL_ROWS];
         let width = columns[0].len();
+        // Tiles of about one size.
+        let together = x.len().div_ceil(x.len().div_ceil(tiles.panel_rows));
         for at in (0..width).step_by(COLUMNS) {
             let end = width.min(at + COLUMNS);
             let panel = weight.panel((first + at) / COLUMNS);
             for (block, panel) in panel.chunks(BLOCK_PAIRS).enumerate() {
                 let from = 2 * BLOCK_PAIRS * block;
                 let into = if block == 0 { into } else { Write::Add };
-                for (x, columns) in x.chunks(PANEL_ROWS).zip(columns.chunks_mut(PANEL_ROWS)) {
+                for (x, columns) in x.chunks(together).zip(columns.chunks_mut(together)) {
                     let mut parts: [&[f32]; PANEL_ROWS] = [&[]; PANEL_ROWS];
                     for (part, row) in parts.iter_mut().zip(x) {
                         *part = &row[from..inputs.min(from + 2 * panel.len())];

@@ -10,10 +10,13 @@ use super::few_rows;
 use super::linear::linear;
 use super::matmul::{Output, Write};
 use super::operand::{Values, values};
+use super::vector::vectorized;
 
 const NAME: &str = "low_rank";
-/// Rows of a task.
-const TASK_ROWS: usize = 4;
+/// Rows of a task: a few are not worth a second thread.
+const TASK_ROWS: usize = 8;
+/// Outputs that are made together, their factors turned for it.
+const BLOCK: usize = 64;
 
 /// What some rows get.
 #[derive(Debug, Clone)]
@@ -103,7 +106,7 @@ impl UpdateRows {
         few_rows::dense(x, inputs, &a, Output { values: &mut low, columns: rank, row_stride: rank }, Write::Replace);
         let scale = update.scale as f32;
         low.iter_mut().for_each(|value| *value *= scale);
-        few_rows::dense(&low, rank, &b, Output { values: y, columns: outputs, row_stride: outputs }, Write::Add);
+        widen(&low, &b, rank, y, outputs);
         if let Some(stretch) = &update.stretch {
             let stretch = stretch.contiguous()?;
             let stretch = Values::of(NAME, &stretch)?;
@@ -148,25 +151,55 @@ impl InplaceOp2 for UpdateRows {
     }
 }
 
+/// Adds to each row of `y` the product of `b` `[out, r]` with its row of `low`. A row of `b` is too short for a product
+/// of its own, so blocks of it are turned, and every output is a chain of multiply-adds over the rank.
+fn widen(low: &[f32], b: &[f32], rank: usize, y: &mut [f32], outputs: usize) {
+    let mut turned = vec![[0f32; BLOCK]; rank];
+    for (block, b) in b.chunks(BLOCK * rank).enumerate() {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (output, b) in b.chunks_exact(rank).enumerate() {
+                    turned.iter_mut().zip(b).for_each(|(turned, value)| turned[output] = *value);
+                }
+                for (low, y) in low.chunks_exact(rank).zip(y.chunks_exact_mut(outputs)) {
+                    let mut sums = [0f32; BLOCK];
+                    for (low, turned) in low.iter().zip(&turned) {
+                        for (sum, value) in sums.iter_mut().zip(turned) {
+                            *sum = low.mul_add(*value, *sum);
+                        }
+                    }
+                    let y = &mut y[block * BLOCK..outputs.min((block + 1) * BLOCK)];
+                    y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
+                }
+            },
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernels::gradcheck::{assert_close, flat, operand};
 
+    /// More than a block, and no whole number of them.
+    const OUTPUTS: usize = 150;
+    const ROWS: usize = 17;
+
     fn updates() -> Vec<RowsUpdate> {
         let update = |rows: Range<usize>, rank: usize, scale, stretched: bool| RowsUpdate {
             a: operand(&[rank, 20], rows.start as u32),
-            b: operand(&[33, rank], rows.end as u32),
+            b: operand(&[OUTPUTS, rank], rows.end as u32),
             rows,
             scale,
-            stretch: stretched.then(|| operand(&[33], 9)),
+            stretch: stretched.then(|| operand(&[OUTPUTS], 9)),
         };
-        vec![update(0..2, 3, 2.0, false), update(3..4, 16, 0.5, true), update(4..9, 1, 1.0, true)]
+        vec![update(0..2, 3, 2.0, false), update(3..4, 16, 0.5, true), update(4..15, 1, 1.0, true)]
     }
 
     #[test]
     fn every_range_gets_its_own_update_and_all_rows_the_bias() {
-        let (y, x, bias) = (operand(&[10, 33], 1), operand(&[10, 20], 2), operand(&[33], 3));
+        let (y, x, bias) = (operand(&[ROWS, OUTPUTS], 1), operand(&[ROWS, 20], 2), operand(&[OUTPUTS], 3));
         for bias in [None, Some(&bias)] {
             let expected = apart(&y, &x, &updates(), bias).unwrap();
             let got = update_rows(y.copy().unwrap(), &x, updates(), bias).unwrap();
@@ -177,20 +210,20 @@ mod tests {
 
     #[test]
     fn a_row_gets_the_same_bits_whoever_stands_beside_it() {
-        let (y, x, bias) = (operand(&[10, 33], 1), operand(&[10, 20], 2), operand(&[33], 3));
+        let (y, x, bias) = (operand(&[ROWS, OUTPUTS], 1), operand(&[ROWS, 20], 2), operand(&[OUTPUTS], 3));
         let all = flat(&update_rows(y.copy().unwrap(), &x, updates(), Some(&bias)).unwrap());
-        for row in 0..10 {
+        for row in 0..ROWS {
             let own = updates().into_iter().find(|update| update.rows.contains(&row));
             let own = own.map(|update| RowsUpdate { rows: 0..1, ..update }).into_iter().collect();
             let one = |tensor: &Tensor| tensor.narrow(0, row, 1).unwrap().copy().unwrap();
             let alone = update_rows(one(&y), &one(&x), own, Some(&bias)).unwrap();
-            assert_eq!(flat(&alone), all[row * 33..(row + 1) * 33], "row {row}");
+            assert_eq!(flat(&alone), all[row * OUTPUTS..(row + 1) * OUTPUTS], "row {row}");
         }
     }
 
     #[test]
     fn updates_that_do_not_fit_are_refused() {
-        let (y, x) = (operand(&[10, 33], 1), operand(&[10, 20], 2));
+        let (y, x) = (operand(&[ROWS, OUTPUTS], 1), operand(&[ROWS, 20], 2));
         let with = |change: &dyn Fn(&mut RowsUpdate)| {
             let mut wrong = updates();
             change(&mut wrong[1]);

@@ -9,7 +9,10 @@ use std::arch::x86_64::{
 };
 
 use super::portable::tail;
-use super::{COLUMNS, LANES, OUTPUTS, PANEL_ROWS, PairRow, PanelSums, ROWS, RowSums};
+use super::{COLUMNS, LANES, OUTPUTS, PairRow, PanelSums, ROWS, RowSums};
+
+/// Most rows of a tile over a panel.
+pub(super) const PANEL_ROWS: usize = 4;
 
 pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")

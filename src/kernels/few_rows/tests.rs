@@ -27,17 +27,13 @@ fn weights(outputs: usize, inputs: usize) -> Vec<(&'static str, Vec<f32>, Produc
 /// Odd and even inner sizes, below and above a block, a lane and a task.
 const SIZES: [(usize, usize); 6] = [(1, 1), (33, 7), (70, 64), (300, 577), (40, 1500), (5, 2049)];
 
-fn paths() -> [(&'static str, Tiles); 2] {
-    [("native", Tiles::native()), ("portable", Tiles::portable())]
-}
-
 #[test]
 fn a_product_is_the_plain_one_to_rounding_on_every_path() {
     for (outputs, inputs) in SIZES {
         for (name, values, product) in weights(outputs, inputs) {
-            for rows in [1, 2, 5] {
+            for rows in [1, 2, 5, 13] {
                 let x = flat(&operand(&[rows, inputs], 1));
-                for (path, tiles) in paths() {
+                for (path, tiles) in Tiles::all() {
                     let mut out = vec![7f32; rows * outputs];
                     product(tiles, &x, &mut out, Write::Replace);
                     product(tiles, &x, &mut out, Write::Add);
@@ -65,7 +61,7 @@ fn a_row_has_the_same_bits_among_1_to_64_rows_on_every_path() {
             for (x, out) in x.chunks(inputs).zip(alone.chunks_mut(outputs)) {
                 product(Tiles::portable(), x, out, Write::Replace);
             }
-            for (path, tiles) in paths() {
+            for (path, tiles) in Tiles::all() {
                 for rows in 1..=MOST_ROWS {
                     // Another place among the rows for every number of them.
                     let first = (rows * 7) % (MOST_ROWS - rows + 1);
