@@ -36,6 +36,9 @@ pub struct TrainingManifest {
     /// The artifact merged into its base, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub merged: Option<MergedFacts>,
+    /// Why there is none, where it was asked for and failed: what was trained is kept all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merge_failure: Option<String>,
     /// Which releases of what made it.
     pub versions: BTreeMap<String, String>,
 }

@@ -89,10 +89,14 @@ fn stop_on_ctrl_c(stop: StopFlag) -> Result<()> {
 fn report(summary: &Summary) -> String {
     let losses: Vec<String> = summary.validation_losses.iter().map(|loss| format!("{loss:.4}")).collect();
     let validation = if losses.is_empty() { String::new() } else { format!(", validation loss {}", losses.join(", ")) };
-    let merged = summary.merged.as_ref().map_or_else(String::new, |merged| {
-        let dir = summary.output.join(train::MERGED);
-        format!("\n{}", super::models::said(merged, &dir).join("\n"))
-    });
+    let merged = match (&summary.merged, &summary.merge_failure) {
+        (Some(merged), _) => {
+            let dir = summary.output.join(train::MERGED);
+            format!("\n{}", super::models::said(merged, &dir).join("\n"))
+        }
+        (None, Some(failure)) => format!("\nThe weights could not be merged into the base: {failure}"),
+        (None, None) => String::new(),
+    };
     let early = if summary.stopped_early { " (stopped early)" } else { "" };
     format!(
         "Trained {} steps{early} on {} tokens: loss {:.4}{validation}.\nWeights: {}\nEverything else: {}{merged}",

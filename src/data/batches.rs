@@ -86,6 +86,8 @@ impl MicroBatch {
 
 /// How many records are looked at to find the largest micro-batch: a second's work at most.
 const LOOKED_AT: usize = 1 << 20;
+/// After so many steps what was read of the corpus to look at them is given back.
+const STEPS_HELD: u64 = 4096;
 
 /// The micro-batch with the most rows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -163,10 +165,9 @@ impl<'a> Batches<'a> {
         let end = self.end_of_batch(&order, position);
         let units: Vec<usize> = (position..end).map(|at| order.at(at) as usize).collect();
         self.cursor = if end >= n { Cursor { epoch: epoch + 1, position: 0 } } else { Cursor { epoch, position: end } };
-        share_out(self.corpus, units, self.settings.parts)
-            .into_iter()
-            .flat_map(|part| cut(self.corpus, part.into_iter(), self.settings.token_budget))
-            .collect()
+        let BatchSettings { parts, token_budget, .. } = self.settings;
+        let shares = share_out(units, parts, token_budget, |unit| self.corpus.unit_length(unit));
+        shares.into_iter().map(|units| records_of(self.corpus, units)).collect()
     }
 
     /// The largest micro-batch of the next `steps` steps, where every record stands behind `lead` further rows.
@@ -183,14 +184,18 @@ impl<'a> Batches<'a> {
                 looked_at += records.len();
                 largest.take(self.corpus, records, lead);
             }
-            self.corpus.release();
             done += 1;
+            // Each time is a system call for each file: not after every step.
+            if done.is_multiple_of(STEPS_HELD) {
+                self.corpus.release();
+            }
         }
         if done < steps {
             let longest = (0..self.corpus.units()).max_by_key(|unit| self.corpus.unit_length(*unit));
             let records = longest.map(|unit| self.corpus.unit_records(unit));
             largest.take(self.corpus, records.into_iter().flatten().collect(), lead);
         }
+        self.corpus.release();
         largest
     }
 
@@ -219,49 +224,70 @@ impl<'a> Batches<'a> {
 
 /// The corpus once, in its own order: for validation.
 pub fn in_order(corpus: &Corpus, token_budget: usize) -> impl Iterator<Item = MicroBatch> {
-    cut(corpus, 0..corpus.units(), token_budget).map(move |records| MicroBatch::gather(corpus, records))
+    let length = move |unit| corpus.unit_length(unit);
+    cut(0..corpus.units(), token_budget, length).map(move |units| MicroBatch::gather(corpus, records_of(corpus, units)))
 }
 
 /// Rows of the largest micro-batch of [`in_order`], each record behind `lead` further rows.
 pub fn largest_in_order(corpus: &Corpus, token_budget: usize, lead: usize) -> usize {
-    let rows = |records: Vec<usize>| records.iter().map(|record| lead + corpus.length(*record)).sum();
-    cut(corpus, 0..corpus.units().min(LOOKED_AT), token_budget).map(rows).max().unwrap_or(0)
+    let rows = |units| records_of(corpus, units).iter().map(|record| lead + corpus.length(*record)).sum();
+    let length = |unit| corpus.unit_length(unit);
+    cut(0..corpus.units().min(LOOKED_AT), token_budget, length).map(rows).max().unwrap_or(0)
 }
 
-/// Deals records, or pairs of them, out into at most `parts` parts of about as many tokens each: the longest first, always
-/// to the part that has least. Parts are a power of two, so that cores come out even, and none is made
-/// for less than [`PART_TOKENS`].
-fn share_out(corpus: &Corpus, units: Vec<usize>, parts: usize) -> Vec<Vec<usize>> {
-    let tokens: usize = units.iter().map(|unit| corpus.unit_length(*unit)).sum();
+/// Deals units (records, pairs of them, or whatever else has a length in tokens) out into micro-batches: into `parts`
+/// parts of about as many tokens each where there is enough for them, each of which is cut where it has more than
+/// `token_budget` tokens.
+pub(crate) fn share_out(
+    units: Vec<usize>,
+    parts: usize,
+    token_budget: usize,
+    length: impl Fn(usize) -> usize + Copy,
+) -> Vec<Vec<usize>> {
+    shares(units, parts, length).into_iter().flat_map(|share| cut(share.into_iter(), token_budget, length)).collect()
+}
+
+/// At most `parts` parts of about as many tokens each: the longest units first, always to the part that has least.
+/// Parts are a power of two, so that cores come out even, and none is made for less than [`PART_TOKENS`].
+fn shares(units: Vec<usize>, parts: usize, length: impl Fn(usize) -> usize) -> Vec<Vec<usize>> {
+    let tokens: usize = units.iter().map(|unit| length(*unit)).sum();
     let parts = parts.min(units.len()).min(tokens / PART_TOKENS).max(1);
     let parts = 1 << parts.ilog2();
     if parts == 1 {
         return vec![units];
     }
     let mut longest_first = units;
-    longest_first.sort_by_key(|unit| std::cmp::Reverse(corpus.unit_length(*unit)));
+    longest_first.sort_by_key(|unit| std::cmp::Reverse(length(*unit)));
     let mut shares = vec![(0, Vec::new()); parts];
     for unit in longest_first {
         if let Some((held, share)) = shares.iter_mut().min_by_key(|(held, _)| *held) {
-            *held += corpus.unit_length(unit);
+            *held += length(unit);
             share.push(unit);
         }
     }
     shares.into_iter().map(|(_, share)| share).collect()
 }
 
-/// Consecutive `units` as the records of micro-batches of at most `token_budget` tokens, or of one unit that has
-/// more.
-fn cut(corpus: &Corpus, units: impl Iterator<Item = usize>, token_budget: usize) -> impl Iterator<Item = Vec<usize>> {
+/// Consecutive `units`, so many together as have at most `token_budget` tokens, or one that has more.
+fn cut(
+    units: impl Iterator<Item = usize>,
+    token_budget: usize,
+    length: impl Fn(usize) -> usize,
+) -> impl Iterator<Item = Vec<usize>> {
     let mut units = units.peekable();
     std::iter::from_fn(move || {
         let first = units.next()?;
-        let mut taken: Vec<usize> = corpus.unit_records(first).collect();
-        let mut tokens = corpus.unit_length(first);
-        while let Some(next) = units.next_if(|next| tokens + corpus.unit_length(*next) <= token_budget) {
-            tokens += corpus.unit_length(next);
-            taken.extend(corpus.unit_records(next));
+        let mut taken = vec![first];
+        let mut tokens = length(first);
+        while let Some(next) = units.next_if(|next| tokens + length(*next) <= token_budget) {
+            tokens += length(next);
+            taken.push(next);
         }
         Some(taken)
     })
+}
+
+/// The records of units.
+fn records_of(corpus: &Corpus, units: Vec<usize>) -> Vec<usize> {
+    units.into_iter().flat_map(|unit| corpus.unit_records(unit)).collect()
 }

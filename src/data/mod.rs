@@ -18,6 +18,7 @@ pub mod records;
 pub mod report;
 mod shuffle;
 
+pub(crate) use batches::share_out;
 pub use batches::{Batch, BatchSettings, Batches, Cursor, LargestMicroBatch, MicroBatch, in_order, largest_in_order};
 pub use corpus::{Corpus, Manifest};
 pub use encode::{Encoded, Encoder};

@@ -309,6 +309,7 @@ mod tests {
     use super::*;
     use crate::models::{DecoderConfig, Form, Projection};
     use crate::rng::Rng;
+    use crate::train::gradcheck::{assert_slopes, shake};
     use crate::tune::{Full, Lora, LoraConfig, Method};
 
     /// A tied model with head norms: every kind of weight, and one that is used twice.
@@ -317,15 +318,6 @@ mod tests {
             "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4,
             "tie_word_embeddings": true});
         DecoderConfig::parse(&file.to_string()).unwrap()
-    }
-
-    /// Weights far from their small beginnings, so that every path through the model matters.
-    fn shake(trainables: &[Trainable]) {
-        for one in trainables {
-            let noise = Rng::new(77, &one.name, 0).normals(one.var.elem_count(), 0.3);
-            let noise = Tensor::from_vec(noise, one.var.dims(), &Device::Cpu).unwrap();
-            one.var.set(&(one.var.as_detached_tensor() + noise).unwrap()).unwrap();
-        }
     }
 
     fn full() -> (Decoder, Full) {
@@ -380,34 +372,12 @@ mod tests {
         }
     }
 
-    /// Moves each weight along a random direction: the loss must change as the gradient says.
-    fn assert_slopes(decoder: &Decoder, method: &dyn Method) {
-        let batch = batch(&[0, 1]);
-        let (_, gradients) = run(decoder, method, std::slice::from_ref(&batch));
-        for (one, gradient) in method.trainables().iter().zip(&gradients) {
-            let direction = Rng::new(31, &one.name, 0).normals(gradient.len(), 1.0);
-            let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
-            let length: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-            let direction = Tensor::from_vec(direction, one.var.dims(), &Device::Cpu).unwrap();
-            let start = one.var.as_detached_tensor().copy().unwrap();
-            let at = |step: f64| {
-                one.var.set(&(&start + (&direction * step).unwrap()).unwrap()).unwrap();
-                loss(decoder, method, &batch).unwrap().loss_sum
-            };
-            // Five points: the third derivative along so long a direction is not small.
-            let step = 2e-3;
-            let measured = (8.0 * (at(step) - at(-step)) - (at(2.0 * step) - at(-2.0 * step))) / (12.0 * step);
-            at(0.0);
-            assert!((measured - slope).abs() < 0.005 * length, "{}: {measured}, gradient says {slope}", one.name);
-        }
-    }
-
     #[test]
     fn gradients_are_the_slopes_of_the_loss() {
         let (decoder, full) = full();
-        assert_slopes(&decoder, &full);
+        assert_slopes(&decoder, &full, &Sft, &batch(&[0, 1]), 0.005);
         let (decoder, lora) = lora();
-        assert_slopes(&decoder, &lora);
+        assert_slopes(&decoder, &lora, &Sft, &batch(&[0, 1]), 0.005);
     }
 
     #[test]

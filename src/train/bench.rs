@@ -104,7 +104,7 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
         evaluation_interval: u64::MAX,
         max_sequence_length: work.tokens,
         seed: plan.seed,
-        parts: side_by_side::parts(&work.config, trained).max(plan.slots().next_power_of_two()),
+        parts: side_by_side::parts(plan.device(), &work.config, trained).max(plan.slots().next_power_of_two()),
         token_budget: 1,
         keeps_graphs: false,
         lanes: 1,

@@ -79,12 +79,7 @@ impl<'a> Slots<'a> {
             }
             let mut optimizer = AdamW::new(method.trainables(), settings)?;
             if state.updates() > 0 {
-                optimizer.restore(method.trainables(), state.updates(), |name, _| {
-                    let found = moments.iter().find(|(moment, _)| moment == name);
-                    found
-                        .map(|(_, tensor)| tensor.clone())
-                        .ok_or_else(|| Error::internal(anyhow::anyhow!("the first slot has no moments {name}")))
-                })?;
+                optimizer.take_up(method.trainables(), state.updates(), &moments)?;
             }
             peers.push(Peer { decoder, method, optimizer });
         }

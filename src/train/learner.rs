@@ -184,18 +184,22 @@ impl<'a> Learner<'a> {
         };
         let mut gradients = Gradients::new(trainables);
         let mut sums = Vec::with_capacity(micros.len());
-        // Side by side each has gradients of its own; one after another they add into one set at once,
-        // which is all that a large model has memory for.
+        // Side by side each has gradients of its own, until as many as a batch is usually cut into have been added up;
+        // one after another they add into one set at once, which is all that a large model has memory for.
         if let Some(lanes) = &self.lanes {
-            let done = lanes.map(micros, |index, micro| {
-                let mut own = Gradients::new(trainables);
-                let sum = if stop.is_raised() { None } else { Some(one(index, micro, &mut own)?) };
-                Ok::<_, Error>((sum, own))
-            });
-            for result in done {
-                let (Some(sum), own) = result? else { return Ok(None) };
-                gradients.merge(own)?;
-                sums.push(sum);
+            let together = self.resolved.parts.max(1);
+            for (chunk, micros) in micros.chunks(together).enumerate() {
+                let done = lanes.map(micros, |index, micro| {
+                    let mut own = Gradients::new(trainables);
+                    let index = chunk * together + index;
+                    let sum = if stop.is_raised() { None } else { Some(one(index, micro, &mut own)?) };
+                    Ok::<_, Error>((sum, own))
+                });
+                for result in done {
+                    let (Some(sum), own) = result? else { return Ok(None) };
+                    gradients.merge(own)?;
+                    sums.push(sum);
+                }
             }
         } else {
             for (index, micro) in micros.iter().enumerate() {
@@ -206,6 +210,21 @@ impl<'a> Learner<'a> {
             }
         }
         Ok(Some((sums, gradients)))
+    }
+
+    /// What `look` finds in every micro-batch, in order and side by side where they train so; `None` when the run was
+    /// asked to stop.
+    pub(super) fn look<T: Send>(
+        &self,
+        micros: &[MicroBatch],
+        stop: &StopFlag,
+        look: impl Fn(&MicroBatch) -> Result<T> + Sync,
+    ) -> Result<Option<Vec<T>>> {
+        let one = |_: usize, micro: &MicroBatch| if stop.is_raised() { Ok(None) } else { look(micro).map(Some) };
+        match &self.lanes {
+            Some(lanes) => lanes.map(micros, one).into_iter().collect(),
+            None => micros.iter().enumerate().map(|(index, micro)| one(index, micro)).collect(),
+        }
     }
 
     /// The device had no memory for one of `micros`: from here on they are half as large, down to `unit` records;

@@ -10,6 +10,8 @@ mod data_parallel;
 mod device;
 mod estimate;
 mod flops;
+#[cfg(test)]
+mod gradcheck;
 mod grader;
 mod hold_out;
 mod learner;

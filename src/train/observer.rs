@@ -139,4 +139,6 @@ pub struct Summary {
     pub artifact: PathBuf,
     /// What merging it into its base came to, where that was asked for; it lies in [`MERGED`](super::MERGED).
     pub merged: Option<Box<Merged>>,
+    /// Why that was asked for and failed, for the log; all else is whole.
+    pub merge_failure: Option<String>,
 }

@@ -40,7 +40,11 @@ pub(super) fn write(learner: &Learner<'_>, learned: &Learned<'_>) -> Result<Summ
     let output = plan.output();
     let weights_of_step = learner.take_best()?;
     let artifact = artifact(learner, learned, &output)?;
-    let merged = merged(learner, &artifact, &output)?;
+    // What was trained is not lost with it.
+    let (merged, merge_failure) = match merged(learner, &artifact, &output) {
+        Ok(merged) => (merged, None),
+        Err(error) => (None, Some(error)),
+    };
     if plan.settings.save_optimizer_state {
         learner.save_optimizer(&output.join(start::OPTIMIZER_STATE))?;
     }
@@ -78,6 +82,7 @@ pub(super) fn write(learner: &Learner<'_>, learned: &Learned<'_>) -> Result<Summ
             Some(merged) => Some(MergedFacts { merged: merged.clone(), sha256: digests(&output.join(MERGED))? }),
             None => None,
         },
+        merge_failure: merge_failure.as_ref().map(|error| error.message().to_string()),
         versions: BTreeMap::from([("tunesmith".into(), env!("CARGO_PKG_VERSION").into())]),
     };
     manifest.write(&output)?;
@@ -90,6 +95,7 @@ pub(super) fn write(learner: &Learner<'_>, learned: &Learned<'_>) -> Result<Summ
         output,
         artifact,
         merged: merged.map(Box::new),
+        merge_failure: merge_failure.map(|error| error.log()),
     })
 }
 

@@ -115,6 +115,8 @@ pub(crate) struct Question<'a> {
     pub(crate) can_page: bool,
     /// Whether a value head trains beside the method, over every row.
     pub(crate) has_values: bool,
+    /// Whether a step makes several updates, and keeps what it began with until the last one.
+    pub(crate) goes_back: bool,
 }
 
 impl Question<'_> {
@@ -271,6 +273,7 @@ pub fn refuse_the_impossible(base: &DecoderConfig, settings: &Settings, memory: 
         host: u64::MAX,
         can_page: true,
         has_values: false,
+        goes_back: false,
     };
     let least = Largest { rows: 2, records: 1, micros: 1, validation_rows: 0 };
     let pages_optimizer = memory.kind == MemoryKind::Device;

@@ -143,7 +143,7 @@ impl Plan {
             evaluation_interval: 0,
             max_sequence_length: sources.max_tokens,
             seed: self.seed(),
-            parts: side_by_side::parts(base, trained).max(self.slots().next_power_of_two()),
+            parts: side_by_side::parts(self.device(), base, trained).max(self.slots().next_power_of_two()),
             token_budget: 1,
             keeps_graphs: false,
             lanes: 1,
@@ -207,6 +207,7 @@ impl Plan {
             host: host.bytes,
             can_page: !on_cpu,
             has_values: false,
+            goes_back: false,
         };
         let lead = soft_tokens(method);
         question.decide(|token_budget| {

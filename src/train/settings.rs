@@ -3,7 +3,8 @@
 //! and ranges are not, because a misspelt name that is silently ignored costs a night of training.
 
 mod filled;
-mod reinforcement;
+mod method;
+mod objective;
 mod table;
 
 use std::collections::BTreeMap;
@@ -11,14 +12,11 @@ use std::collections::BTreeMap;
 pub(crate) use self::filled::Resolved;
 pub use self::table::Setting;
 use self::table::{FROZEN, FULL, REINFORCED, TABLE, Takes, either};
-use super::objective::{DpoConfig, DpoLoss, TrainingObjective};
+use super::objective::TrainingObjective;
 use crate::error::{Error, Result};
 use crate::kernels::has_bf16_products;
-use crate::models::{DecoderConfig, Form, Precision, Projection};
-use crate::tune::{
-    Activation, AdapterConfig, Arrangement, LlamaAdapterConfig, LoraConfig, PrefixConfig, PromptConfig, TuningMethod,
-    VirtualTokens,
-};
+use crate::models::{DecoderConfig, Form, Precision};
+use crate::tune::TuningMethod;
 
 /// From this many weights in the maps of a layer on, products take most of a step, and bf16 is worth its
 /// rounding. The starter has 245,760; a model of 135 million parameters 3,538,944.
@@ -304,115 +302,6 @@ impl Values<'_> {
         })
     }
 
-    fn objective(&self, method: &TuningMethod) -> Result<TrainingObjective> {
-        match self.word("trainingObjective")?.as_deref() {
-            Some("dpo") => {
-                let named = self.word("dpoLoss")?;
-                let loss = DpoLoss::ALL.into_iter().find(|one| Some(one.name()) == named.as_deref());
-                let loss = loss.unwrap_or(DpoLoss::Sigmoid);
-                let smoothing = self.number("labelSmoothing")?;
-                match (loss, smoothing) {
-                    (DpoLoss::Hinge | DpoLoss::Ipo, Some(share)) if share > 0.0 => {
-                        return Err(Error::validation(format!(
-                            "labelSmoothing has no effect with dpoLoss {}: it belongs to sigmoid and robust",
-                            loss.name()
-                        )));
-                    }
-                    (DpoLoss::Robust, None) => {
-                        return Err(Error::validation(
-                            "dpoLoss robust needs labelSmoothing: the share of the pairs that is taken to be labelled \
-                             the wrong way round",
-                        ));
-                    }
-                    _ => {}
-                }
-                let beta = self.number("dpoBeta")?.unwrap_or(0.1);
-                Ok(TrainingObjective::Dpo(DpoConfig { loss, beta, label_smoothing: smoothing.unwrap_or(0.0) }))
-            }
-            Some("grpo") => Ok(TrainingObjective::Reinforcement(self.reinforcement(false)?)),
-            Some("ppo") => Ok(TrainingObjective::Reinforcement(self.reinforcement(true)?)),
-            Some("reward") => match method {
-                TuningMethod::Lora(_) | TuningMethod::Qlora(_) => Ok(TrainingObjective::Reward),
-                other => Err(Error::validation(format!(
-                    "trainingObjective reward trains a low-rank adapter with a head for one number: tuningMethod must be \
-                     lora or qlora, not {}",
-                    other.name()
-                ))),
-            },
-            _ => Ok(TrainingObjective::Sft),
-        }
-    }
-
-    fn method(&self) -> Result<TuningMethod> {
-        let virtual_tokens = self.size("virtualTokens")?.unwrap_or(20);
-        Ok(match self.word("tuningMethod")?.as_deref() {
-            Some("qlora") => TuningMethod::Qlora(self.lora()?),
-            Some("adapter") => TuningMethod::Adapter(self.bottleneck()?),
-            Some("prefix") => {
-                let projected = self.truth("prefixProjection")?;
-                let inner = self.size("prefixHiddenSize")?;
-                if inner.is_some() && !projected {
-                    return Err(Error::validation("prefixHiddenSize has no effect without prefixProjection true"));
-                }
-                if projected && (self.0.contains_key("virtualTokensInit") || self.0.contains_key("virtualTokensText")) {
-                    return Err(Error::validation(
-                        "with prefixProjection true the prefix is what a new net makes: leave virtualTokensInit and \
-                         virtualTokensText out",
-                    ));
-                }
-                // 0 stands for the model's width, which is not known here.
-                let projection = projected.then_some(inner.unwrap_or(0));
-                TuningMethod::Prefix(PrefixConfig { tokens: virtual_tokens, begin: self.begin()?, projection })
-            }
-            Some("prompt") => TuningMethod::Prompt(PromptConfig { tokens: virtual_tokens, begin: self.begin()? }),
-            Some("llama_adapter") => TuningMethod::LlamaAdapter(LlamaAdapterConfig {
-                length: self.size("adapterLength")?.unwrap_or(10),
-                layers: self.size("adapterLayers")?,
-            }),
-            Some("head") => TuningMethod::Head,
-            Some("full") => TuningMethod::Full,
-            _ => TuningMethod::Lora(self.lora()?),
-        })
-    }
-
-    fn lora(&self) -> Result<LoraConfig> {
-        let rank = self.size("loraRank")?.unwrap_or(16);
-        Ok(LoraConfig {
-            rank,
-            alpha: self.number("loraAlpha")?.unwrap_or(2.0 * rank as f64),
-            dropout: self.number("loraDropout")?.unwrap_or(0.0) as f32,
-            rank_stabilized: self.truth("rsLora")?,
-            magnitudes: self.truth("dora")?,
-            targets: self.projections()?,
-        })
-    }
-
-    fn bottleneck(&self) -> Result<AdapterConfig> {
-        let named = self.word("adapterArchitecture")?;
-        let arrangement = Arrangement::ALL.into_iter().find(|one| Some(one.name()) == named.as_deref());
-        let mut config = AdapterConfig::of(arrangement.unwrap_or(Arrangement::Pfeiffer));
-        if let Some(factor) = self.number("adapterReductionFactor")? {
-            config.reduction_factor = factor;
-        }
-        let named = self.word("adapterNonLinearity")?;
-        if let Some(activation) = Activation::ALL.into_iter().find(|one| Some(one.name()) == named.as_deref()) {
-            config.activation = activation;
-        }
-        Ok(config)
-    }
-
-    fn begin(&self) -> Result<VirtualTokens> {
-        let text = self.checked("virtualTokensText")?.map(str::to_string);
-        match self.word("virtualTokensInit")?.as_deref() {
-            Some(other @ ("vocabulary" | "random")) if text.is_some() => {
-                Err(Error::validation(format!("virtualTokensText has no effect with virtualTokensInit {other}")))
-            }
-            Some("vocabulary") => Ok(VirtualTokens::Vocabulary),
-            Some("random") => Ok(VirtualTokens::Random),
-            _ => Ok(VirtualTokens::Text(text)),
-        }
-    }
-
     /// A value that must be readable. The caller's values were checked with all others; a model
     /// card's are checked here.
     fn checked(&self, name: &str) -> Result<Option<&str>> {
@@ -450,13 +339,6 @@ impl Values<'_> {
     fn precision(&self, name: &str) -> Result<Option<Precision>> {
         Ok(self.word(name)?.map(|word| if word == "bfloat16" { Precision::Bf16 } else { Precision::F32 }))
     }
-
-    fn projections(&self) -> Result<Vec<Projection>> {
-        let wanted = self.word("loraTargetModules")?.unwrap_or_else(|| "all-linear".into());
-        let names: Vec<&str> = wanted.split(',').map(str::trim).collect();
-        let all = names.contains(&"all-linear");
-        Ok(Projection::ALL.into_iter().filter(|one| all || names.contains(&one.name())).collect())
-    }
 }
 
 impl Setting {
@@ -487,7 +369,7 @@ fn is_set(given: &BTreeMap<String, String>, name: &str) -> bool {
 }
 
 /// `auto`, as some of Bedrock's models take it, is the same as leaving the name out.
-fn is_auto(value: &str) -> bool {
+pub(super) fn is_auto(value: &str) -> bool {
     value.trim().eq_ignore_ascii_case("auto")
 }
 

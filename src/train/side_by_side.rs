@@ -1,12 +1,13 @@
 //! Micro-batches of one step side by side. The operations of a small model are too short to be shared among
 //! cores, and between those of a middling one every core but the first waits; whole passes leave nobody waiting.
-//! How a batch is cut depends on the model and the batch alone and gradients are added in order, so the number of
-//! cores changes no bit.
+//! How a batch is cut depends on the model, the batch and the kind of device alone and gradients are added in order, so
+//! the number of cores changes no bit.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::TrainingDevice;
 use crate::error::{Error, Result};
 use crate::models::DecoderConfig;
 
@@ -16,8 +17,12 @@ const PARTS: [(usize, usize); 2] = [(1 << 21, 16), (1 << 24, 4)];
 /// Every part has gradients of its own until they are added: no more than this many values each.
 const SMALL_GRADIENTS: usize = 1 << 24;
 
-/// Into how many parts a batch is cut, so that cores can share it: 1 where operations are shared instead.
-pub(super) fn parts(config: &DecoderConfig, trained: usize) -> usize {
+/// Into how many parts a batch is cut, so that cores can share it: 1 where operations are shared instead, and off the
+/// CPU, since a device's stream has one order and parts would only make its passes shorter.
+pub(super) fn parts(device: TrainingDevice, config: &DecoderConfig, trained: usize) -> usize {
+    if device != TrainingDevice::Cpu {
+        return 1;
+    }
     let by_layer = PARTS.iter().find(|(weights, _)| config.layer_weights() <= *weights);
     by_layer.filter(|_| trained <= SMALL_GRADIENTS).map_or(1, |(_, parts)| *parts)
 }
@@ -87,16 +92,25 @@ mod tests {
         }
     }
 
+    fn config(hidden: usize) -> DecoderConfig {
+        let file = serde_json::json!({"model_type": "llama", "vocab_size": 100, "hidden_size": hidden,
+            "intermediate_size": 3 * hidden, "num_hidden_layers": 2, "num_attention_heads": 4});
+        DecoderConfig::parse(&file.to_string()).unwrap()
+    }
+
     #[test]
     fn a_large_layer_is_shared_by_its_operations_and_large_gradients_exist_once() {
-        let config = |hidden: usize| {
-            let file = serde_json::json!({"model_type": "llama", "vocab_size": 100, "hidden_size": hidden,
-                "intermediate_size": 3 * hidden, "num_hidden_layers": 2, "num_attention_heads": 4});
-            DecoderConfig::parse(&file.to_string()).unwrap()
-        };
-        assert_eq!(parts(&config(128), 1000), 16);
-        assert_eq!(parts(&config(576), 1000), 4);
-        assert_eq!(parts(&config(128), SMALL_GRADIENTS + 1), 1);
-        assert_eq!(parts(&config(2048), 1000), 1);
+        let parts = |hidden, trained| parts(TrainingDevice::Cpu, &config(hidden), trained);
+        assert_eq!(parts(128, 1000), 16);
+        assert_eq!(parts(576, 1000), 4);
+        assert_eq!(parts(128, SMALL_GRADIENTS + 1), 1);
+        assert_eq!(parts(2048, 1000), 1);
+    }
+
+    #[test]
+    fn a_device_whose_stream_has_one_order_gets_a_batch_whole() {
+        for hidden in [128, 576, 2048] {
+            assert_eq!(parts(TrainingDevice::Cuda(0), &config(hidden), 1000), 1, "{hidden}");
+        }
     }
 }

@@ -28,7 +28,7 @@ fn base() -> PathBuf {
 }
 
 /// A plan in `dir` with ten training and four validation records.
-fn plan(dir: &Path, given: &[(&str, &str)]) -> Plan {
+pub(super) fn plan(dir: &Path, given: &[(&str, &str)]) -> Plan {
     let record = |n: usize| format!("{{\"prompt\": \"say {n}\", \"completion\": \"{}\"}}\n", "ab".repeat(1 + n % 4));
     let file = |name: &str, numbers: std::ops::Range<usize>| {
         let path = dir.join(name);

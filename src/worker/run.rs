@@ -90,6 +90,9 @@ async fn attempt(worker: &Worker, device: TrainingDevice, claim: Claim, halt: Ha
             "merged weights written: how far logits after {tokens} tokens lie from those of the adapter over its base"
         );
     }
+    if let Some(failure) = &summary.merge_failure {
+        error!(job.id = attempt.claim.job.spec.id, "the artifact could not be merged into its base: {failure}");
+    }
     if attempt.claim.job.spec.customization_type == CustomizationType::Distillation {
         stages::distill::keep(&attempt)?;
     }

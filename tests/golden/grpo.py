@@ -10,22 +10,17 @@ trl==1.16.0 safetensors==0.8.0:
     python tests/golden/grpo.py [--seed 11] [--folder tests/golden/fixtures/grpo]
 """
 
-import argparse
-import json
 import math
-import random
-import shutil
 import tempfile
-from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-MODELS = Path(__file__).parent / "fixtures" / "models"
+from cases import LLAMA, drawn, policy, tokens, write
+
 GROUP, PROMPTS, LONGEST = 4, 3, 8
 
 # What a case sets of trl's options, and whether the samples come from an older policy.
@@ -40,9 +35,8 @@ CASES = {
 
 def samples(rng, vocabulary):
     """Prompts, four answers to each, and rewards: one group without any difference, one answer without a reward."""
-    tokens = lambda length: [rng.randrange(8, vocabulary) for _ in range(length)]
-    prompts = [tokens(rng.randrange(2, 7)) for _ in range(PROMPTS)]
-    answers = [tokens(rng.randrange(1, LONGEST + 1)) for _ in range(PROMPTS * GROUP)]
+    prompts = [tokens(rng, vocabulary, rng.randrange(2, 7)) for _ in range(PROMPTS)]
+    answers = [tokens(rng, vocabulary, rng.randrange(1, LONGEST + 1)) for _ in range(PROMPTS * GROUP)]
     rewards = [rng.choice([0.0, 0.25, 1.0, 2.0]) for _ in answers]
     rewards[GROUP : 2 * GROUP] = [0.5] * GROUP
     rewards[0], rewards[1], rewards[-1] = 0.0, 1.0, None
@@ -50,10 +44,8 @@ def samples(rng, vocabulary):
 
 
 def trainer(options, folder):
-    model = AutoModelForCausalLM.from_pretrained(MODELS / "llama", dtype=torch.float32, attn_implementation="eager")
-    tokenizer = AutoTokenizer.from_pretrained(MODELS / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(LLAMA)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = PeftModel.from_pretrained(model, MODELS / "lora" / "after", is_trainable=True)
     arguments = GRPOConfig(
         output_dir=folder,
         per_device_train_batch_size=PROMPTS * GROUP,
@@ -67,7 +59,9 @@ def trainer(options, folder):
         **options,
     )
     data = Dataset.from_list([{"prompt": "a"}] * PROMPTS)
-    made = GRPOTrainer(model, reward_funcs=lambda **_: [], args=arguments, train_dataset=data, processing_class=tokenizer)
+    made = GRPOTrainer(
+        policy(), reward_funcs=lambda **_: [], args=arguments, train_dataset=data, processing_class=tokenizer
+    )
     made.current_gradient_accumulation_steps = 1
     made.model.train()
     return made
@@ -137,15 +131,8 @@ def study(name, options, older, rng, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "fixtures" / "grpo")
-    arguments = parser.parse_args()
-    shutil.rmtree(arguments.folder, ignore_errors=True)
-    arguments.folder.mkdir(parents=True)
-    rng = random.Random(arguments.seed)
-    cases = {name: study(name, *case, rng, arguments.folder) for name, case in CASES.items()}
-    (arguments.folder / "expected.json").write_text(json.dumps(cases, indent=1) + "\n")
+    rng, folder = drawn("grpo")
+    write(folder, {name: study(name, *case, rng, folder) for name, case in CASES.items()})
 
 
 main()

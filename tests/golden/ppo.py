@@ -18,22 +18,18 @@ safetensors==0.8.0 and, in front, trl==1.10.0:
     PYTHONPATH=FOLDER python tests/golden/ppo.py [--seed 11] [--folder tests/golden/fixtures/ppo]
 """
 
-import argparse
 import json
-import random
-import shutil
 import sys
 import tempfile
-from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-MODELS = Path(__file__).parent / "fixtures" / "models"
+import cases
+
 ANSWERS, LONGEST = 6, 8
 # A token that no prompt and no answer holds: trl takes the first one in an answer for its end.
 PAD = "<|turn|>"
@@ -63,7 +59,7 @@ class Judge(torch.nn.Module):
 
 def answers(rng, vocabulary):
     """Prompts, an answer to each, the longest and the shortest there can be among them, and rewards."""
-    tokens = lambda length: [rng.randrange(8, vocabulary) for _ in range(length)]
+    tokens = lambda length: cases.tokens(rng, vocabulary, length)
     prompts = [tokens(rng.randrange(2, 7)) for _ in range(ANSWERS)]
     lengths = [LONGEST, 1, LONGEST - 1] + [rng.randrange(2, LONGEST) for _ in range(ANSWERS - 3)]
     return prompts, [tokens(length) for length in lengths], [rng.choice([-1.0, 0.0, 0.5, 2.0]) for _ in lengths]
@@ -78,16 +74,15 @@ def of_train():
 
 
 def study(name, options, head, rng, folder):
-    model = AutoModelForCausalLM.from_pretrained(MODELS / "llama", dtype=torch.float32, attn_implementation="eager")
-    tokenizer = AutoTokenizer.from_pretrained(MODELS / "llama", padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(cases.LLAMA, padding_side="left")
     tokenizer.pad_token = PAD
     pad = tokenizer.pad_token_id
-    policy = PeftModel.from_pretrained(model, MODELS / "lora" / "after", is_trainable=True)
+    policy = cases.policy()
     critic, judge = Critic(policy), Judge()
     with torch.no_grad():
         critic.score.weight.copy_(head)
 
-    prompts, given, rewards = answers(rng, min(pad, model.config.vocab_size))
+    prompts, given, rewards = answers(rng, min(pad, policy.config.vocab_size))
     noise = lambda size: torch.tensor([[rng.gauss(0, size) for _ in range(LONGEST)] for _ in prompts])
     of_tokens, of_values = noise(0.3), noise(0.4)
     place = lambda queries: [prompts.index([token for token in row if token != pad]) for row in queries.tolist()]
@@ -212,18 +207,11 @@ def study(name, options, head, rng, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=11)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "fixtures" / "ppo")
-    arguments = parser.parse_args()
-    shutil.rmtree(arguments.folder, ignore_errors=True)
-    arguments.folder.mkdir(parents=True)
-    rng = random.Random(arguments.seed)
-    width = json.loads((MODELS / "llama" / "config.json").read_text())["hidden_size"]
+    rng, folder = cases.drawn("ppo")
+    width = json.loads((cases.LLAMA / "config.json").read_text())["hidden_size"]
     head = torch.tensor([[rng.gauss(0, 0.3) for _ in range(width)]])
-    save_file({"value_head.weight": head}, arguments.folder / "head.safetensors")
-    cases = {name: study(name, options, head, rng, arguments.folder) for name, options in CASES.items()}
-    (arguments.folder / "expected.json").write_text(json.dumps(cases, indent=1) + "\n")
+    save_file({"value_head.weight": head}, folder / "head.safetensors")
+    cases.write(folder, {name: study(name, options, head, rng, folder) for name, options in CASES.items()})
 
 
 main()

@@ -16,7 +16,6 @@ transformers==4.57.6 peft==0.21.2 trl==1.16.0 safetensors==0.8.0:
 import argparse
 import json
 import random
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -24,12 +23,12 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
+from cases import FIXTURES, LLAMA, begin, checkpoint, write
 from models import save_tokenizer
 
-HERE = Path(__file__).parent
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA = dict(r=4, lora_alpha=8, target_modules=PROJECTIONS)
 STEPS = 3
@@ -101,8 +100,7 @@ def save(model, folder):
 
 def dpo(base, folder, records, own):
     torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
+    model = get_peft_model(checkpoint(base), LoraConfig(task_type="CAUSAL_LM", **LORA))
     if not (folder / "before").exists():
         save(model, folder / "before")
     with tempfile.TemporaryDirectory() as scratch:
@@ -143,8 +141,7 @@ def scores(base, artifact, sequences):
 
 
 def make(seed, base, folder):
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    begin(folder)
     records = texts(random.Random(seed), 4)
     expected = {"seed": seed, "records": records, "rate": RATE, "cases": {}}
     for name, own in CASES.items():
@@ -156,7 +153,7 @@ def make(seed, base, folder):
     expected["reward"] = reward(base, folder / "reward", records)
     sequences = [prompt + answer for pair in expected["tokens"] for prompt, answer in pair]
     expected["scores"] = scores(base, folder / "reward" / "after", sequences)
-    (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+    write(folder, expected)
 
 
 def check(folder):
@@ -185,4 +182,4 @@ if __name__ == "__main__":
         save_tokenizer(given.folder / "models" / "llama")
         make(given.seed, given.folder / "models" / "llama", given.folder / "preferences")
     else:
-        make(given.seed, HERE / "fixtures" / "models" / "llama", HERE / "fixtures" / "preferences")
+        make(given.seed, LLAMA, FIXTURES / "preferences")

@@ -263,6 +263,22 @@ fn what_is_wrong_with_a_reinforcement_job_is_told_at_once() {
                 json!({ "grader": string_check(), "gaeLambda": "1" }),
                 "gaeLambda is an option of rlAlgorithm ppo, not of grpo",
             ),
+            (
+                json!({}),
+                json!({ "grader": string_check(), "rlAlgorithm": "ppo", "tuningMethod": "full" }),
+                "set klCoef 0, or tune an adapter",
+            ),
+            (
+                json!({}),
+                json!({ "grader": string_check(), "klBeta": "0.1", "tuningMethod": "full" }),
+                "set klBeta 0, or tune an adapter",
+            ),
+            (json!({}), json!({ "grader": string_check(), "saveOptimizerState": "true" }), "leave them out"),
+            (
+                json!({}),
+                json!({ "grader": string_check(), "tuningMethod": "prefix" }),
+                "set virtualTokensInit vocabulary or random",
+            ),
         ] {
             let message = refused(rft, hyper_parameters).await;
             assert!(message.contains(part), "{part}: {message}");

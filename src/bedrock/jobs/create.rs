@@ -159,6 +159,7 @@ impl Request {
             Settings::parse(&hyper_parameters, &base.hyper_parameters)?
         };
         may_learn(customization_type, &settings.objective)?;
+        settings.check_reinforcement(&settings.method, parent.is_none())?;
         match &parent {
             Some(parent) => may_be_tuned_further(parent, &settings)?,
             None if settings.continue_optimizer_state => {

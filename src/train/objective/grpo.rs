@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use super::super::losses::{LossSum, RecordLoss};
-use super::{Criterion, Top, TopLoss};
-use crate::error::{Error, Result};
+use super::{Criterion, Top, TopLoss, unknown};
+use crate::error::Result;
 
 /// What is measured for every token, by trl's names.
 const METRICS: [&str; 3] = ["kl", "clip_ratio/low_mean", "clip_ratio/high_mean"];
@@ -245,10 +245,6 @@ impl Criterion for Grpo {
     fn loss(&self, top: &Top<'_>) -> Result<TopLoss> {
         top.at_temperature(self.config.temperature, |top| top.over_tokens(|losses| self.judge(top, losses)))
     }
-}
-
-fn unknown() -> Error {
-    Error::internal(anyhow::anyhow!("a sampled answer has more tokens than are known of it"))
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //! vocabulary. Those of a scalar per position (rewards, values) have a head of one row instead.
 
 mod dpo;
+#[cfg(test)]
+pub(super) mod golden;
 mod grpo;
 mod ppo;
 mod reward;
@@ -123,4 +125,9 @@ impl Criteria {
             reference: Some(reference.bytes(run)),
         }
     }
+}
+
+/// What a criterion says that meets an answer of which less is known than it needs.
+fn unknown() -> Error {
+    Error::internal(anyhow::anyhow!("a sampled answer has more tokens than are known of it"))
 }

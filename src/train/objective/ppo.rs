@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::super::losses::{LossSum, RecordLoss};
-use super::{Criterion, Top, TopLoss};
-use crate::error::{Error, Result};
+use super::{Criterion, Top, TopLoss, unknown};
+use crate::error::Result;
 use crate::kernels::scalar_head;
 use crate::tune::VALUE_HEAD;
 
@@ -269,10 +269,6 @@ impl Criterion for Ppo {
         };
         Ok(TopLoss { loss, grad_hidden: Some(grad_hidden), grad_weights })
     }
-}
-
-fn unknown() -> Error {
-    Error::internal(anyhow::anyhow!("a sampled answer has more tokens than are known of it"))
 }
 
 #[cfg(test)]

@@ -110,6 +110,23 @@ impl AdamW {
         self.updates = updates;
         Ok(())
     }
+
+    /// Takes up what [`AdamW::tensors`] gave after so many updates.
+    ///
+    /// # Errors
+    /// When a tensor is missing or misshapen.
+    pub(crate) fn take_up(
+        &mut self,
+        trainables: &[Trainable],
+        updates: u64,
+        tensors: &[(String, Tensor)],
+    ) -> Result<()> {
+        self.restore(trainables, updates, |name, _| {
+            let found = tensors.iter().find(|(known, _)| known == name);
+            let missing = || Error::internal(anyhow::anyhow!("among the moments there is no {name}"));
+            found.map(|(_, tensor)| tensor.clone()).ok_or_else(missing)
+        })
+    }
 }
 
 fn mean_of(one: &Trainable) -> String {

@@ -35,6 +35,8 @@ pub enum PartKind {
     Pages,
     /// The best weights, with early stopping.
     Best,
+    /// Weights and moments to go back to, where a step makes several updates.
+    Earlier,
     /// The input of every layer.
     LayerInputs,
     /// What the backward pass needs of one layer.
@@ -69,6 +71,7 @@ impl fmt::Display for PartKind {
             Self::Moments => "optimizer moments",
             Self::Pages => "pages of optimizer moments",
             Self::Best => "best weights so far",
+            Self::Earlier => "weights and moments to go back to",
             Self::LayerInputs => "inputs of all layers",
             Self::LayerGraph => "graph of one layer",
             Self::Graphs => "graphs of all layers",
@@ -250,6 +253,17 @@ impl Work<'_> {
         ]
     }
 
+    /// Copies of weights and moments that stand while a step makes its updates. Those of moments lie in the machine's
+    /// memory even beside a device, which has room for them there: a checkpoint copies more.
+    fn way_back(&self) -> Part {
+        let copies = match self.question.memory.kind {
+            _ if !self.question.goes_back => 0,
+            MemoryKind::Host => 3,
+            MemoryKind::Device => 1,
+        };
+        Part { kind: PartKind::Earlier, bytes: copies * VALUE * self.trained_values() }
+    }
+
     /// A tensor on its way from the file: its bytes, the same as a tensor, and where it is quantised its values.
     fn loading(&self) -> Need {
         let counts = self.question.base.weight_counts();
@@ -312,8 +326,8 @@ impl Work<'_> {
         let trained = self.trained_values();
         let sets = match (self.question.slots, self.question.memory.kind) {
             (..=1, _) if self.question.parts <= 1 => 1,
-            // Side by side every micro-batch has gradients of its own, until they are added up.
-            (..=1, _) => self.largest.micros as u64 + 1,
+            // Side by side every micro-batch has gradients of its own, until as many as there are parts are added up.
+            (..=1, _) => self.largest.micros.min(self.question.parts) as u64 + 1,
             // What a slot gives the others, the sum, and the sum as tensors; NCCL puts the sum in the gradients' place.
             (_, MemoryKind::Host) => 3,
             (_, MemoryKind::Device) => 1 + u64::from(!cfg!(feature = "nccl")),
@@ -334,6 +348,7 @@ impl Work<'_> {
             .into_iter()
             .chain(self.learning(choice))
             .chain([
+                self.way_back(),
                 Part { kind: PartKind::LayerInputs, bytes: inputs },
                 Part { kind: PartKind::Strips, bytes: self.strips(lanes) },
             ])

@@ -38,6 +38,7 @@ fn question<'a>(base: &'a DecoderConfig, method: &'a TuningMethod, memory: u64) 
         host: 1 << 40,
         can_page: true,
         has_values: false,
+        goes_back: false,
     }
 }
 
@@ -168,6 +169,32 @@ fn slots_run_one_micro_batch_at_a_time_and_hold_gradients_of_their_own() {
         part.map_or(0, |part| part.bytes)
     };
     assert_eq!(gradients(&ask(2)), 3 * 4 * method.trained_values(&base));
+}
+
+#[test]
+fn gradients_stand_as_often_as_a_batch_has_parts_however_many_micro_batches_it_has() {
+    let (base, method) = (tiny(), lora());
+    let gradients = |micros| {
+        let question = Question { parts: 4, ..question(&base, &method, 4 * GIB) };
+        let need = question.decide(|budget| Largest { micros, ..full(budget) }).unwrap().need;
+        need.parts.iter().find(|part| part.kind == PartKind::Gradients).map_or(0, |part| part.bytes)
+    };
+    let one = 4 * method.trained_values(&base);
+    assert_eq!([2, 4, 64].map(gradients), [3 * one, 5 * one, 5 * one]);
+}
+
+#[test]
+fn the_way_back_of_a_step_takes_weights_and_moments_and_on_a_device_the_weights_alone() {
+    let (base, method) = (tiny(), lora());
+    let of = |goes_back, kind| {
+        let memory = Memory { kind, bytes: 4 * GIB };
+        let question = Question { goes_back, memory, token_budget: Some(4096), ..question(&base, &method, 0) };
+        let need = question.decide(full).unwrap().need;
+        need.parts.iter().find(|part| part.kind == PartKind::Earlier).map_or(0, |part| part.bytes)
+    };
+    let one = 4 * method.trained_values(&base);
+    assert_eq!([MemoryKind::Host, MemoryKind::Device].map(|kind| of(true, kind)), [3 * one, one]);
+    assert_eq!(of(false, MemoryKind::Host), 0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::super::objective::{Criterion, deviation, mean};
 use super::rollout::Trajectory;
-use crate::data::{MicroBatch, PromptRecord};
+use crate::data::{MicroBatch, PromptRecord, share_out};
 use crate::infer::StopReason;
 
 /// What is measured of a step's answers, in the order of the columns.
@@ -21,7 +21,15 @@ pub(super) struct Batch<'a> {
     pub(super) group: usize,
 }
 
-/// What a batch teaches.
+/// What an algorithm makes of a batch.
+pub(super) struct Taught {
+    /// The loss of its answers, by their places.
+    pub(super) criterion: Box<dyn Criterion>,
+    /// What the algorithm measured of the batch, in the order of its columns.
+    pub(super) measured: Vec<(&'static str, f64)>,
+}
+
+/// What a batch teaches, and by which of its answers.
 pub(super) struct Lesson {
     /// The loss of its answers, by their places.
     pub(super) criterion: Box<dyn Criterion>,
@@ -64,23 +72,21 @@ impl<'a> Batch<'a> {
     /// These answers behind their prompts, cut into `parts` or into more where a micro-batch would have more than
     /// `most` tokens. A record's number is the answer's place.
     pub(super) fn micro_batches(&self, counting: &[usize], parts: usize, most: usize) -> Vec<MicroBatch> {
-        let all: usize = counting.iter().map(|at| self.tokens(*at)).sum();
-        let budget = all.div_ceil(parts.max(1)).clamp(1, most.max(1));
-        let mut micros: Vec<MicroBatch> = Vec::new();
-        for at in counting {
+        let shares = share_out(counting.to_vec(), parts, most, |at| self.tokens(at));
+        shares.into_iter().map(|places| self.micro_batch(places)).collect()
+    }
+
+    fn micro_batch(&self, places: Vec<usize>) -> MicroBatch {
+        let mut micro = MicroBatch { records: places, ..MicroBatch::default() };
+        for at in &micro.records {
             let prompt = &self.prompts[self.answers[*at].prompt].tokens;
             let tokens = [&prompt[..], &self.answers[*at].completion.tokens].concat();
-            if micros.last().is_none_or(|micro| micro.tokens.len() + tokens.len() > budget) {
-                micros.push(MicroBatch::default());
-            }
-            let Some(micro) = micros.last_mut() else { continue };
             let labels = (1..tokens.len()).map(|next| (next >= prompt.len()).then_some(tokens[next]));
             micro.labels.extend(labels.chain([None]));
             micro.lengths.push(tokens.len());
-            micro.records.push(*at);
             micro.tokens.extend(tokens);
         }
-        micros
+        micro
     }
 
     /// The deviation of the rewards of each group.

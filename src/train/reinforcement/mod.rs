@@ -10,6 +10,7 @@ mod ppo;
 mod reference;
 mod rollout;
 mod run;
+mod seen;
 mod settings;
 mod sources;
 mod trajectories;

@@ -1,13 +1,12 @@
 //! What PPO makes of a batch: the values of all states under the policy as it is, and from them and the rewards how
 //! much better than expected each token was.
 
-use std::sync::{Mutex, PoisonError};
-
-use super::super::backprop::{self, MicroBatch};
-use super::super::objective::{Criterion, Episode, Ppo, PpoConfig, Top, TopLoss, explained_variance, states};
-use super::super::{LossSum, StopFlag};
-use super::batch::{Batch, Lesson};
+use super::super::StopFlag;
+use super::super::objective::{Episode, Ppo, PpoConfig, explained_variance, states};
+use super::batch::{Batch, Taught};
 use super::run::Run;
+use super::seen::seen;
+use crate::data::MicroBatch;
 use crate::error::Result;
 use crate::kernels::scalar_head;
 use crate::models::Decoder;
@@ -16,27 +15,33 @@ use crate::tune::{Method, VALUE_HEAD};
 /// What it measures of a batch, before what its criterion measures: by trl's names where trl has them.
 pub(super) const METRICS: [&str; 3] = ["objective/kl", "objective/entropy", "val/explained_variance"];
 
-/// The lesson of `batch`; `None` when the run was asked to stop.
-pub(super) fn lesson(run: &Run<'_>, config: PpoConfig, batch: &Batch<'_>, stop: &StopFlag) -> Result<Option<Lesson>> {
-    // Of an answer without a grade nothing is known, not even what its states are worth.
-    let counting: Vec<usize> = (0..batch.answers.len()).filter(|at| batch.rewards[*at].is_some()).collect();
-    let micros = run.micro_batches(batch, &counting);
+/// The answers that move something: of one without a grade nothing is known, not even what its states are worth.
+pub(super) fn counting(batch: &Batch<'_>) -> Vec<usize> {
+    (0..batch.answers.len()).filter(|at| batch.rewards[*at].is_some()).collect()
+}
+
+/// What `batch` teaches, whose answers that count lie in `micros`; `None` when the run was asked to stop.
+pub(super) fn lesson(
+    run: &Run<'_>,
+    config: PpoConfig,
+    batch: &Batch<'_>,
+    micros: &[MicroBatch],
+    stop: &StopFlag,
+) -> Result<Option<Taught>> {
     let mut reference = None;
     if config.kl_coef > 0.0 {
-        let Some(known) = run.reference(&micros, batch.answers.len(), stop)? else { return Ok(None) };
+        let Some(known) = run.reference(micros, batch.answers.len(), stop)? else { return Ok(None) };
         reference = Some(known);
     }
+    let (decoder, method) = (run.learner.decoder, &*run.learner.method);
+    let found = run.learner.look(micros, stop, |micro| values(decoder, method, micro))?;
+    let Some(found) = found else { return Ok(None) };
     let mut episodes = vec![Episode::default(); batch.answers.len()];
-    for micro in &micros {
-        if stop.is_raised() {
-            return Ok(None);
-        }
-        let found = values(run.learner.decoder, &*run.learner.method, micro)?;
-        for (record, values) in micro.records.iter().zip(found) {
-            episodes[*record].values = values;
-        }
+    let counting = || micros.iter().flat_map(|micro| &micro.records);
+    for (at, values) in counting().zip(found.into_iter().flatten()) {
+        episodes[*at].values = values;
     }
-    for at in &counting {
+    for at in counting() {
         let (episode, completion) = (&mut episodes[*at], &batch.answers[*at].completion);
         episode.reward = batch.rewards[*at].unwrap_or_default();
         episode.old.clone_from(&completion.log_probabilities);
@@ -47,13 +52,12 @@ pub(super) fn lesson(run: &Run<'_>, config: PpoConfig, batch: &Batch<'_>, stop: 
         }
     }
 
-    let answers = counting.len().max(1) as f64;
+    let answers = counting().count().max(1) as f64;
     let (kl, entropy) = episodes.iter().map(divergence_and_entropy).fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
     let experience = config.experience(episodes);
     let values = [kl / answers, entropy / answers, explained_variance(&experience)];
     let measured = METRICS.into_iter().zip(values).collect();
-    let criterion: Box<dyn Criterion> = Box::new(Ppo::new(config, experience));
-    Ok(Some(Lesson { criterion, counting, micros, measured }))
+    Ok(Some(Taught { criterion: Box::new(Ppo::new(config, experience)), measured }))
 }
 
 /// What an answer estimates of the divergence from the reference (Schulman's k1; 0 without one) and of the policy's
@@ -66,19 +70,7 @@ fn divergence_and_entropy(episode: &Episode) -> (f64, f64) {
 
 /// The value of the state before each labelled token of each record of `micro`, and behind the last one.
 fn values(decoder: &Decoder, method: &dyn Method, micro: &MicroBatch) -> Result<Vec<Vec<f64>>> {
-    let seen = Seen::default();
-    backprop::evaluate(decoder, method.trainables(), method, &seen, micro)?;
-    Ok(seen.records.into_inner().unwrap_or_else(PoisonError::into_inner))
-}
-
-/// Keeps the values that it sees.
-#[derive(Default)]
-struct Seen {
-    records: Mutex<Vec<Vec<f64>>>,
-}
-
-impl Criterion for Seen {
-    fn loss(&self, top: &Top<'_>) -> Result<TopLoss> {
+    seen((decoder, method), method.trainables(), micro, |top| {
         let head = top.trainables[top.trained(VALUE_HEAD)?].var.as_tensor();
         let rows: Vec<_> = states(top).collect();
         let all = scalar_head(top.hidden, head, rows.iter().cloned().flatten().collect())?.values;
@@ -88,7 +80,6 @@ impl Criterion for Seen {
             rest = later;
             own.to_vec()
         });
-        *self.records.lock().unwrap_or_else(PoisonError::into_inner) = records.collect();
-        Ok(TopLoss { loss: LossSum::default(), grad_hidden: None, grad_weights: Vec::new() })
-    }
+        Ok(records.collect())
+    })
 }

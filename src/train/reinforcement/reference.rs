@@ -1,10 +1,10 @@
 //! What each token of an answer costs under a policy that does not train.
 
-use std::sync::{Mutex, PoisonError};
+use std::ops::Range;
 
 use super::super::LossSum;
-use super::super::backprop::{self, MicroBatch};
-use super::super::objective::{Criterion, Top, TopLoss};
+use super::super::backprop::MicroBatch;
+use super::seen::seen;
 use crate::error::Result;
 use crate::models::{Decoder, Tuning};
 
@@ -15,26 +15,15 @@ pub(super) fn log_probabilities(
     micro: &MicroBatch,
     temperature: f64,
 ) -> Result<Vec<Vec<f32>>> {
-    let seen = Seen { temperature, records: Mutex::default() };
-    backprop::evaluate(decoder, &[], tuning, &seen, micro)?;
-    Ok(seen.records.into_inner().unwrap_or_else(PoisonError::into_inner))
-}
-
-/// Keeps what it sees.
-struct Seen {
-    temperature: f64,
-    records: Mutex<Vec<Vec<f32>>>,
-}
-
-impl Criterion for Seen {
-    fn loss(&self, top: &Top<'_>) -> Result<TopLoss> {
-        top.at_temperature(self.temperature, |top| {
+    seen((decoder, tuning), &[], micro, |top| {
+        let mut records: Vec<Vec<f32>> = Vec::new();
+        top.at_temperature(temperature, |top| {
             top.over_tokens(|losses| {
-                let labelled = |rows: std::ops::Range<usize>| rows.filter(|row| top.labels[*row].is_some());
-                let records = top.rows().map(|rows| labelled(rows).map(|row| -losses[row]).collect()).collect();
-                *self.records.lock().unwrap_or_else(PoisonError::into_inner) = records;
+                let labelled = |rows: Range<usize>| rows.filter(|row| top.labels[*row].is_some());
+                records = top.rows().map(|rows| labelled(rows).map(|row| -losses[row]).collect()).collect();
                 Ok((LossSum::default(), vec![0.0; losses.len()]))
             })
-        })
-    }
+        })?;
+        Ok(records)
+    })
 }

@@ -6,7 +6,7 @@ use super::super::metrics::{Measured, Table};
 use super::super::objective::{Criterion, Grpo, Ppo, mean};
 use super::super::settings::Resolved;
 use super::super::{Grader, Observer, Plan, StepMetrics, StopFlag, ValidationMetrics};
-use super::batch::{self, Batch, Lesson, mean_length};
+use super::batch::{self, Batch, Lesson, Taught, mean_length};
 use super::reference::log_probabilities;
 use super::rollout::{Stage, Trajectory};
 use super::sources::Sources;
@@ -119,10 +119,26 @@ impl<'a> Run<'a> {
     }
 
     /// What these answers teach; `None` when the run was asked to stop.
-    fn lesson(&self, batch: &Batch<'_>, stop: &StopFlag) -> Result<Option<Lesson>> {
-        match self.sources.options.algorithm {
-            Algorithm::Grpo(config) => grpo::lesson(self, config, batch, stop),
-            Algorithm::Ppo(config) => ppo::lesson(self, config, batch, stop),
+    fn lesson(&mut self, batch: &Batch<'_>, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Option<Lesson>> {
+        let algorithm = self.sources.options.algorithm;
+        let counting = match algorithm {
+            Algorithm::Grpo(config) => grpo::counting(config, batch),
+            Algorithm::Ppo(_) => ppo::counting(batch),
+        };
+        loop {
+            let micros = self.micro_batches(batch, &counting);
+            let taught = match algorithm {
+                Algorithm::Grpo(config) => grpo::lesson(self, config, batch, &micros, stop),
+                Algorithm::Ppo(config) => ppo::lesson(self, config, batch, &micros, stop),
+            };
+            match taught {
+                Ok(Some(Taught { criterion, measured })) => {
+                    return Ok(Some(Lesson { criterion, counting, micros, measured }));
+                }
+                Ok(None) => return Ok(None),
+                Err(error) if error.is_out_of_memory() => self.learner.cut_smaller(&micros, 1, &error, observer)?,
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -144,15 +160,12 @@ impl<'a> Run<'a> {
             None => &Frozen,
         };
         let temperature = self.sources.options.algorithm.temperature();
+        let decoder = self.learner.decoder;
+        let found = self.learner.look(micros, stop, |micro| log_probabilities(decoder, tuning, micro, temperature))?;
+        let Some(found) = found else { return Ok(None) };
         let mut all = vec![Vec::new(); answers];
-        for micro in micros {
-            if stop.is_raised() {
-                return Ok(None);
-            }
-            let known = log_probabilities(self.learner.decoder, tuning, micro, temperature)?;
-            for (record, known) in micro.records.iter().zip(known) {
-                all[*record] = known;
-            }
+        for (record, known) in micros.iter().flat_map(|micro| &micro.records).zip(found.into_iter().flatten()) {
+            all[*record] = known;
         }
         Ok(Some(all))
     }
@@ -205,7 +218,7 @@ impl<'a> Steps<'a> for Run<'a> {
 
         // What every token of them counts, and towards the better ones.
         let learning_rate = self.learner.learning_rate();
-        let Some(lesson) = self.lesson(&batch, stop)? else { return Ok(None) };
+        let Some(lesson) = self.lesson(&batch, observer, stop)? else { return Ok(None) };
         let mut extra = batch.measures();
         extra.extend(lesson.measured.iter().copied());
         let Some(updated) = self.update(&batch, lesson, observer, stop)? else { return Ok(None) };

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::super::objective::{GrpoConfig, PpoConfig};
+use super::super::settings::is_auto;
 use crate::error::{Error, Result};
 
 /// How long a model may reason before it answers; chat templates that know the word are told.
@@ -119,7 +120,7 @@ pub fn reinforcement_hyper_parameters(
     for (theirs, ours) in TYPED {
         let Some(value) = typed.and_then(|typed| typed.get(theirs)).filter(|value| !value.is_null()) else { continue };
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-        if all.insert(ours.into(), value).is_some() {
+        if all.insert(ours.into(), value).is_some_and(|earlier| !is_auto(&earlier)) {
             return Err(Error::validation(format!(
                 "{ours} stands both in hyperParameters and, as {theirs}, in \
                  customizationConfig.rftConfig.hyperParameters: give it once"
@@ -129,7 +130,11 @@ pub fn reinforcement_hyper_parameters(
     // What is no algorithm is told together with all other wrong values.
     let named = all.get("rlAlgorithm").map(|name| name.trim().to_ascii_lowercase());
     let algorithm = Algorithm::NAMES.into_iter().find(|name| Some(*name) == named.as_deref()).unwrap_or("grpo");
-    let objective = all.entry("trainingObjective".into()).or_insert_with(|| algorithm.into());
+    // What is auto is left out.
+    let objective = all.entry("trainingObjective".into()).or_insert_with(|| "auto".into());
+    if is_auto(objective) {
+        *objective = algorithm.into();
+    }
     match objective.trim().to_ascii_lowercase().as_str() {
         "grpo" | "ppo" => Ok(all),
         other => Err(Error::validation(format!(
@@ -167,5 +172,19 @@ mod tests {
         assert!(other.message().contains("REINFORCEMENT_FINE_TUNING has grpo and ppo"), "{other}");
         let ppo = reinforcement_hyper_parameters(&map(&[("rlAlgorithm", "PPO")]), None).unwrap();
         assert_eq!(ppo["trainingObjective"], "ppo");
+    }
+
+    #[test]
+    fn what_is_auto_is_left_out_of_a_reinforcement_job_too() {
+        let of = |given: &[(&str, &str)], rft: Option<&Value>| {
+            let given = given.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            reinforcement_hyper_parameters(&given, rft).unwrap()
+        };
+        let ppo = [("trainingObjective", "Auto"), ("rlAlgorithm", "ppo")];
+        assert_eq!(of(&ppo, None)["trainingObjective"], "ppo");
+        let neither = [("trainingObjective", "auto"), ("rlAlgorithm", "auto")];
+        assert_eq!(of(&neither, None)["trainingObjective"], "grpo");
+        let rft = json!({"hyperParameters": {"batchSize": 16}});
+        assert_eq!(of(&[("batchSize", "auto")], Some(&rft))["batchSize"], "16");
     }
 }

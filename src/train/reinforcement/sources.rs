@@ -13,7 +13,7 @@ use super::{Algorithm, Reinforcement};
 use crate::data::{Encoder, Prompts, REPORT_FILE, ReadPrompts, Source};
 use crate::error::{Error, Result};
 use crate::models::{DecoderConfig, Form, Tokenizer};
-use crate::tune::{TuningMethod, VirtualTokens};
+use crate::tune::TuningMethod;
 
 /// The most tokens of an answer when the caller asks for no number.
 const ANSWER_TOKENS: usize = 512;
@@ -53,23 +53,7 @@ impl Sources {
         let config = DecoderConfig::read(dir)?;
         let method = start::method_of(plan, &config)?;
         method.check(&config)?;
-        if let (Some(option), TuningMethod::Full) = (options.algorithm.held_by(), &method) {
-            return Err(Error::validation(format!(
-                "{option} holds the policy to the base with the adapter switched off; with tuningMethod full there is no \
-                 base left: set {option} 0, or tune an adapter"
-            )));
-        }
-        if plan.settings.save_optimizer_state || plan.settings.continue_optimizer_state {
-            return Err(Error::validation(
-                "saveOptimizerState and continueOptimizerState are not for reinforcement fine-tuning: leave them out",
-            ));
-        }
-        if matches!(method.begin(), Some(VirtualTokens::Text(_))) {
-            return Err(Error::validation(format!(
-                "tuningMethod {} begins as a text, which prompts do not give: set virtualTokensInit vocabulary or random",
-                method.name()
-            )));
-        }
+        plan.settings.check_reinforcement(&method, plan.start.is_none())?;
 
         let longest = config.max_positions - method.virtual_tokens();
         let context_length = plan.settings.max_sequence_length.unwrap_or(longest);
@@ -150,7 +134,7 @@ impl Sources {
             evaluation_interval: settings.evaluation_interval.unwrap_or(steps.div_ceil(10).max(1)),
             max_sequence_length: self.context_length,
             seed: plan.seed(),
-            parts: side_by_side::parts(&self.config, trained),
+            parts: side_by_side::parts(plan.device(), &self.config, trained),
             token_budget: 1,
             keeps_graphs: false,
             lanes: 1,
@@ -175,6 +159,7 @@ impl Sources {
             host: plan.memory.bytes,
             can_page: !on_cpu,
             has_values: matches!(self.options.algorithm, Algorithm::Ppo(_)),
+            goes_back: self.options.updates_per_batch > 1,
         };
         let answers = settings.batch_size.min(self.training.records.len()) * self.options.samples_per_prompt;
         let decision = question.decide(|token_budget| {

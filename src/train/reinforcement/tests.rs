@@ -4,53 +4,30 @@
 mod ppo;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::clock::Clock;
-use crate::data::Objective;
 use crate::train::learner::Steps;
 use crate::train::settings::Resolved;
 use crate::train::tests::out_of_memory::Short;
 use crate::train::tests::resume::{Copies, StopAfter, assert_same};
 use crate::train::tests::{Listener, TRAINING, VALIDATION, column, tree};
-use crate::train::{Base, Grade, Graded, Memory, Sample, Settings, Summary, TrainingDevice};
-
-fn base() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models/llama")
-}
+use crate::train::{Grade, Graded, Sample, Settings, Summary};
 
 /// A plan in `dir` with ten training and four validation prompts.
 fn plan(dir: &Path, given: &[(&str, &str)]) -> Plan {
+    let plan = crate::train::tests::plan(dir, &[]);
     let record = |n: usize| {
         format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"say {n}\"}}], \"reference_answer\": \"{n}\"}}\n")
     };
-    let file = |name: &str, numbers: std::ops::Range<usize>| {
-        let path = dir.join(name);
-        std::fs::write(&path, numbers.map(record).collect::<String>()).unwrap();
-        path
-    };
+    for (path, numbers) in [(&plan.training, 0..10), (&plan.validation[0], 20..24)] {
+        std::fs::write(path, numbers.map(record).collect::<String>()).unwrap();
+    }
     let given: BTreeMap<String, String> = given.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
     let given = reinforcement_hyper_parameters(&given, None).unwrap();
-    Plan {
-        base: Base::Directory(base()),
-        start: None,
-        optimizer_state: None,
-        quantized: None,
-        base_id: "test.tiny-v1:0".into(),
-        training: file("train.jsonl", 0..10),
-        validation: vec![file("validation.jsonl", 20..24)],
-        teacher: None,
-        objective: Objective::FineTuning,
-        settings: Settings::parse(&given, &BTreeMap::new()).unwrap(),
-        seed: 11,
-        devices: vec![TrainingDevice::Cpu],
-        work_dir: dir.join("work"),
-        memory: Memory::host(4 << 30),
-        clock: Clock::system(),
-    }
+    Plan { settings: Settings::parse(&given, &BTreeMap::new()).unwrap(), ..plan }
 }
 
 /// The share of an answer's bytes that are ASCII letters.

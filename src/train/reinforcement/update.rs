@@ -1,13 +1,14 @@
-//! The optimizer's updates on the answers of one step, and the way back when the run is stopped among them.
+//! The optimizer's updates on the answers of one step, and the way back when the run is stopped among them or one of
+//! them comes to no number: a step changes all that it is to change, or nothing.
 
 use candle_core::Tensor;
 
 use super::super::learner::Learner;
 use super::super::optim::{clip_factor, norm};
-use super::super::{Observer, StepParts, StopFlag};
+use super::super::{LossSum, Observer, StepParts, StopFlag};
 use super::batch::{Batch, Lesson};
 use super::run::Run;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::rng;
 
 /// What the updates of one step came to.
@@ -31,7 +32,7 @@ struct Copies {
 
 impl Run<'_> {
     /// Goes over the answers of `lesson` as often as the settings say; `None` when the run was asked to stop, and then
-    /// all is as it was.
+    /// all is as it was. So it is after a step that is skipped because one of its updates is not finite.
     pub(super) fn update(
         &mut self,
         batch: &Batch<'_>,
@@ -44,8 +45,9 @@ impl Run<'_> {
         let Lesson { criterion, counting, mut micros, .. } = lesson;
         let learning_rate = self.learner.learning_rate();
         let mut parts = StepParts::default();
-        let (mut loss, mut gradient_norm, mut measured) = (0.0, 0.0, vec![0.0; criterion.metrics().len()]);
-        // A stop in the middle of several updates must leave the weights as they were.
+        let (mut loss, mut gradient_norm, mut all) = (0.0, 0.0, Vec::new());
+        let mut is_good = true;
+        // Of one update nothing has to be taken back.
         let before = if updates > 1 { Some(self.copies()?) } else { None };
         for update in 0..updates {
             let key = rng::key(rng::key(plan.seed(), "dropout", step), "update", update as u64);
@@ -66,23 +68,24 @@ impl Run<'_> {
             sums.iter().for_each(|sum| parts += sum.parts);
             loss = sums.iter().map(|sum| sum.loss_sum).sum::<f64>();
             gradient_norm = norm(gradients.sums())?;
-            let tokens = sums.iter().map(|sum| sum.count).sum::<usize>().max(1) as f64;
-            for (at, value) in measured.iter_mut().enumerate() {
-                let sum: f64 = sums.iter().filter_map(|sum| sum.metrics.get(at)).sum();
-                *value += sum / tokens / updates as f64;
-            }
-            if loss.is_finite() && gradient_norm.is_finite() {
-                let scale = clip_factor(gradient_norm, settings.max_gradient_norm);
-                let Learner { optimizer, method, state, .. } = &mut self.learner;
-                optimizer.update(method.trainables(), gradients.sums(), scale, learning_rate)?;
-                state.skipped = 0;
-            } else {
-                let place = format!(", in answers to prompts of {}", sources.training.source.name);
-                self.learner.skip(loss, &place, observer)?;
+            all.extend(sums.into_iter().map(|sum| LossSum { records: Vec::new(), ..sum }));
+            is_good = loss.is_finite() && gradient_norm.is_finite();
+            if !is_good {
                 break;
             }
+            let scale = clip_factor(gradient_norm, settings.max_gradient_norm);
+            let Learner { optimizer, method, .. } = &mut self.learner;
+            optimizer.update(method.trainables(), gradients.sums(), scale, learning_rate)?;
         }
-        let measured = criterion.metrics().iter().copied().zip(measured).collect();
+        if is_good {
+            self.learner.state.skipped = 0;
+        } else {
+            // Before the run may end: what it keeps then is what the last good step left.
+            self.go_back(before)?;
+            let place = format!(", in answers to prompts of {}", sources.training.source.name);
+            self.learner.skip(loss, &place, observer)?;
+        }
+        let measured = LossSum::means(criterion.metrics(), &all);
         Ok(Some(Updated { loss, gradient_norm, measured, parts }))
     }
 
@@ -99,11 +102,6 @@ impl Run<'_> {
         let Some(Copies { weights, moments, updates }) = to else { return Ok(()) };
         self.learner.set_weights(&weights)?;
         let Learner { method, optimizer, .. } = &mut self.learner;
-        optimizer.restore(method.trainables(), updates, |name, _| {
-            let found = moments.iter().find(|(known, _)| known == name);
-            found
-                .map(|(_, tensor)| tensor.clone())
-                .ok_or_else(|| Error::internal(anyhow::anyhow!("{name} has no moments")))
-        })
+        optimizer.take_up(method.trainables(), updates, &moments)
     }
 }

@@ -1,6 +1,7 @@
 //! What the wire's strings become, and what is said about wrong ones.
 
 use super::*;
+use crate::models::Projection;
 use crate::train::objective::PpoConfig;
 use crate::train::reinforcement::Algorithm;
 

@@ -16,6 +16,7 @@ use crate::models::{DecoderConfig, Form, Frozen, Precision, Tokenizer, Tuning, W
 use crate::train::backprop::{Gradients, MicroBatch, loss_and_gradients};
 use crate::train::learner::Steps;
 use crate::train::objective::Criteria;
+use crate::train::objective::golden::{fresh, read_expected, root, values, worst};
 use crate::train::run::Run;
 use crate::tune::{Method, Prefix, PrefixConfig, VirtualTokens, read_adapter};
 
@@ -53,20 +54,9 @@ struct Case {
     decoder: Decoder,
 }
 
-/// The folder of a fresh draw.
-#[expect(clippy::disallowed_methods, reason = "a setting of the test run, not of the service")]
-pub(super) fn fresh() -> Option<PathBuf> {
-    std::env::var_os("TUNESMITH_GOLDEN").map(PathBuf::from)
-}
-
-pub(super) fn root() -> PathBuf {
-    fresh().unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures"))
-}
-
 impl Case {
     fn read(name: &'static str) -> Self {
-        let text = std::fs::read_to_string(root().join("methods").join(name).join("expected.json")).unwrap();
-        let expected: Expected = serde_json::from_str(&text).unwrap();
+        let expected: Expected = read_expected(&format!("methods/{name}"));
         let form = match name {
             "qlora" => Form::Nf4,
             "full" => Form::Trainable,
@@ -162,21 +152,6 @@ fn cut(weights: &Weights, base: &DecoderConfig, name: &str, shape: &[usize]) -> 
     };
     assert_eq!(found.dims(), shape, "{name}");
     found
-}
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-/// The largest difference, relative to the largest expected value or to `least`.
-fn worst(got: &Tensor, want: &Tensor, least: f32) -> f32 {
-    assert_eq!(got.dims(), want.dims());
-    let (got, want) = (values(got), values(want));
-    let size = want.iter().fold(least, |size, value| size.max(value.abs()));
-    got.iter().zip(&want).fold(0f32, |worst, (got, want)| {
-        let difference = (got - want).abs() / size;
-        if difference > worst || difference.is_nan() { difference } else { worst }
-    })
 }
 
 fn batch(records: &[(Vec<u32>, Vec<bool>)]) -> MicroBatch {

@@ -2,18 +2,18 @@
 //! with every tuning method, and a task that the starter model learns. With `TUNESMITH_GOLDEN` set trl's cases are
 //! those of a fresh draw, and the reward model that we train is left beside them for peft to load.
 
-use candle_core::Tensor;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::methods::{fresh, root};
 use super::resume::{Copies, advance, assert_same};
 use super::whole::{METHODS, further, with};
 use super::*;
 use crate::data::{Encoder, Record};
 use crate::infer::score;
 use crate::models::{Frozen, Tokenizer, Tuning};
-use crate::train::backprop::{self, Gradients, MicroBatch};
+use crate::train::backprop::{self, MicroBatch};
+use crate::train::gradcheck::{assert_slopes, shake};
+use crate::train::objective::golden::{fresh, read_expected, root};
 use crate::train::objective::{Criterion, Dpo, DpoConfig, DpoLoss, Reward};
 
 /// What trl made of some pairs.
@@ -42,7 +42,7 @@ fn folder() -> PathBuf {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(&std::fs::read_to_string(folder().join("expected.json")).unwrap()).unwrap()
+    read_expected("preferences")
 }
 
 /// Three steps over `pairs` from trl's own start.
@@ -282,9 +282,8 @@ fn what_does_not_go_with_preferences_is_refused() {
     assert!(message.contains("tuned further with trainingObjective reward only"), "{message}");
 }
 
-/// The slopes of a criterion over two pairs, against the loss a little beside.
-#[track_caller]
-fn assert_slopes(decoder: &Decoder, method: &dyn crate::tune::Method, criterion: &dyn Criterion) {
+/// Two drawn pairs of answers behind prompts of three tokens.
+fn two_pairs() -> MicroBatch {
     let mut batch = MicroBatch::default();
     for record in 0..4 {
         let mut rng = crate::rng::Rng::new(9, "record", record as u64);
@@ -295,45 +294,26 @@ fn assert_slopes(decoder: &Decoder, method: &dyn crate::tune::Method, criterion:
         batch.lengths.push(length);
         batch.records.push(record);
     }
-    let trainables = method.trainables();
-    for one in trainables {
-        let noise = crate::rng::Rng::new(77, &one.name, 0).normals(one.var.elem_count(), 0.3);
-        let noise = Tensor::from_vec(noise, one.var.dims(), &Device::Cpu).unwrap();
-        one.var.set(&(one.var.as_detached_tensor() + noise).unwrap()).unwrap();
-    }
-    let mut gradients = Gradients::new(trainables);
-    backprop::pass(decoder, trainables, method, criterion, &batch, &mut gradients, true).unwrap();
-    for (one, gradient) in trainables.iter().zip(gradients.sums()) {
-        let gradient: Vec<f32> = gradient.as_ref().unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let direction = crate::rng::Rng::new(31, &one.name, 0).normals(gradient.len(), 1.0);
-        let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
-        let length: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-        let direction = Tensor::from_vec(direction, one.var.dims(), &Device::Cpu).unwrap();
-        let start = one.var.as_detached_tensor().copy().unwrap();
-        let at = |step: f64| {
-            one.var.set(&(&start + (&direction * step).unwrap()).unwrap()).unwrap();
-            backprop::evaluate(decoder, trainables, method, criterion, &batch).unwrap().loss_sum
-        };
-        let step = 2e-3;
-        let measured = (8.0 * (at(step) - at(-step)) - (at(2.0 * step) - at(-2.0 * step))) / (12.0 * step);
-        at(0.0);
-        assert!((measured - slope).abs() < 0.01 * length, "{}: {measured}, gradient says {slope}", one.name);
-    }
+    batch
 }
 
 #[test]
 fn gradients_of_preferences_are_the_slopes_of_their_losses_through_the_whole_decoder() {
     let decoder = golden_decoder();
     let build = || settings(&[("loraRank", "2")]).method.build(&decoder, None, 1).unwrap();
+    let check = |method: &dyn crate::tune::Method, criterion: &dyn Criterion| {
+        shake(method.trainables());
+        assert_slopes(&decoder, method, criterion, &two_pairs(), 0.01);
+    };
     for loss in DpoLoss::ALL {
         let label_smoothing = if matches!(loss, DpoLoss::Sigmoid | DpoLoss::Robust) { 0.1 } else { 0.0 };
         let config = DpoConfig { loss, beta: 0.05, label_smoothing };
         let reference = vec![-20.0, -24.0, -31.0, -40.0].into();
-        assert_slopes(&decoder, &*build(), &Dpo::new(config, reference));
+        check(&*build(), &Dpo::new(config, reference));
     }
     let mut judge = build();
     judge.take_score(&crate::tune::new_score(32, 1, &Device::Cpu).unwrap()).unwrap();
-    assert_slopes(&decoder, &*judge, &Reward);
+    check(&*judge, &Reward);
 }
 
 /// The pairs of `assets/demo/preferences`.

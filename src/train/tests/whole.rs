@@ -208,6 +208,29 @@ fn a_run_that_is_asked_for_it_leaves_the_merged_model_and_what_cannot_be_merged_
     assert!(refused.contains("mergedWeights true: what tuningMethod prefix learns cannot be merged"), "{refused}");
 }
 
+/// Puts something where the merged model is to go.
+struct InTheWay(PathBuf);
+
+impl Observer for InTheWay {
+    fn step(&mut self, _: &StepMetrics) {
+        std::fs::create_dir_all(self.0.join("in-the-way")).unwrap();
+    }
+}
+
+#[test]
+fn what_was_trained_is_kept_when_it_cannot_be_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = plan(dir.path(), &[("stepCount", "3"), ("mergedWeights", "true")]);
+    let outcome = run(&plan, &mut InTheWay(plan.output().join(MERGED)), &StopFlag::default()).unwrap();
+    let Outcome::Completed(summary) = outcome else { panic!("interrupted") };
+    let said = "is there: give a folder that is not there yet";
+    assert!(summary.merged.is_none() && summary.merge_failure.as_ref().unwrap().contains(said));
+    let manifest: serde_json::Value = serde_json::from_str(&text(&summary, "training_manifest.json")).unwrap();
+    assert_eq!(manifest.get("merged"), None);
+    assert!(manifest["mergeFailure"].as_str().unwrap().contains(said), "{manifest}");
+    assert_eq!(manifest["artifact"].as_object().unwrap().len(), tree(&summary.artifact).len());
+}
+
 fn summary_method(method: &[(&'static str, &'static str)]) -> &'static str {
     method[0].1
 }

@@ -2,15 +2,12 @@
 //! model. With `TUNESMITH_GOLDEN` set the cases are those of a fresh draw.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
 use super::*;
-use crate::models::{Decoder, Form, Weights};
-use crate::train::backprop::{Gradients, MicroBatch, pass};
-use crate::tune::read_adapter;
+use crate::train::backprop::{Gradients, pass};
+use crate::train::objective::golden;
 
 #[derive(Deserialize)]
 struct Options {
@@ -39,15 +36,8 @@ struct Case {
     clip_high: f64,
 }
 
-fn fixtures() -> PathBuf {
-    #[expect(clippy::disallowed_methods, reason = "a run against a fresh seed names its folder so")]
-    let fresh = std::env::var_os("TUNESMITH_GOLDEN").map(|folder| PathBuf::from(folder).join("grpo"));
-    fresh.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/grpo"))
-}
-
 fn cases() -> BTreeMap<String, Case> {
-    let text = std::fs::read_to_string(fixtures().join("expected.json")).unwrap();
-    let cases: BTreeMap<String, Case> = serde_json::from_str(&text).unwrap();
+    let cases: BTreeMap<String, Case> = golden::read_expected("grpo");
     assert!(cases.len() >= 5);
     cases
 }
@@ -84,19 +74,6 @@ impl Case {
                 reference: self.reference.as_ref().map(|reference| reference[n].clone()),
             })
             .collect()
-    }
-
-    /// All answers behind their prompts, as one micro-batch.
-    fn batch(&self) -> MicroBatch {
-        let mut batch = MicroBatch::default();
-        for (record, (prompt, answer)) in self.prompts.iter().zip(&self.answers).enumerate() {
-            let tokens = [&prompt[..], answer].concat();
-            batch.labels.extend((1..tokens.len()).map(|at| (at >= prompt.len()).then_some(tokens[at])).chain([None]));
-            batch.lengths.push(tokens.len());
-            batch.records.push(record);
-            batch.tokens.extend(tokens);
-        }
-        batch
     }
 }
 
@@ -138,29 +115,17 @@ fn loss_and_slopes_of_given_log_probabilities_are_those_of_trl() {
 
 #[test]
 fn loss_and_gradients_of_a_batch_are_those_of_trl_on_the_same_model() {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models");
-    let decoder = Decoder::load(&models.join("llama"), &Device::Cpu, Form::Frozen).unwrap();
-    let adapter = read_adapter(&models.join("lora/after"), decoder.config(), &Device::Cpu, true).unwrap();
-    let trainables = adapter.tuning.trainables();
+    let (decoder, method) = golden::policy();
+    let trainables = method.trainables();
     for (name, case) in cases() {
         let criterion = Grpo::new(case.config(), case.samples().into());
         let mut gradients = Gradients::new(trainables);
-        let sum =
-            pass(&decoder, trainables, &*adapter.tuning, &criterion, &case.batch(), &mut gradients, true).unwrap();
+        let batch = golden::micro_batch(&case.prompts, &case.answers);
+        let sum = pass(&decoder, trainables, &*method, &criterion, &batch, &mut gradients, true).unwrap();
         assert!((sum.loss_sum - case.loss).abs() < 1e-5, "{name}: loss {}, trl {}", sum.loss_sum, case.loss);
         let tokens: usize = case.answers.iter().map(Vec::len).sum();
         assert_eq!(sum.count, tokens, "{name}");
-        let expected = Weights::open_file(&fixtures().join(format!("{name}.safetensors"))).unwrap();
-        assert_eq!(expected.names().count(), trainables.len(), "{name}");
-        for (one, gradient) in trainables.iter().zip(gradients.sums()) {
-            let values = |tensor: &Tensor| -> Vec<f32> { tensor.flatten_all().unwrap().to_vec1().unwrap() };
-            let want = values(&expected.get(&one.name, one.var.dims(), &Device::Cpu).unwrap());
-            let got = values(gradient.as_ref().unwrap());
-            let size = want.iter().fold(0f32, |size, value| size.max(value.abs()));
-            for (got, want) in got.iter().zip(&want) {
-                assert!((got - want).abs() < 1e-4 * size, "{name}, {}: {got}, trl {want}", one.name);
-            }
-        }
+        golden::assert_gradients("grpo", &name, trainables, &gradients);
     }
 }
 

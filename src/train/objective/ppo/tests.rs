@@ -3,17 +3,17 @@
 //! a fresh draw.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use serde::Deserialize;
 
 use super::*;
-use crate::models::{Decoder, Form, Weights};
-use crate::rng::Rng;
+use crate::models::{Decoder, Weights};
 use crate::train::backprop::{Gradients, MicroBatch, evaluate, pass};
+use crate::train::gradcheck::assert_slopes;
+use crate::train::objective::golden;
 use crate::train::optim::{AdamW, AdamWSettings};
-use crate::tune::{ActorCritic, Method, read_adapter};
+use crate::tune::{ActorCritic, Method};
 
 #[derive(Deserialize)]
 struct Options {
@@ -49,15 +49,8 @@ struct Case {
     approx_kl: f64,
 }
 
-fn fixtures() -> PathBuf {
-    #[expect(clippy::disallowed_methods, reason = "a run against a fresh seed names its folder so")]
-    let fresh = std::env::var_os("TUNESMITH_GOLDEN").map(|folder| PathBuf::from(folder).join("ppo"));
-    fresh.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/ppo"))
-}
-
 fn cases() -> BTreeMap<String, Case> {
-    let text = std::fs::read_to_string(fixtures().join("expected.json")).unwrap();
-    let cases: BTreeMap<String, Case> = serde_json::from_str(&text).unwrap();
+    let cases: BTreeMap<String, Case> = golden::read_expected("ppo");
     assert!(cases.len() >= 3);
     // The longest answers have no state behind them, the others have one.
     assert!(cases.values().all(|case| case.values.iter().zip(&case.answers).any(|(v, a)| v.len() == a.len())));
@@ -90,17 +83,8 @@ impl Case {
         self.config().experience((0..self.answers.len()).map(episode).collect())
     }
 
-    /// All answers behind their prompts, as one micro-batch.
     fn batch(&self) -> MicroBatch {
-        let mut batch = MicroBatch::default();
-        for (record, (prompt, answer)) in self.prompts.iter().zip(&self.answers).enumerate() {
-            let tokens = [&prompt[..], answer].concat();
-            batch.labels.extend((1..tokens.len()).map(|at| (at >= prompt.len()).then_some(tokens[at])).chain([None]));
-            batch.lengths.push(tokens.len());
-            batch.records.push(record);
-            batch.tokens.extend(tokens);
-        }
-        batch
+        golden::micro_batch(&self.prompts, &self.answers)
     }
 }
 
@@ -168,12 +152,10 @@ fn losses_clipped_shares_and_slopes_of_given_log_probabilities_and_values_are_th
 }
 
 fn model() -> (Decoder, ActorCritic) {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models");
-    let decoder = Decoder::load(&models.join("llama"), &Device::Cpu, Form::Frozen).unwrap();
-    let adapter = read_adapter(&models.join("lora/after"), decoder.config(), &Device::Cpu, true).unwrap();
-    let head = Weights::open_file(&fixtures().join("head.safetensors")).unwrap();
+    let (decoder, policy) = golden::policy();
+    let head = Weights::open_file(&golden::root().join("ppo/head.safetensors")).unwrap();
     let head = head.get(VALUE_HEAD, &[1, decoder.config().hidden_size], &Device::Cpu).unwrap();
-    let critic = ActorCritic::with_head(adapter.tuning, &head).unwrap();
+    let critic = ActorCritic::with_head(policy, &head).unwrap();
     (decoder, critic)
 }
 
@@ -195,17 +177,7 @@ fn losses_and_gradients_of_a_batch_are_those_of_trl_on_the_same_model_with_its_h
             let got = got / tokens as f64;
             assert!((got - want).abs() < 1e-5, "{name}, {what}: {got}, trl {want}");
         }
-        let expected = Weights::open_file(&fixtures().join(format!("{name}.safetensors"))).unwrap();
-        assert_eq!(expected.names().count(), trainables.len(), "{name}");
-        for (one, gradient) in trainables.iter().zip(gradients.sums()) {
-            let values = |tensor: &Tensor| -> Vec<f32> { tensor.flatten_all().unwrap().to_vec1().unwrap() };
-            let want = values(&expected.get(&one.name, one.var.dims(), &Device::Cpu).unwrap());
-            let got = values(gradient.as_ref().unwrap());
-            let size = want.iter().fold(0f32, |size, value| size.max(value.abs()));
-            for (got, want) in got.iter().zip(&want) {
-                assert!((got - want).abs() < 1e-4 * size, "{name}, {}: {got}, trl {want}", one.name);
-            }
-        }
+        golden::assert_gradients("ppo", &name, trainables, &gradients);
     }
 }
 
@@ -240,31 +212,14 @@ fn a_batch_in_two_micro_batches_loses_what_it_loses_in_one() {
 #[test]
 fn gradients_are_the_slopes_of_the_loss_through_head_and_decoder() {
     let (decoder, critic) = model();
-    let trainables = critic.trainables();
     let case = &cases()["usual"];
     // Nothing is clipped, so that the loss has no corners where it is looked at.
     let config = PpoConfig { clip: 10.0, value_clip: 1e3, value_coef: 0.5, temperature: 0.8, ..case.config() };
     let criterion = Ppo::new(config, case.experience());
     let batch = case.batch();
-    let mut gradients = Gradients::new(trainables);
-    let sum = pass(&decoder, trainables, &critic, &criterion, &batch, &mut gradients, true).unwrap();
+    let sum = evaluate(&decoder, critic.trainables(), &critic, &criterion, &batch).unwrap();
     assert_eq!((sum.metrics[3], sum.metrics[4]), (0.0, 0.0), "something is clipped");
-    for (one, gradient) in trainables.iter().zip(gradients.sums()) {
-        let gradient: Vec<f32> = gradient.as_ref().unwrap().flatten_all().unwrap().to_vec1().unwrap();
-        let direction = Rng::new(31, &one.name, 0).normals(gradient.len(), 1.0);
-        let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum();
-        let length: f64 = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-        let direction = Tensor::from_vec(direction, one.var.dims(), &Device::Cpu).unwrap();
-        let start = one.var.as_detached_tensor().copy().unwrap();
-        let at = |step: f64| {
-            one.var.set(&(&start + (&direction * step).unwrap()).unwrap()).unwrap();
-            evaluate(&decoder, trainables, &critic, &criterion, &batch).unwrap().loss_sum
-        };
-        let step = 2e-3;
-        let measured = (8.0 * (at(step) - at(-step)) - (at(2.0 * step) - at(-2.0 * step))) / (12.0 * step);
-        at(0.0);
-        assert!((measured - slope).abs() < 0.01 * length, "{}: {measured}, gradient says {slope}", one.name);
-    }
+    assert_slopes(&decoder, &critic, &criterion, &batch, 0.01);
 }
 
 #[test]
