@@ -29,7 +29,8 @@ async fn invoked(
     Json(events): Json<Vec<Value>>,
 ) -> (StatusCode, HeaderMap, String) {
     let mut seen = function.seen.lock().unwrap();
-    let reply = (function.answer.lock().unwrap())(seen.len(), &events);
+    // A function that is slow holds up its thread; whoever keeps the time goes to another.
+    let reply = tokio::task::block_in_place(|| (function.answer.lock().unwrap())(seen.len(), &events));
     seen.push((uri.path().to_string(), headers, events));
     reply
 }
@@ -54,8 +55,7 @@ fn grade(
     timeout: Duration,
     answer: impl Fn(usize, &[Value]) -> (StatusCode, HeaderMap, String) + Send + 'static,
 ) -> (Vec<Graded>, Vec<Seen>) {
-    // One thread may be held up by a function that is slow, another keeps the time.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let function = Arc::new(Function { seen: Mutex::default(), answer: Mutex::new(Box::new(answer)) });
     let router = Router::new().route("/{*path}", post(invoked)).with_state(Arc::clone(&function));
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
