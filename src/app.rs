@@ -7,14 +7,17 @@ pub mod door;
 pub(crate) mod layout;
 pub mod models;
 pub mod preview;
+pub mod rounds;
 
 use std::fmt;
 use std::sync::Arc;
 
 use candle_core::Device;
 use tokio::sync::Notify;
+use tracing::warn;
 
 use self::door::Door;
+use self::preview::Previews;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::infer::{Capacity, Engine, Limits};
@@ -40,6 +43,8 @@ pub struct App {
     pub job_memory: Option<u64>,
     /// Where each answer under way has a place.
     pub door: Door,
+    /// The checkpoints of running jobs that were asked.
+    pub previews: Previews,
     /// Rung when a job or a model to bring in was accepted, so that a worker of the same process takes it at once.
     pub job_accepted: Notify,
     /// Rung when a deployment was accepted or changed, so that this process makes it ready at once.
@@ -64,8 +69,17 @@ impl App {
             registry,
             engine: Arc::new(Engine::new(Device::Cpu, capacity, quantized)),
             door,
+            previews: Previews::default(),
             job_accepted: Notify::new(),
             deployment_accepted: Notify::new(),
+        }
+    }
+
+    /// Looks how many model units provisioned throughput keeps by now. What cannot be told at this moment is looked at
+    /// again a moment later.
+    pub async fn units_changed(&self) {
+        if let Err(error) = self.door.refresh(&self.db).await {
+            warn!("the places that are kept could not be counted: {}", error.log());
         }
     }
 }

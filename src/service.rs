@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::app::{App, deployments};
+use crate::app::{App, deployments, rounds};
 use crate::clock::Clock;
 use crate::config::{Config, Role};
 use crate::error::{Error, Result};
@@ -37,8 +37,8 @@ pub struct Service {
     pub api: Option<SocketAddr>,
     stop: watch::Sender<bool>,
     server: Option<JoinHandle<()>>,
-    /// Makes deployments ready, beside the API.
-    deployer: Option<JoinHandle<()>>,
+    /// What goes on beside answering: deployments are made ready, and what other processes change is looked at.
+    beside: Vec<JoinHandle<()>>,
     pool: Option<Pool>,
     embedded: Option<embedded::Server>,
 }
@@ -66,19 +66,20 @@ impl Service {
         let app = Arc::new(app);
 
         let (stop, stopping) = watch::channel(false);
-        let (mut api, mut server, mut deployer) = (None, None, None);
+        let (mut api, mut server, mut beside) = (None, None, Vec::new());
         if role != Role::Worker {
             let listener = listen(app.config.listen).await?;
             api = Some(listener.local_addr()?);
             let limits = Limits { grace: app.config.grace(), ..Limits::default() };
-            // Checkpoints of jobs that have ended since would stay for good; the others are brought again.
-            let _ = std::fs::remove_dir_all(app.config.previews());
-            deployer = Some(tokio::spawn(deployments::make_ready(app.clone(), stopping.clone())));
+            // Before the first request may take a place that is kept.
+            app.door.refresh(&app.db).await?;
+            beside.push(tokio::spawn(deployments::make_ready(app.clone(), stopping.clone())));
+            beside.push(tokio::spawn(rounds::run(app.clone(), stopping.clone())));
             server = Some(tokio::spawn(serve(listener, routes::router(app.clone()), limits, told(stopping))));
         }
         let pool = if role == Role::Api { None } else { Some(Pool::start(app.clone()).await?) };
         info!(?role, "service started");
-        Ok(Self { app, keys, api, stop, server, deployer, pool, embedded })
+        Ok(Self { app, keys, api, stop, server, beside, pool, embedded })
     }
 
     /// Where the embedded object store listens; `None` where another is configured, and for a worker.
@@ -94,7 +95,7 @@ impl Service {
         // Nobody listening means that there is no server to stop.
         let _ = self.stop.send(true);
         let server = async {
-            for part in [self.server, self.deployer].into_iter().flatten() {
+            for part in self.server.into_iter().chain(self.beside) {
                 if let Err(cause) = part.await {
                     warn!("a part of the API ended badly: {cause}");
                 }

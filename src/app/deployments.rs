@@ -2,12 +2,12 @@
 //! before a deployment is Active or its update is done. What is not ready yet stands in the database, so that whatever
 //! process comes up goes on with it; several may do the same work at once, and the first to end writes it down.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{self, JoinSet};
 use tracing::{error, info, warn};
 
 use super::App;
@@ -16,35 +16,43 @@ use crate::error::{Error, Kind, Result};
 use crate::store::custom_models;
 use crate::store::deployments::{self, Deployment, Outcome};
 
-/// How often it is looked for deployments that another process accepted, or that could not be made ready for now.
+/// How often it is looked for deployments that another process accepted, and for those to be tried again.
 const POLL: Duration = Duration::from_secs(1);
+/// So many are made ready at once: each may bring files of gigabytes and load a base.
+const AT_ONCE: usize = 4;
 /// A `failureMessage` holds at most this many characters.
 const MESSAGE: usize = 2048;
 
-/// Makes deployments ready until the process is told to stop.
+/// Makes deployments ready until the process is told to stop; what is under way then is left to the next process.
 pub async fn make_ready(app: Arc<App>, mut stopping: watch::Receiver<bool>) {
     let mut under_way = JoinSet::new();
-    let mut taken: HashSet<(String, String)> = HashSet::new();
+    let mut taken: HashMap<task::Id, Wanted> = HashMap::new();
+    let at_once = Arc::new(Semaphore::new(AT_ONCE));
     while !*stopping.borrow() {
         match deployments::unready(&app.db).await {
             Ok(waiting) => {
                 for deployment in waiting {
-                    let key = (deployment.id.clone(), deployment.wanted_model().to_string());
-                    if taken.insert(key.clone()) {
-                        let app = Arc::clone(&app);
-                        under_way.spawn(async move {
-                            settle(&app, &deployment).await;
-                            key
-                        });
+                    let wanted = Wanted::of(&deployment);
+                    if taken.values().any(|taken| *taken == wanted) {
+                        continue;
                     }
+                    let (app, at_once, stopping) = (Arc::clone(&app), Arc::clone(&at_once), stopping.clone());
+                    let task = under_way.spawn(async move {
+                        let _turn = at_once.acquire().await;
+                        settle(&app, &deployment, stopping).await
+                    });
+                    taken.insert(task.id(), wanted);
                 }
             }
             Err(error) => warn!("deployments could not be looked for: {}", error.log()),
         }
         tokio::select! {
-            Some(ended) = under_way.join_next() => match ended {
-                Ok(key) => drop(taken.remove(&key)),
-                Err(panic) => error!("a deployment could not be made ready: {panic}"),
+            Some(ended) = under_way.join_next_with_id() => match ended {
+                Ok((id, ())) => drop(taken.remove(&id)),
+                Err(panic) => {
+                    error!("a deployment could not be made ready, which is tried again: {panic}");
+                    taken.remove(&panic.id());
+                }
             },
             () = app.deployment_accepted.notified() => {}
             () = tokio::time::sleep(POLL) => {}
@@ -53,14 +61,28 @@ pub async fn make_ready(app: Arc<App>, mut stopping: watch::Receiver<bool>) {
     }
 }
 
+/// A deployment and the model that is to answer there.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    deployment: String,
+    model: String,
+}
+
+impl Wanted {
+    fn of(deployment: &Deployment) -> Self {
+        Self { deployment: deployment.id.clone(), model: deployment.wanted_model().to_string() }
+    }
+}
+
 /// Makes one ready and writes down how that ended.
-async fn settle(app: &App, deployment: &Deployment) {
+async fn settle(app: &App, deployment: &Deployment, stopping: watch::Receiver<bool>) {
     let (id, model) = (&deployment.id, deployment.wanted_model());
-    let outcome = match ready(app, &deployment.account_id, model).await {
+    let outcome = match ready(app, &deployment.account_id, model, stopping.clone()).await {
         Ok(()) => Outcome::Ready,
+        // The process ends: how it would have ended is not known.
+        Err(_) if *stopping.borrow() => return,
         Err(error) if error.kind() == Kind::Unavailable => {
-            warn!(deployment.id = id, "the model cannot be brought for now: {}", error.log());
-            // Not sooner than the database is asked again.
+            warn!(deployment.id = id, "the model cannot be loaded and is tried again in {POLL:?}: {}", error.log());
             return tokio::time::sleep(POLL).await;
         }
         Err(error) => {
@@ -76,12 +98,21 @@ async fn settle(app: &App, deployment: &Deployment) {
     }
 }
 
-async fn ready(app: &App, account: &str, model: &str) -> Result<()> {
+async fn ready(app: &App, account: &str, model: &str, stopping: watch::Receiver<bool>) -> Result<()> {
     let found = custom_models::find(&app.db, account, model).await?;
     let found = found.ok_or_else(|| Error::not_found(format!("The custom model {model} was deleted")))?;
     let target = models::target(app, &Found::Custom(Box::new(found))).await?;
     let engine = Arc::clone(&app.engine);
-    tokio::task::spawn_blocking(move || engine.load(&target)).await.map_err(Error::internal)?
+    let load = move || {
+        let stops = || Err(Error::unavailable(anyhow::anyhow!("the process ends")));
+        engine.load(&target, &|| if *stopping.borrow() { stops() } else { Ok(()) })
+    };
+    let loaded = tokio::task::spawn_blocking(load).await.map_err(Error::internal)?;
+    loaded.map_err(|error| match error.kind() {
+        // Answers under way hold all memory for models, until they are given.
+        Kind::ModelNotReady => Error::unavailable(error),
+        _ => error,
+    })
 }
 
 /// What the owner of a deployment is told.

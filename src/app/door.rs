@@ -4,7 +4,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::Result;
+use crate::store::{Db, throughputs};
 
 /// Places that a model unit keeps.
 pub const PLACES_PER_UNIT: usize = 1;
@@ -31,6 +35,10 @@ pub enum Pass {
 pub struct Door {
     places: usize,
     inside: Arc<Mutex<Inside>>,
+    /// Model units of all provisioned throughput, as the database said last: no answer waits for it to say so.
+    reserved: Arc<AtomicUsize>,
+    /// Held while the database is asked, so that an older number never replaces a newer one.
+    asking: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -43,7 +51,23 @@ struct Inside {
 impl Door {
     /// With so many places in all.
     pub fn new(places: usize) -> Self {
-        Self { places, inside: Arc::default() }
+        Self { places, inside: Arc::default(), reserved: Arc::default(), asking: Arc::default() }
+    }
+
+    /// Asks the database how many model units are kept by now.
+    ///
+    /// # Errors
+    /// When the database fails; then what was known stays.
+    pub async fn refresh(&self, db: &Db) -> Result<()> {
+        let _asking = self.asking.lock().await;
+        let reserved = throughputs::reserved(db).await?;
+        self.reserved.store(usize::try_from(reserved).unwrap_or_default(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The pass of whoever asks on demand.
+    pub fn on_demand(&self) -> Pass {
+        Pass::OnDemand { reserved: self.reserved.load(Ordering::Relaxed) }
     }
 
     /// How many units can be provisioned: one place at least stays for those who ask on demand.

@@ -11,7 +11,7 @@ use crate::models::FoundationModel;
 use crate::store::custom_models::CustomModel;
 use crate::store::imported_models::ImportedModel;
 use crate::store::serving::Behind;
-use crate::store::{ModelStatus, custom_models, deployments, imported_models, serving};
+use crate::store::{DeploymentStatus, ModelStatus, custom_models, imported_models, serving};
 
 /// A model that can be asked.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub fn foundation<'a>(app: &'a App, identifier: &str) -> Option<&'a FoundationMo
 /// The model that `identifier` names to `account`.
 ///
 /// # Errors
-/// When the database fails.
+/// As [`find_served`].
 pub async fn find<'a>(app: &'a App, account: &str, identifier: &str) -> Result<Option<Found<'a>>> {
     Ok(find_served(app, account, identifier).await?.map(|(found, _)| found))
 }
@@ -51,9 +51,10 @@ pub async fn find_served<'a>(
     }
     let behind = serving::behind(&app.db, account, identifier).await?;
     let (model, pass) = match behind {
-        Some(Behind { model_arn, throughput, units }) => {
-            let units = usize::try_from(units).unwrap_or_default();
-            (Some(model_arn), throughput.map(|throughput| Pass::Provisioned { throughput, units }))
+        Some(behind) => {
+            answers(&behind)?;
+            let units = usize::try_from(behind.units).unwrap_or_default();
+            (Some(behind.model_arn), behind.throughput.map(|throughput| Pass::Provisioned { throughput, units }))
         }
         None => (None, None),
     };
@@ -67,11 +68,16 @@ pub async fn find_served<'a>(
     if let Some(model) = imported_models::find(&app.db, account, model).await? {
         return Ok(Some((Found::Imported(Box::new(model)), pass)));
     }
-    match deployments::find(&app.db, account, identifier).await? {
-        None => Ok(None),
-        Some(deployment) => {
-            let why = deployment.failure_message.map_or_else(String::new, |why| format!(": {why}"));
-            let message = format!("The deployment {} is {}{why}", deployment.name, deployment.status);
+    Ok(None)
+}
+
+/// Refuses a deployment whose model is not ready, or never became so.
+fn answers(behind: &Behind) -> Result<()> {
+    match behind.deployment_status {
+        None | Some(DeploymentStatus::Active) => Ok(()),
+        Some(status) => {
+            let why = behind.failure_message.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+            let message = format!("The deployment {} is {status}{why}", behind.name);
             Err(Error::new(Kind::ModelNotReady, message))
         }
     }

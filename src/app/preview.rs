@@ -1,9 +1,14 @@
 //! A job's newest checkpoint as something that can be asked: brought from the object store with its digests checked,
 //! and only the part of it that answers; the optimizer's state stays where it is. Each checkpoint has a folder and a
-//! name in memory of its own, so an answer never comes from an older one.
+//! name in memory of its own, so an answer never comes from an older one. Requests for one job look one after the
+//! other, and share what one of them found for a moment: many at once cost one look and bring a checkpoint once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::{debug, warn};
 
 use super::App;
 use super::layout::{Layout, checkpoint_of};
@@ -12,24 +17,91 @@ use crate::infer::{Adapter, Target};
 use crate::models::{FoundationModel, copy_tokenizer};
 use crate::objects::{FOLDER_LISTING, Folder, Uri};
 use crate::store::jobs::Job;
+use crate::store::{Status, queue};
 
 /// The trained weights among a checkpoint's files.
 const WEIGHTS: &str = "weights.safetensors";
 /// Their name beside an adapter's configuration, and among a checkpoint's files where an artifact has other ones than
 /// those that train.
 const ADAPTER: &str = "adapter_model.safetensors";
-/// How many checkpoints of a job stay here: the newest, and the one that a request may have begun with.
+/// How many checkpoints of a job stay here beside those in use: the newest, and one for another process of this data
+/// folder, of whose requests this one knows nothing.
 const KEPT: usize = 2;
 /// A worker removes a checkpoint once there are newer ones: so often is it looked again.
 const LOOKS: usize = 3;
+/// So long is what was found taken for the newest.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// A checkpoint that can be asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Preview {
     /// After how many steps it was made.
     pub step: u64,
     /// What the engine takes.
     pub target: Target,
+    /// To be held until it has answered.
+    pub in_use: InUse,
+}
+
+/// Keeps a checkpoint's files here while it, or a clone, is held.
+#[derive(Debug, Clone, Default)]
+pub struct InUse(Arc<()>);
+
+/// The checkpoints that this process brought, by the id of their job.
+#[derive(Default)]
+pub struct Previews(Mutex<HashMap<String, Arc<tokio::sync::Mutex<Brought>>>>);
+
+/// The checkpoints of one job. Whoever holds it is the only one to bring and remove them.
+#[derive(Default)]
+struct Brought {
+    last: Option<Look>,
+    /// By the name of the folder.
+    in_use: HashMap<String, InUse>,
+}
+
+/// When it was looked for the newest checkpoint, and what was there.
+struct Look {
+    at: Instant,
+    /// Where the job stood: one that has gone on since is looked at again.
+    job: (Status, i64),
+    found: Option<Found>,
+}
+
+/// A checkpoint that lies here.
+#[derive(Debug, Clone)]
+struct Found {
+    /// The name of its folder.
+    name: String,
+    step: u64,
+    target: Target,
+}
+
+impl Previews {
+    fn of(&self, job: &str) -> Arc<tokio::sync::Mutex<Brought>> {
+        let mut jobs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(jobs.entry(job.to_string()).or_default())
+    }
+
+    /// Forgets a job of which nothing is here, unless somebody looks at it at this moment.
+    fn let_go(&self, job: &str) {
+        let mut jobs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if jobs.get(job).is_some_and(|brought| Arc::strong_count(brought) == 1) {
+            jobs.remove(job);
+        }
+    }
+}
+
+impl Brought {
+    fn is_in_use(&self, name: &str) -> bool {
+        self.in_use.get(name).is_some_and(InUse::is_held)
+    }
+}
+
+impl InUse {
+    /// Whether somebody holds it beside the one who keeps count.
+    fn is_held(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
 }
 
 /// The job's newest checkpoint; `None` when it has none (any more).
@@ -41,28 +113,78 @@ pub async fn newest(app: &App, job: &Job) -> Result<Option<Preview>> {
     let base = app.registry.get(id).ok_or_else(|| {
         Error::new(Kind::ModelNotReady, format!("The foundation model {id} of this job is not installed here"))
     })?;
+    let brought = app.previews.of(&job.spec.id);
+    let mut brought = brought.lock().await;
+    let (now, stands) = (app.clock.monotonic(), (job.status, job.attempt));
+    let fresh = |look: &&Look| look.job == stands && now.duration_since(look.at) < FRESH;
+    let found = match brought.last.as_ref().filter(fresh) {
+        Some(look) => look.found.clone(),
+        None => {
+            let found = look(app, job, base, &mut brought).await?;
+            brought.last = Some(Look { at: app.clock.monotonic(), job: stands, found: found.clone() });
+            found
+        }
+    };
+    Ok(found.map(|Found { name, step, target }| {
+        let in_use = brought.in_use.entry(name).or_default().clone();
+        Preview { step, target, in_use }
+    }))
+}
+
+/// Looks for the newest checkpoint and brings it here.
+async fn look(app: &App, job: &Job, base: &FoundationModel, brought: &mut Brought) -> Result<Option<Found>> {
     let layout = Layout::of(&job.spec)?;
     for _ in 0..LOOKS {
-        let found = checkpoints(app, &layout, job.attempt).await?;
-        if found.is_empty() {
+        let there = checkpoints(app, &layout, job.attempt).await?;
+        if there.is_empty() {
             return Ok(None);
         }
-        for (attempt, step) in found {
-            if let Some(target) = bring(app, job, base, &layout, (attempt, step)).await? {
-                return Ok(Some(Preview { step, target }));
+        for checkpoint in there {
+            if let Some(found) = bring(app, job, base, &layout, checkpoint).await? {
+                remove_old(app, &job.spec.id, brought, KEPT, Some(&found.name)).await;
+                return Ok(Some(found));
             }
         }
     }
     Ok(None)
 }
 
-/// Removes what was brought of a job's checkpoints: there is something better to ask.
-pub async fn forget(app: &App, job: &Job) {
+/// Removes what was brought of a job's checkpoints, because they are not to be asked any more. What somebody uses
+/// stays until the next time.
+pub async fn forget(app: &App, job: &str) {
     let folder = folder(app, job);
-    if tokio::fs::try_exists(&folder).await.is_ok_and(|there| there) {
-        keep_newest(app, job, 0).await;
+    if !tokio::fs::try_exists(&folder).await.is_ok_and(|there| there) {
+        return app.previews.let_go(job);
+    }
+    {
+        let brought = app.previews.of(job);
+        // Somebody looks at this moment, and will use what it finds.
+        let Ok(mut brought) = brought.try_lock() else { return };
+        brought.last = None;
+        remove_old(app, job, &mut brought, 0, None).await;
+        brought.in_use.retain(|_, in_use| in_use.is_held());
+        if !brought.in_use.is_empty() {
+            return;
+        }
         // What could not be removed is in nobody's way.
         let _ = tokio::fs::remove_dir_all(&folder).await;
+    }
+    app.previews.let_go(job);
+}
+
+/// Removes what was brought for jobs whose checkpoints are gone by now. Several processes may do so in one data folder.
+pub async fn sweep(app: &App) {
+    let Ok(mut entries) = tokio::fs::read_dir(app.config.previews()).await else { return };
+    while let Ok(Some(entry)) = entries.next_entry().await {
+        let job = entry.file_name().to_string_lossy().into_owned();
+        match queue::has_checkpoints(&app.db, &job).await {
+            Ok(true) => {}
+            Ok(false) => {
+                forget(app, &job).await;
+                debug!(job.id = job, "checkpoints that were asked are removed: the job has ended");
+            }
+            Err(error) => return warn!("checkpoints of ended jobs were not looked for: {}", error.log()),
+        }
     }
 }
 
@@ -87,7 +209,7 @@ async fn bring(
     base: &FoundationModel,
     layout: &Layout,
     (attempt, step): (i64, u64),
-) -> Result<Option<Target>> {
+) -> Result<Option<Found>> {
     let from = layout.checkpoint(attempt, step);
     let Some(listing) = app.objects.folder(&from).await? else { return Ok(None) };
     let has = |name: &str| listing.files.contains_key(name);
@@ -103,37 +225,41 @@ async fn bring(
         return Ok(None);
     }
 
-    // Sorts by step.
-    let name = format!("{step:08}-{attempt}-{}", entry.sha256.get(..16).unwrap_or_default());
-    let place = folder(app, job).join(&name);
+    // Sorts as the checkpoints were made: each attempt goes on from those before it.
+    let name = format!("{attempt:06}-{step:08}-{}", entry.sha256.get(..16).unwrap_or_default());
+    let place = folder(app, &job.spec.id).join(&name);
     if !tokio::fs::try_exists(&place).await? {
-        let staging = place.with_extension(app.clock.id());
-        let brought = async {
-            let there = download(app, &from, &listing, &wanted, &staging).await?;
-            if there && whole {
-                copy_tokenizer(&base.dir, &staging)?;
-            }
-            if there && tokio::fs::rename(&staging, &place).await.is_err() && !place.exists() {
-                return Err(Error::internal(anyhow::anyhow!("cannot move {} into place", staging.display())));
-            }
-            Ok(there)
-        };
-        let brought = brought.await;
-        // Left over after a failure, or because another request was faster.
-        let _ = tokio::fs::remove_dir_all(&staging).await;
-        if !brought? {
+        let staging = Staging(place.with_extension(app.clock.id()));
+        if !download(app, &from, &listing, &wanted, &staging.0).await? {
             return Ok(None);
         }
-        keep_newest(app, job, KEPT).await;
+        if whole {
+            copy_tokenizer(&base.dir, &staging.0)?;
+        }
+        if tokio::fs::rename(&staging.0, &place).await.is_err() && !place.exists() {
+            return Err(Error::internal(anyhow::anyhow!("cannot move {} into place", staging.0.display())));
+        }
     }
     let context_length = Some(base.context_length);
-    Ok(Some(match whole {
+    let target = match whole {
         true => Target { base_dir: place, context_length, adapter: None },
         false => {
-            let adapter = Adapter { id: adapter_id(job, &name), dir: place };
+            let adapter = Adapter { id: format!("{}@{name}", job.spec.arn), dir: place };
             Target { base_dir: base.dir.clone(), context_length, adapter: Some(adapter) }
         }
-    }))
+    };
+    Ok(Some(Found { name, step, target }))
+}
+
+/// A folder that is being filled. What is left of it goes away with it: after a failure, when nobody waits for the
+/// request any more, or because another process was faster.
+struct Staging(PathBuf);
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // It was moved into place, as a rule.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// `false` when a file is gone or is not what the listing says.
@@ -151,16 +277,12 @@ async fn download(app: &App, from: &Uri, listing: &Folder, wanted: &[(&str, &str
 }
 
 /// Where checkpoints of the job lie here.
-fn folder(app: &App, job: &Job) -> PathBuf {
-    app.config.previews().join(&job.spec.id)
+fn folder(app: &App, job: &str) -> PathBuf {
+    app.config.previews().join(job)
 }
 
-fn adapter_id(job: &Job, name: &str) -> String {
-    format!("{}@{name}", job.spec.arn)
-}
-
-/// Drops all but the newest from the disk and from memory.
-async fn keep_newest(app: &App, job: &Job, count: usize) {
+/// Drops all but the newest `kept` from the disk and from memory; never `current` or one in use.
+async fn remove_old(app: &App, job: &str, brought: &mut Brought, kept: usize, current: Option<&str>) {
     let Ok(mut entries) = tokio::fs::read_dir(folder(app, job)).await else { return };
     let mut names = BTreeSet::new();
     while let Ok(Some(entry)) = entries.next_entry().await {
@@ -170,8 +292,30 @@ async fn keep_newest(app: &App, job: &Job, count: usize) {
             names.insert(name);
         }
     }
-    for old in names.iter().rev().skip(count) {
-        app.engine.forget(&adapter_id(job, old));
-        let _ = tokio::fs::remove_dir_all(folder(app, job).join(old)).await;
+    for old in names.iter().rev().skip(kept) {
+        if current == Some(old.as_str()) || brought.is_in_use(old) {
+            continue;
+        }
+        let old_folder = folder(app, job).join(old);
+        // What could not be removed is tried again with the next checkpoint.
+        let _ = tokio::fs::remove_dir_all(&old_folder).await;
+        app.engine.forget_dir(&old_folder);
+        brought.in_use.remove(old);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_is_in_use_until_the_last_who_was_given_it_has_let_go() {
+        let mut brought = Brought::default();
+        let given = brought.in_use.entry("a".into()).or_default().clone();
+        let again = given.clone();
+        drop(given);
+        assert!(brought.is_in_use("a") && !brought.is_in_use("b"));
+        drop(again);
+        assert!(!brought.is_in_use("a"));
     }
 }

@@ -40,7 +40,8 @@ texts! {
     ModelIdentifier, 1..=2048, r"arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{1,20}:(([0-9]{12}:custom-model/((imported)|([a-z0-9-]{1,63}[.]{1}[a-z0-9-]{1,63}))(([:][a-z0-9-]{1,63}){0,2})?/[a-z0-9]{12})|(:foundation-model/([a-z0-9-]{1,63}[.]{1}[a-z0-9-]{1,63}([.]?[a-z0-9-]{1,63})([:][a-z0-9-]{1,63}){0,2})))|(([a-z0-9-]{1,63}[.]{1}[a-z0-9-]{1,63}([.]?[a-z0-9-]{1,63})([:][a-z0-9-]{1,63}){0,2}))|(([0-9a-zA-Z][_-]?)+)";
     /// A foundation model's id or ARN.
     GetFoundationModelIdentifier, 1..=2048, r"(arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{1,20}::foundation-model/[a-z0-9-]{1,63}[.]{1}([a-z0-9-]{1,63}[.]){0,2}[a-z0-9-]{1,63}([:][a-z0-9-]{1,63}){0,2})|([a-z0-9-]{1,63}[.]{1}[a-z0-9-]{1,63}([.]?[a-z0-9-]{1,63})([:][a-z0-9-]{1,63}){0,2})";
-    /// Which model to ask: a foundation model's id or ARN; as an extension also a custom model's name or ARN.
+    /// Which model to ask: a foundation model's id or ARN, or the ARN or name of a deployment, of provisioned
+    /// throughput or of an imported model; as an extension also a custom model's, and a customization job's ARN.
     /// Wider than the service model's pattern, which leaves out custom models of bases with a version in their id.
     AskedModelIdentifier, 1..=2048, r"[a-zA-Z0-9_./:-]+";
     /// ARN of a foundation model or a custom model.

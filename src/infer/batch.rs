@@ -188,6 +188,11 @@ impl<'a> Batch<'a> {
         self.sequences.len()
     }
 
+    /// How many of them have no place kept for them.
+    pub(super) fn on_demand(&self) -> usize {
+        self.sequences.iter().filter(|sequence| !sequence.asked.reserved).count()
+    }
+
     /// Whether nobody is in it.
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty()
@@ -272,7 +277,7 @@ impl<'a> Batch<'a> {
         }
         let mut logits: Logits = Vec::new();
         each_row_alone(|| {
-            for texts in self.passes(&whole).into_iter().take(passes) {
+            for texts in self.passes(&whole, passes) {
                 logits.extend(self.whole(texts, glance));
             }
             logits.extend(self.next(running));

@@ -15,7 +15,8 @@ use super::scheduler::{Limits, Scheduler};
 use super::score;
 use crate::data::{Conversation, Encoder, Record};
 use crate::error::{Error, Result};
-use crate::models::{Decoder, DecoderConfig, Form, Frozen, Tokenizer, Tuning, load_nf4};
+use crate::kernels::nf4_bytes;
+use crate::models::{Decoder, DecoderConfig, Form, Frozen, Tokenizer, Tuning, Weights, load_nf4};
 use crate::tune::{self, adapter_bytes, read_adapter};
 
 /// What an engine may take.
@@ -50,7 +51,7 @@ pub struct Target {
 /// An adapter in `peft`'s format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Adapter {
-    /// Names it in memory; a custom model's ARN. One id is always the same adapter.
+    /// Tells it from what lay in its place before; a custom model's ARN. One id is always the same adapter.
     pub id: String,
     /// Where its files are.
     pub dir: PathBuf,
@@ -66,16 +67,24 @@ pub enum Prompt {
     Chat(Conversation),
 }
 
+/// What makes tokens of prompts, and answers of tokens.
+struct Words {
+    tokenizer: Tokenizer,
+    encoder: Encoder,
+}
+
 /// A base in memory with all that belongs to it.
 struct Base {
     decoder: Arc<Decoder>,
-    tokenizer: Tokenizer,
-    encoder: Encoder,
+    words: Words,
     scheduler: Scheduler,
 }
 
+/// How many bases' words are kept for those who only count.
+const COUNTED: u64 = 16;
+
 type HeldBase = InUse<(PathBuf, Form), Base>;
-type HeldAdapter = InUse<(String, PathBuf), tune::Adapter>;
+type HeldAdapter = InUse<(Adapter, PathBuf), tune::Adapter>;
 
 impl Tuned for HeldAdapter {
     fn tuning(&self) -> &dyn Tuning {
@@ -98,14 +107,17 @@ pub struct Engine {
     /// Where bases lie that were quantised before.
     quantized: Option<PathBuf>,
     bases: Loaded<(PathBuf, Form), Base>,
-    adapters: Loaded<(String, PathBuf), tune::Adapter>,
+    adapters: Loaded<(Adapter, PathBuf), tune::Adapter>,
+    /// To count tokens without a model in memory.
+    words: Loaded<PathBuf, Words>,
 }
 
 impl Engine {
     /// Nothing in memory yet. `quantized` is the folder where bases lie that were quantised before.
     pub fn new(device: Device, capacity: Capacity, quantized: Option<PathBuf>) -> Self {
         let Capacity { bases, adapters, limits } = capacity;
-        Self { device, limits, quantized, bases: Loaded::new(bases), adapters: Loaded::new(adapters) }
+        let (bases, adapters, words) = (Loaded::new(bases), Loaded::new(adapters), Loaded::new(COUNTED));
+        Self { device, limits, quantized, bases, adapters, words }
     }
 
     /// Answers `prompt`, loading what is not in memory; together with whoever else asks the same base, and with
@@ -126,8 +138,8 @@ impl Engine {
     ) -> Result<Answer> {
         let goes_on = || if cancel.load(Ordering::Relaxed) { Err(cancelled()) } else { Ok(()) };
         let model = self.model(target, &goes_on)?;
-        let prompt = model.base.encode(prompt)?;
-        let mut writer = Writer::new(&model.base.tokenizer, &options.stop_sequences, prompt.len(), on_piece);
+        let prompt = model.base.words.encode(prompt)?;
+        let mut writer = Writer::new(&model.base.words.tokenizer, &options.stop_sequences, prompt.len(), on_piece);
         let mut write = |token| writer.push(token);
         let asked = model.asked().with_place(options.reserved);
         let ended = model.base.scheduler.ask(asked, &prompt, &options.sampling(), cancel, &mut write)?;
@@ -147,14 +159,18 @@ impl Engine {
         goes_on: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<Answer>>> {
         let likeliest = Sampling { max_tokens, temperature: 0.0, top_p: 1.0, top_k: None, seed: 0 };
-        let model = self.model(target, &|| Ok(()))?;
+        let wait = || if goes_on() { Ok(()) } else { Err(cancelled()) };
+        let model = match self.model(target, &wait) {
+            Err(_) if !goes_on() => return Ok(None),
+            model => model?,
+        };
         let (base, tuning) = (&model.base, model.tuning());
-        let prompts = prompts.iter().map(|prompt| base.encode(prompt)).collect::<Result<Vec<_>>>()?;
+        let prompts = prompts.iter().map(|prompt| base.words.encode(prompt)).collect::<Result<Vec<_>>>()?;
         let room = model.context_length.saturating_sub(tuning.virtual_tokens());
         let fits = |prompt: &&Vec<u32>| !prompt.is_empty() && prompt.len() < room;
         let requests: Vec<Request<'_>> =
             prompts.iter().filter(fits).map(|prompt| Request { prompt, ways: vec![likeliest] }).collect();
-        let mut batch = Batch::new(&base.decoder, tuning, base.tokenizer.ends(), model.context_length);
+        let mut batch = Batch::new(&base.decoder, tuning, base.words.tokenizer.ends(), model.context_length);
         let Some(completions) = complete(&mut batch, &requests, requests.len(), goes_on)? else { return Ok(None) };
         let mut completions = completions.into_iter().flatten();
         let answer = |prompt: &Vec<u32>| -> Result<Answer> {
@@ -165,7 +181,7 @@ impl Engine {
                 tokens.pop();
             }
             let mut ignore = |_: Piece<'_>| ();
-            let mut writer = Writer::new(&base.tokenizer, &[], prompt.len(), &mut ignore);
+            let mut writer = Writer::new(&base.words.tokenizer, &[], prompt.len(), &mut ignore);
             for token in tokens {
                 writer.push(token)?;
             }
@@ -203,17 +219,19 @@ impl Engine {
         let base = self.base(target, Some(&adapter), &|| Ok(()))?;
         let mut sequences = Vec::with_capacity(records.len());
         for record in records {
-            sequences.extend(base.encoder.sequences(record)?.into_iter().map(|encoded| encoded.tokens));
+            sequences.extend(base.words.encoder.sequences(record)?.into_iter().map(|encoded| encoded.tokens));
         }
         score(&base.decoder, &*adapter.tuning, &sequences)
     }
 
-    /// How many tokens a prompt has.
+    /// How many tokens a prompt has. The model itself is not brought into memory for that.
     ///
     /// # Errors
     /// When the base cannot be read, or has no chat template for a conversation.
     pub fn count(&self, target: &Target, prompt: &Prompt) -> Result<usize> {
-        Ok(self.base(target, None, &|| Ok(()))?.encode(prompt)?.len())
+        let dir = &target.base_dir;
+        let words = self.words.get(dir, || Ok(1), || Ok((Words::read(dir)?, 1)), &|| Ok(()))?;
+        Ok(words.encode(prompt)?.len())
     }
 
     /// Bytes of the adapters in memory, those in use included.
@@ -221,19 +239,22 @@ impl Engine {
         self.adapters.bytes()
     }
 
-    /// Loads a target if it is not in memory, so that its first answer does not wait for that. Blocks.
+    /// Loads a target if it is not in memory, so that its first answer does not wait for that. `goes_on` is asked
+    /// while there is no room for it. Blocks.
     ///
     /// # Errors
-    /// When the base or the adapter cannot be read or do not fit each other.
-    pub fn load(&self, target: &Target) -> Result<()> {
-        let goes_on = || Ok(());
-        let adapter = self.adapter(target, &goes_on)?;
-        self.base(target, adapter.as_deref(), &goes_on).map(drop)
+    /// When the target could not answer: base or adapter cannot be read or do not fit each other, or it is a reward
+    /// model.
+    pub fn load(&self, target: &Target, goes_on: &dyn Fn() -> Result<()>) -> Result<()> {
+        self.model(target, goes_on).map(drop)
     }
 
-    /// Drops an adapter from memory, because its model was deleted.
-    pub fn forget(&self, adapter: &str) {
-        self.adapters.forget(|(id, _)| id == adapter);
+    /// Drops from memory what lies in `dir`, a base or an adapter, because it is to be removed there. Who answers with
+    /// it goes on to the end.
+    pub fn forget_dir(&self, dir: &Path) {
+        self.bases.forget(|(base, _)| base == dir);
+        self.words.forget(|base| base == dir);
+        self.adapters.forget(|(adapter, base)| adapter.dir == dir || base == dir);
     }
 
     fn base(
@@ -248,7 +269,7 @@ impl Engine {
             Some(form) => form,
         };
         let dir = &target.base_dir;
-        let size = || Ok(DecoderConfig::read(dir)?.weight_counts().total() * size_of::<f32>() as u64);
+        let size = || expected_bytes(dir, form);
         let load = || {
             let base = Base::load(dir, form, &self.device, self.quantized.as_deref(), self.limits)?;
             let bytes = base.decoder.bytes() as u64;
@@ -260,7 +281,7 @@ impl Engine {
     fn adapter(&self, target: &Target, goes_on: &dyn Fn() -> Result<()>) -> Result<Option<Arc<HeldAdapter>>> {
         let Some(adapter) = &target.adapter else { return Ok(None) };
         // With the base in the key an adapter is never run on a base that it was not checked against.
-        let key = (adapter.id.clone(), target.base_dir.clone());
+        let key = (adapter.clone(), target.base_dir.clone());
         // What is wrong with one that cannot be measured, loading it says.
         let size = || Ok(adapter_bytes(&adapter.dir).unwrap_or_default());
         let load = || {
@@ -286,15 +307,37 @@ impl Model {
 
 impl Base {
     fn load(dir: &Path, form: Form, device: &Device, quantized: Option<&Path>, limits: Limits) -> Result<Self> {
-        let tokenizer = Tokenizer::read(dir)?;
-        let encoder =
-            Encoder::new(tokenizer.inner().clone(), tokenizer.bos(), tokenizer.eos(), tokenizer.chat_template())?;
+        let words = Words::read(dir)?;
         let decoder = Arc::new(match form {
             Form::Nf4 => load_nf4(dir, device, quantized)?,
             form => Decoder::load(dir, device, form)?,
         });
-        let scheduler = Scheduler::new(Arc::clone(&decoder), tokenizer.ends(), limits);
-        Ok(Self { decoder, tokenizer, encoder, scheduler })
+        let scheduler = Scheduler::new(Arc::clone(&decoder), words.tokenizer.ends(), limits);
+        Ok(Self { decoder, words, scheduler })
+    }
+}
+
+/// Bytes that a base will take, before its weights are read.
+fn expected_bytes(dir: &Path, form: Form) -> Result<u64> {
+    let counts = DecoderConfig::read(dir)?.weight_counts();
+    let dense = |values: u64| values * size_of::<f32>() as u64;
+    Ok(match form {
+        Form::Nf4 => nf4_bytes(counts.maps) + dense(counts.total() - counts.maps),
+        Form::Served if Weights::open(dir)?.are_bf16() => {
+            // A tied head lies in bf16 beside the table.
+            let head = if counts.head == 0 { counts.embedding } else { counts.head };
+            2 * (counts.maps + head) + dense(counts.embedding + counts.rest)
+        }
+        _ => dense(counts.total()),
+    })
+}
+
+impl Words {
+    fn read(dir: &Path) -> Result<Self> {
+        let tokenizer = Tokenizer::read(dir)?;
+        let encoder =
+            Encoder::new(tokenizer.inner().clone(), tokenizer.bos(), tokenizer.eos(), tokenizer.chat_template())?;
+        Ok(Self { tokenizer, encoder })
     }
 
     fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {

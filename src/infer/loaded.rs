@@ -1,15 +1,20 @@
 //! What is in memory, within a budget of bytes, least recently used out first. Two callers who want the same thing
 //! load it once; a caller who wants something else does not wait for them. What somebody uses is never freed under
-//! them: when all that is there is in use, who wants more waits until there is room.
+//! them: when all that is there is in use, who wants more waits a while for room. Nothing is freed for one who would
+//! have to wait all the same.
 
 use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::clock::Clock;
+use crate::error::{Error, Kind, Result};
 
 /// How often one who waits for room looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(20);
+
+/// Who found no room in this time is told to come back: what is there may stay in use for as long as it is asked.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Values by key that take no more than `budget` bytes together; one that alone takes more may be there alone.
 pub(super) struct Loaded<K, V>(Arc<Shelf<K, V>>);
@@ -62,6 +67,9 @@ impl<K: PartialEq + Clone, V> Loaded<K, V> {
     /// The value of `key`; where it is not there, `size` says how many bytes it will take, and when there is room
     /// for them `load` loads it and says how many it took. `goes_on` is asked while there is no room: its error ends
     /// the wait.
+    ///
+    /// # Errors
+    /// `ModelNotReady` when there was no room for a minute; else those of `size`, `load` and `goes_on`.
     pub(super) fn get(
         &self,
         key: &K,
@@ -103,19 +111,29 @@ impl<K: PartialEq + Clone, V> Loaded<K, V> {
 
     /// A new slot, when there is room for it; or another's who was faster.
     fn make_room(&self, key: &K, bytes: u64, goes_on: &dyn Fn() -> Result<()>) -> Result<Place<V>> {
+        let clock = Clock::system();
+        let begun = clock.monotonic();
         let mut slots = lock(&self.0.slots);
         loop {
             if let Some(known) = slots.take(key) {
                 return Ok(known);
             }
-            while slots.bytes() + bytes > self.0.budget {
-                let Some(idle) = slots.list.iter().position(|slot| slot.users == 0) else { break };
-                slots.list.remove(idle);
-            }
-            if slots.list.is_empty() || slots.bytes() + bytes <= self.0.budget {
+            let used = slots.list.iter().filter(|slot| slot.users > 0);
+            let (users, used) = used.fold((0, 0), |(users, used), slot| (users + 1, used + slot.bytes));
+            if users == 0 || used + bytes <= self.0.budget {
+                while slots.bytes() + bytes > self.0.budget {
+                    let Some(idle) = slots.list.iter().position(|slot| slot.users == 0) else { break };
+                    slots.list.remove(idle);
+                }
                 return Ok(slots.add(key.clone(), bytes));
             }
             goes_on()?;
+            if clock.monotonic().duration_since(begun) >= PATIENCE {
+                return Err(Error::new(
+                    Kind::ModelNotReady,
+                    "There is no memory for the model now: other models are in use. Try again",
+                ));
+            }
             slots = self.0.freed.wait_timeout(slots, GLANCE).unwrap_or_else(PoisonError::into_inner).0;
         }
     }

@@ -45,7 +45,7 @@ impl Rooms {
 
     /// Whether there is a room of `length` rows now. Where nobody has one there always is, however long.
     pub(super) fn has(&self, length: usize) -> bool {
-        self.taken.is_empty() || self.limit.is_none_or(|limit| self.gap(length) + length <= limit.max(self.rows))
+        self.taken.is_empty() || self.limit.is_none_or(|limit| self.gap(length) + length <= limit)
     }
 
     /// Where the first gap of `length` rows begins, which may be past the end.
@@ -106,7 +106,8 @@ impl Rooms {
 
     /// The slab of one layer, with all rows there are.
     fn layer(&mut self, layer: usize, like: &Tensor) -> Result<(Tensor, Tensor)> {
-        let old = self.layers[layer].take();
+        // The old slab stays in its place until the new one is there: where the device has no memory for it, nothing is
+        // lost.
         let grown = |old: Option<&Tensor>| -> Result<Tensor> {
             let (_, heads, width) = like.dims3()?;
             match old {
@@ -118,7 +119,7 @@ impl Rooms {
                 }
             }
         };
-        let all = match &old {
+        let all = match &self.layers[layer] {
             Some((keys, values)) => (grown(Some(keys))?, grown(Some(values))?),
             None => (grown(None)?, grown(None)?),
         };

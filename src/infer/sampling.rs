@@ -3,6 +3,9 @@
 use crate::error::{Error, Kind, Result};
 use crate::rng::Rng;
 
+/// The most likely tokens that are sorted at first.
+const SORTED: usize = 256;
+
 /// How the tokens of one answer are drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
@@ -66,27 +69,38 @@ impl Sampler {
             order.select_nth_unstable_by(kept - 1, by_logit);
             order.truncate(kept);
         }
-        order.sort_unstable_by(by_logit);
-
-        let highest = f64::from(logits[order[0] as usize]);
+        let highest = f64::from(order.iter().map(|id| logits[*id as usize]).fold(f32::NEG_INFINITY, f32::max));
         let weight = |id: &u32| ((f64::from(logits[*id as usize]) - highest) / f64::from(self.temperature)).exp();
-        let mut weights: Vec<f64> = order.iter().map(weight).collect();
-        let enough = weights.iter().sum::<f64>() * f64::from(self.top_p);
-        let mut sum = 0.0;
-        let count = weights.iter().take_while(|weight| {
-            let more = sum < enough;
-            sum += **weight;
-            more
-        });
-        let count = count.count().max(1);
-        weights.truncate(count);
+        let enough = order.iter().map(weight).sum::<f64>() * f64::from(self.top_p);
+        // To sort a whole vocabulary for every token costs more than to make its logits: few tokens hold the share.
+        let mut sorted = SORTED.min(order.len());
+        let weights = loop {
+            if sorted < order.len() {
+                order.select_nth_unstable_by(sorted - 1, by_logit);
+            }
+            order[..sorted].sort_unstable_by(by_logit);
+            let mut sum = 0.0;
+            let some = order[..sorted].iter().map(weight).take_while(|weight| {
+                let more = sum < enough;
+                sum += weight;
+                more
+            });
+            let mut some: Vec<f64> = some.collect();
+            if some.is_empty() {
+                some.push(weight(&order[0]));
+            }
+            if sum >= enough || sorted == order.len() {
+                break some;
+            }
+            sorted = (8 * sorted).min(order.len());
+        };
 
         let mut left = f64::from(self.rng.uniform()) * weights.iter().sum::<f64>();
         let drawn = weights.iter().position(|weight| {
             left -= weight;
             left < 0.0
         });
-        Ok(order[drawn.unwrap_or(count - 1)])
+        Ok(order[drawn.unwrap_or(weights.len() - 1)])
     }
 }
 
@@ -160,6 +174,38 @@ mod tests {
         assert_near(&shares(half, &tenths()), &[0.0, 0.0, 3.0 / 7.0, 4.0 / 7.0]);
         let least = Sampling { top_p: 0.0, ..base };
         assert_near(&shares(least, &tenths()), &[0.0, 0.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn of_a_large_vocabulary_the_tokens_are_drawn_that_a_full_sort_gives() {
+        // A few likely ones, and so even a distribution that most of it is needed.
+        for spread in [4.0, 0.01] {
+            let logits: Vec<f32> = Rng::new(3, "logits", 0).normals(5000, spread);
+            let mut order: Vec<usize> = (0..logits.len()).collect();
+            order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
+            let weight = |id: &usize| f64::from(logits[*id] - logits[order[0]]).exp();
+            let total: f64 = order.iter().map(weight).sum();
+            let mut held = 0.0;
+            let mut kept: Vec<(usize, f64)> = Vec::new();
+            for id in &order {
+                if held >= 0.9 * total {
+                    break;
+                }
+                held += weight(id);
+                kept.push((*id, weight(id)));
+            }
+            let mut sampler = Sampler::new(&Sampling { top_p: 0.9, ..drawn() });
+            let mut same = Rng::new(0, "sampling", 0);
+            for _ in 0..200 {
+                let left = f64::from(same.uniform()) * held;
+                let mut sum = 0.0;
+                let place = kept.iter().position(|(_, weight)| {
+                    sum += weight;
+                    left < sum
+                });
+                assert_eq!(sampler.pick(&logits).unwrap() as usize, kept[place.unwrap_or(kept.len() - 1)].0);
+            }
+        }
     }
 
     #[test]

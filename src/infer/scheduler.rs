@@ -185,13 +185,16 @@ impl Scheduler {
         mut batch: Batch<'static>,
         glance: &(dyn Fn() + Sync),
     ) -> MutexGuard<'a, State> {
-        state.let_go(&mut batch);
-        state.let_in(&mut batch, self.limits.sequences);
+        let enter = || {
+            state.let_go(&mut batch);
+            state.let_in(&mut batch, self.limits.sequences);
+        };
+        let entered = catch_unwind(AssertUnwindSafe(enter)).is_ok();
         drop(state);
         let mut given = Vec::new();
         // On a thread of the pool the many small pieces of a step are handed out without waking anybody for each.
         let step = || rayon::scope(|_| given = batch.advance(1, &glance));
-        let whole = catch_unwind(AssertUnwindSafe(step)).is_ok();
+        let whole = entered && catch_unwind(AssertUnwindSafe(step)).is_ok();
         let mut state = self.lock();
         if whole {
             given.into_iter().for_each(|(sequence, drawn)| state.hand_out(sequence, drawn));
@@ -232,7 +235,7 @@ impl State {
                 continue;
             };
             if let Some(Joining { asked, prompt, sampling }) = &request.joining {
-                let place = asked.reserved || batch.len() < most.max(1);
+                let place = asked.reserved || batch.on_demand() < most.max(1);
                 let fits = place && batch.has_room(asked, prompt.len(), sampling);
                 if !fits && !batch.is_empty() {
                     return;

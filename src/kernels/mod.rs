@@ -54,7 +54,7 @@ pub use linear::linear;
 pub use linear_cross_entropy::{CrossEntropy, Gradients, head_rows, linear_cross_entropy};
 pub use lora_linear::lora_linear;
 pub use low_rank::{RowsUpdate, update_rows};
-pub use nf4::{BLOCK, DYNAMIC_MAP, LEVELS, NESTED_BLOCK, Nf4, Parts};
+pub use nf4::{BLOCK, DYNAMIC_MAP, LEVELS, NESTED_BLOCK, Nf4, Parts, nf4_bytes};
 pub use paging::Paging;
 pub use rms_norm::rms_norm;
 pub use rope::rope;

@@ -93,6 +93,11 @@ pub struct Parts<'a> {
     pub offset: f32,
 }
 
+/// Bytes that so many values take in NF4: half a byte each, a magnitude of one byte a block, and an f32 a nested block.
+pub fn nf4_bytes(values: u64) -> u64 {
+    values / 2 + values / BLOCK as u64 + 4 * (values / (BLOCK * NESTED_BLOCK) as u64)
+}
+
 impl Nf4 {
     /// Quantises `rows · columns` values.
     ///

@@ -160,6 +160,11 @@ impl Weights {
         self.tensors.get(name).map(|entry| (entry.dtype, entry.shape.as_slice()))
     }
 
+    /// Whether every tensor is stored in bf16.
+    pub fn are_bf16(&self) -> bool {
+        self.tensors.values().all(|entry| entry.dtype == Dtype::BF16)
+    }
+
     /// Some of a tensor's numbers, counted as they lie in the file, as f32.
     ///
     /// # Errors

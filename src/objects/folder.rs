@@ -31,6 +31,15 @@ pub struct Entry {
 }
 
 impl Folder {
+    /// What a listing says; `None` when it is none: what it names is used as part of names here, so a digest has to be
+    /// one.
+    fn parse(listing: &[u8]) -> Option<Self> {
+        let folder: Self = serde_json::from_slice(listing).ok()?;
+        let is_hex = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        let is_digest = |entry: &Entry| entry.sha256.len() == 64 && entry.sha256.bytes().all(is_hex);
+        folder.files.values().all(is_digest).then_some(folder)
+    }
+
     /// Where a listed file belongs below `folder`; a listing from a store may not name files outside of it.
     ///
     /// # Errors
@@ -51,7 +60,7 @@ impl Objects {
     /// When the store is away or refuses.
     pub async fn folder(&self, from: &Uri) -> Result<Option<Folder>> {
         match self.get_bytes(&from.join(FOLDER_LISTING), LISTING_CAP).await {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Ok(bytes) => Ok(Folder::parse(&bytes)),
             Err(error) if error.kind() == Kind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -68,5 +77,16 @@ mod tests {
             assert!(Folder::place(Path::new("/work"), name).is_err(), "{name}");
         }
         assert!(Folder::place(Path::new("/work"), "a/b").is_ok());
+    }
+
+    #[test]
+    fn a_listing_without_whole_digests_is_none() {
+        let listing = |sha256: &str| format!(r#"{{"files": {{"a": {{"size": 1, "sha256": "{sha256}"}}}}}}"#);
+        let good = "0123456789abcdef".repeat(4);
+        assert_eq!(Folder::parse(listing(&good).as_bytes()).unwrap().files["a"].sha256, good);
+        for bad in ["", "../../x", &good[1..], &good.to_uppercase(), &format!("/{}", &good[1..])] {
+            assert_eq!(Folder::parse(listing(bad).as_bytes()), None, "{bad}");
+        }
+        assert_eq!(Folder::parse(b"not json"), None);
     }
 }

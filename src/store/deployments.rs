@@ -119,7 +119,7 @@ pub async fn find(db: &Db, account_id: &str, identifier: &str) -> Result<Option<
 }
 
 /// Asks for another model behind the deployment, which answers with the one before until [`settle`] says that the new
-/// one is ready. The last of several wishes counts.
+/// one is ready. The last of several wishes counts, and why an earlier one failed is no longer of interest.
 pub async fn update(
     db: &Db,
     account_id: &str,
@@ -128,7 +128,8 @@ pub async fn update(
     now: Millis,
 ) -> Result<Placed<Deployment>> {
     const SQL: &str = concat!(
-        "UPDATE model_deployments SET update_model_arn = $3, update_status = 'Updating', last_updated_time = $4
+        "UPDATE model_deployments SET update_model_arn = $3, update_status = 'Updating', failure_message = NULL,
+            last_updated_time = $4
          WHERE account_id = $1 AND (arn = $2 OR name = $2) AND status = 'Active' RETURNING ",
         columns!()
     );
@@ -182,13 +183,14 @@ impl Outcome {
     }
 }
 
-/// Deployments of any account whose model is to be made ready, oldest first.
+/// Deployments of any account whose model is to be made ready, oldest first: all of them, so that those which have to
+/// be tried again and again hide no others.
 pub async fn unready(db: &Db) -> Result<Vec<Deployment>> {
     const SQL: &str = concat!(
         "SELECT ",
         columns!(),
         " FROM model_deployments WHERE status = 'Creating' OR update_status = 'Updating'
-         ORDER BY last_updated_time, id LIMIT 100"
+         ORDER BY last_updated_time, id"
     );
     Ok(run!(db, |on| sqlx::query_as(SQL).fetch_all(on).await)?)
 }

@@ -306,6 +306,13 @@ pub async fn scratch_removed(db: &Db, job_id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether checkpoints of the job of any account may still lie in S3. Not of one that is unknown here.
+pub async fn has_checkpoints(db: &Db, job_id: &str) -> Result<bool> {
+    const SQL: &str = "SELECT COUNT(*) FROM customization_jobs WHERE id = $1 AND scratch = 1";
+    let jobs: i64 = run!(db, |on| sqlx::query_scalar(SQL).bind(job_id).fetch_one(on).await)?;
+    Ok(jobs > 0)
+}
+
 /// How many jobs wait for a worker: what a cluster scales its workers by.
 pub async fn waiting(db: &Db, now: Millis) -> Result<i64> {
     const SQL: &str = "SELECT COUNT(*) FROM customization_jobs

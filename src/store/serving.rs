@@ -45,8 +45,14 @@ pub(super) const COUNT_SERVING: &str = "SELECT
 /// What stands behind a name to ask by.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Behind {
+    /// Its name.
+    pub name: String,
     /// The model that answers.
     pub model_arn: String,
+    /// Where the deployment stands, which answers only while it is Active; `None` behind provisioned throughput.
+    pub deployment_status: Option<DeploymentStatus>,
+    /// Why the deployment, or its last update, could not be made.
+    pub failure_message: Option<String>,
     /// The id of the provisioned throughput; `None` behind a deployment.
     pub throughput: Option<String>,
     /// Its model units.
@@ -54,12 +60,16 @@ pub struct Behind {
 }
 
 /// What stands behind the account's deployment or provisioned throughput of this ARN or name; `None` when there is
-/// neither. A deployment comes before a throughput of the same name.
+/// neither. A deployment comes before a throughput of the same name, also while it cannot be asked: another model must
+/// not answer in its place.
 pub async fn behind(db: &Db, account_id: &str, identifier: &str) -> Result<Option<Behind>> {
-    const SQL: &str = "SELECT model_arn, throughput, units FROM (
-            SELECT 0 AS place, model_arn, NULL AS throughput, 0 AS units FROM model_deployments
-                WHERE account_id = $1 AND (arn = $2 OR name = $2) AND status = 'Active'
-            UNION ALL SELECT 1 AS place, model_arn, id AS throughput, model_units AS units FROM provisioned_throughputs
+    const SQL: &str = "SELECT name, model_arn, deployment_status, failure_message, throughput, units FROM (
+            SELECT 0 AS place, name, model_arn, status AS deployment_status, failure_message, NULL AS throughput,
+                0 AS units
+                FROM model_deployments WHERE account_id = $1 AND (arn = $2 OR name = $2)
+            UNION ALL SELECT 1 AS place, name, model_arn, NULL AS deployment_status, NULL AS failure_message,
+                id AS throughput, model_units AS units
+                FROM provisioned_throughputs
                 WHERE account_id = $1 AND (arn = $2 OR name = $2) AND status IN ('InService', 'Updating')
         ) AS serving ORDER BY place LIMIT 1";
     Ok(run!(db, |on| sqlx::query_as(SQL).bind(account_id).bind(identifier).fetch_optional(on).await)?)

@@ -52,18 +52,32 @@ macro_rules! columns {
 }
 
 /// Adds provisioned throughput with its tags, unless its token, its name or its model stands against it, or all units
-/// together would be more than `most_units`.
+/// together would be more than `most_units`. One at a time: two that each fit could be too much together.
 pub async fn insert(db: &Db, throughput: &Throughput, tags: &[Tag], most_units: i64) -> Result<Placed<Throughput>> {
     const INSERT: &str = concat!(
         "INSERT INTO provisioned_throughputs (",
         columns!(),
         ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT DO NOTHING"
     );
-    let earlier = by_token(db, &throughput.account_id, throughput.request_token.as_deref()).await?;
-    if let Some(earlier) = earlier {
-        return Ok(repeated(earlier, throughput));
-    }
+    let turn = match db {
+        // Held until the transaction ends. The number is this statement's own.
+        Db::Postgres(_) => "SELECT pg_advisory_xact_lock(7205759403)",
+        // The transaction is the only writer already.
+        Db::Sqlite(_) => "SELECT 1",
+    };
     let rows = transaction!(db, |tx| {
+        sqlx::query(turn).execute(&mut *tx).await?;
+        let earlier: Option<Throughput> = sqlx::query_as(BY_TOKEN)
+            .bind(&throughput.account_id)
+            .bind(throughput.request_token.as_deref())
+            .fetch_optional(&mut *tx)
+            .await?;
+        if let Some(earlier) = earlier {
+            return Ok(match earlier.request_digest == throughput.request_digest {
+                true => Placed::Already(earlier),
+                false => Placed::TokenConflict,
+            });
+        }
         if throughput.is_custom() {
             hold_active_model!(tx, &throughput.account_id, &throughput.model_arn);
         }
@@ -103,12 +117,8 @@ pub async fn insert(db: &Db, throughput: &Throughput, tags: &[Tag], most_units: 
         }
         rows
     });
-    if rows == 1 {
-        return Ok(Placed::Done(throughput.clone()));
-    }
-    // Another request was faster: with the same token, or only with the same name.
-    let earlier = by_token(db, &throughput.account_id, throughput.request_token.as_deref()).await?;
-    Ok(earlier.map_or(Placed::NameTaken, |earlier| repeated(earlier, throughput)))
+    // Of a request with the same token nothing can have come in between.
+    Ok(if rows == 1 { Placed::Done(throughput.clone()) } else { Placed::NameTaken })
 }
 
 /// The model units of all accounts.
@@ -126,15 +136,12 @@ impl Throughput {
     }
 }
 
-fn repeated(earlier: Throughput, now: &Throughput) -> Placed<Throughput> {
-    if earlier.request_digest == now.request_digest { Placed::Already(earlier) } else { Placed::TokenConflict }
-}
+const BY_TOKEN: &str =
+    concat!("SELECT ", columns!(), " FROM provisioned_throughputs WHERE account_id = $1 AND request_token = $2");
 
 /// The account's provisioned throughput that was made by a request with this token.
 pub async fn by_token(db: &Db, account_id: &str, token: Option<&str>) -> Result<Option<Throughput>> {
-    const SQL: &str =
-        concat!("SELECT ", columns!(), " FROM provisioned_throughputs WHERE account_id = $1 AND request_token = $2");
-    Ok(run!(db, |on| sqlx::query_as(SQL).bind(account_id).bind(token).fetch_optional(on).await)?)
+    Ok(run!(db, |on| sqlx::query_as(BY_TOKEN).bind(account_id).bind(token).fetch_optional(on).await)?)
 }
 
 /// The account's provisioned throughput with this ARN or name.

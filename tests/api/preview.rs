@@ -4,8 +4,10 @@ use std::sync::atomic::AtomicBool;
 
 use candle_core::Device;
 use serde_json::{Value, json};
+use tunesmith::app::preview;
 use tunesmith::infer::{Adapter, Capacity, Engine, Options, Prompt, Target};
 use tunesmith::objects::Uri;
+use tunesmith::store::queue;
 
 use crate::support::http::Reply;
 use crate::support::{TestApp, fixture, segment, until, with_app, with_worker};
@@ -97,7 +99,7 @@ fn a_training_jobs_newest_checkpoint_answers_until_the_job_has_ended_and_its_che
         kept.sort();
         assert!(kept.len() <= 2, "{kept:?}");
         let newest = kept.pop().unwrap();
-        assert!(newest.file_name().unwrap().to_string_lossy().starts_with(&format!("{last:08}-1-")), "{newest:?}");
+        assert!(newest.file_name().unwrap().to_string_lossy().starts_with(&format!("000001-{last:08}-")), "{newest:?}");
         let mut files: Vec<_> = std::fs::read_dir(&newest).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         files.sort();
         assert_eq!(files, ["adapter_config.json", "adapter_model.safetensors"], "no more than answers");
@@ -114,9 +116,33 @@ fn a_training_jobs_newest_checkpoint_answers_until_the_job_has_ended_and_its_che
 
         let root = format!("s3://tuning/out/model-customization-job-{id}/attempt-");
         app.service.app.objects.delete_prefix(&Uri::parse(&root).unwrap()).await.unwrap();
-        let gone = ask(&app, &arn).await;
+        let gone = until("what was found is no longer fresh", async || {
+            let reply = ask(&app, &arn).await;
+            (reply.status != 200).then_some(reply)
+        })
+        .await;
         assert_eq!((gone.status, gone.error()), (404, "ResourceNotFoundException"));
         assert!(gone.message().contains("is Stopped and has no checkpoint"), "{}", gone.message());
+        assert!(!folder.exists(), "nobody can ask what lies there");
+        app
+    });
+}
+
+#[test]
+fn checkpoints_that_were_asked_stay_no_longer_than_those_of_the_job() {
+    with_worker(&[], async |app| {
+        let arn = endless(&app, "long", json!({})).await;
+        first(&app, &arn).await;
+        stop(&app, "long").await;
+        let previews = app.data_dir().join("cache/previews");
+        let id = arn.rsplit('/').next().unwrap();
+        std::fs::create_dir_all(previews.join("jobunknown01/000001-00000020-0123456789abcdef")).unwrap();
+        preview::sweep(&app.service.app).await;
+        assert!(!previews.join("jobunknown01").exists(), "another database was here before");
+        assert!(previews.join(id).exists(), "its checkpoints may still be asked");
+        queue::scratch_removed(&app.service.app.db, id).await.unwrap();
+        preview::sweep(&app.service.app).await;
+        assert!(!previews.join(id).exists());
         app
     });
 }

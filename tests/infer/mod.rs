@@ -97,9 +97,18 @@ fn an_adapter_changes_the_answer_and_the_base_stays_as_it_was() {
     assert_ne!(before.tokens, after.tokens);
     assert_eq!(before, ask(&engine, &llama(), &prompt(), &options).unwrap());
 
-    // Deleted and made anew under the same id: what is in memory is forgotten.
-    engine.forget("one");
-    let missing = ask(&engine, &tuned(fixture("nowhere")), &prompt(), &options).unwrap_err();
+    // Gone from the disk it still answers from memory, until it is forgotten there too.
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("adapter");
+    std::fs::create_dir(&copy).unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(fixture("lora/after").join(file), copy.join(file)).unwrap();
+    }
+    assert_eq!(ask(&engine, &tuned(copy.clone()), &prompt(), &options).unwrap(), after);
+    std::fs::remove_dir_all(&copy).unwrap();
+    assert_eq!(ask(&engine, &tuned(copy.clone()), &prompt(), &options).unwrap(), after);
+    engine.forget_dir(&copy);
+    let missing = ask(&engine, &tuned(copy), &prompt(), &options).unwrap_err();
     assert!(missing.message().contains("adapter_config.json"), "{missing}");
 }
 

@@ -72,7 +72,8 @@ on_both! {
         let wish = async |model: &CustomModel| deployments::update(&db, ACCOUNT, "chat", &model.arn, 20).await.unwrap();
 
         // Being created: it is not asked, changed or deleted, and holds its model.
-        assert_eq!(behind().await, None);
+        let waiting = serving::behind(&db, ACCOUNT, "chat").await.unwrap().unwrap();
+        assert_eq!((waiting.name.as_str(), waiting.deployment_status), ("chat", Some(DeploymentStatus::Creating)));
         assert_eq!(wish(&second).await, Placed::DeploymentIs(DeploymentStatus::Creating));
         assert_eq!(deployments::delete(&db, ACCOUNT, "chat").await.unwrap(), Deleted::UnderWay);
         assert_eq!(custom_models::delete(&db, ACCOUNT, &first.arn).await.unwrap(), custom_models::Deleted::InUse);
@@ -94,6 +95,7 @@ on_both! {
         let found = deployments::find(&db, ACCOUNT, "chat").await.unwrap().unwrap();
         assert_eq!((found.update_status, found.failure_message.as_deref()), (Some(UpdateStatus::UpdateFailed), Some("gone")));
         let Placed::Done(seen) = wish(&second).await else { panic!("not updated") };
+        assert_eq!(seen.failure_message, None, "why another one failed is no longer of interest");
         assert!(deployments::settle(&db, &seen, &Outcome::Ready, 23).await.unwrap());
         let found = deployments::find(&db, ACCOUNT, "chat").await.unwrap().unwrap();
         assert_eq!((found.model_arn.as_str(), found.failure_message, found.last_updated_time), (second.arn.as_str(), None, 23));
@@ -115,7 +117,11 @@ on_both! {
         let insert = async |n, units| throughputs::insert(&db, &throughput(n, units), &[], 7).await.unwrap();
         assert!(matches!(insert(1, 4).await, Placed::Done(_)));
         assert_eq!(insert(2, 4).await, Placed::NoUnits { left: 3 });
-        assert!(matches!(insert(3, 3).await, Placed::Done(_)));
+        let last = Throughput { request_token: Some("again".into()), ..throughput(3, 3) };
+        assert_eq!(throughputs::insert(&db, &last, &[], 7).await.unwrap(), Placed::Done(last.clone()));
+        assert_eq!(throughputs::insert(&db, &last, &[], 7).await.unwrap(), Placed::Already(last.clone()), "it has its units");
+        let other = Throughput { request_digest: "other".into(), ..last };
+        assert_eq!(throughputs::insert(&db, &other, &[], 7).await.unwrap(), Placed::TokenConflict);
         assert_eq!(insert(4, 1).await, Placed::NoUnits { left: 0 });
         assert_eq!(throughputs::reserved(&db).await.unwrap(), 7);
         let behind = serving::behind(&db, ACCOUNT, "through-1").await.unwrap().unwrap();

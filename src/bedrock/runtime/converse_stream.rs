@@ -25,7 +25,10 @@ use crate::http::extract::Segment;
     post, path = "/model/{modelId}/converse-stream", operation_id = "ConverseStream", tag = "bedrock-runtime",
     params(("modelId" = inline(AskedModelIdentifier), Path, description = "Which model")),
     request_body = Request,
-    responses((status = 200, description = "Frames of the answer", content_type = "application/vnd.amazon.eventstream"))
+    responses((
+        status = 200, description = "Frames of the answer", content_type = "application/vnd.amazon.eventstream",
+        headers(("x-tunesmith-preview" = String, description = "Of a job's checkpoint: `step=N`"))
+    ))
 )]
 pub async fn converse_stream(
     State(app): State<Arc<App>>,

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{converse, invoke};
+use super::{Model, converse, invoke};
 use crate::app::App;
 use crate::bedrock::constraint::{Shape, Violations, check, given, texts};
 use crate::error::{Error, Result};
@@ -84,7 +84,7 @@ pub async fn count_tokens(
     body: Bytes,
 ) -> Result<axum::Json<Response>> {
     check("modelId", &FoundationModelVersionIdentifier(id.clone()))?;
-    let target = super::model(&app, &caller, &id).await?.target;
+    let Model { target, in_use, .. } = super::model(&app, &caller, &id).await?;
     let request: Request = parse(&body)?;
     let mut violations = Violations::default();
     violations.required("input", request.input.as_ref());
@@ -105,6 +105,10 @@ pub async fn count_tokens(
         (None, None) => return Err(Error::validation("input: give invokeModel or converse")),
     };
     let engine = Arc::clone(&app.engine);
-    let count = tokio::task::spawn_blocking(move || engine.count(&target, &prompt));
+    let count = tokio::task::spawn_blocking(move || {
+        let count = engine.count(&target, &prompt);
+        drop(in_use);
+        count
+    });
     Ok(axum::Json(Response { input_tokens: count.await.map_err(Error::internal)?? }))
 }

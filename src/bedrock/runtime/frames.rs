@@ -47,9 +47,9 @@ pub(super) enum Said {
 /// # Errors
 /// When there is no place at the door, or the engine fails before it says anything.
 pub(super) async fn pieces(app: &App, asked: Asked) -> Result<impl Stream<Item = Said> + Send + use<>> {
-    let Asked { model: Model { target, pass, .. }, prompt, options } = asked;
+    let Asked { model: Model { target, pass, in_use, .. }, prompt, options } = asked;
     let options = Options { reserved: pass.is_some(), ..options };
-    let place = place(app, pass).await?;
+    let place = place(app, pass)?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::<AtomicBool>::default());
     let cancelled = Arc::clone(&cancel.0);
@@ -61,7 +61,7 @@ pub(super) async fn pieces(app: &App, asked: Asked) -> Result<impl Stream<Item =
             let _ = sender.blocking_send(Said::More(Text { text: text.to_string(), input_tokens, output_tokens }));
         };
         let answer = engine.answer(&target, &prompt, &options, &cancelled, &mut more);
-        drop(place);
+        drop((place, in_use));
         let _ = sender.blocking_send(Said::End(answer));
     });
     let first = match said.recv().await {

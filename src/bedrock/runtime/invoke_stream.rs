@@ -34,7 +34,10 @@ const CONTENT_TYPE: HeaderName = HeaderName::from_static("x-amzn-bedrock-content
     request_body = Request,
     responses((
         status = 200, description = "Frames of the answer", content_type = "application/vnd.amazon.eventstream",
-        headers(("X-Amzn-Bedrock-Content-Type" = String, description = "What is in the chunks")),
+        headers(
+            ("X-Amzn-Bedrock-Content-Type" = String, description = "What is in the chunks"),
+            ("x-tunesmith-preview" = String, description = "Of a job's checkpoint: `step=N`"),
+        )
     ))
 )]
 pub async fn invoke_with_response_stream(

@@ -17,11 +17,11 @@ use self::preview::Preview;
 use super::constraint::{Violations, check, choices, texts};
 use super::shapes::AskedModelIdentifier;
 use crate::app::door::{Pass, Place};
+use crate::app::preview::InUse;
 use crate::app::{App, models};
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::infer::{Answer, Options, Prompt, Target};
-use crate::store::throughputs;
 
 texts! {
     /// A version of a guardrail.
@@ -61,6 +61,8 @@ struct Model {
     /// The place that is its own; any that is free when `None`.
     pass: Option<Pass>,
     preview: Preview,
+    /// Of a job's checkpoint: keeps its files here until the answer is given.
+    in_use: Option<InUse>,
 }
 
 async fn model(app: &App, caller: &Caller, id: &str) -> Result<Model> {
@@ -68,11 +70,10 @@ async fn model(app: &App, caller: &Caller, id: &str) -> Result<Model> {
         Error::validation("The provided model identifier is invalid.").because(anyhow::anyhow!("{}", cause.message()))
     })?;
     if preview::is_job(id) {
-        let (target, preview) = preview::target(app, &caller.account, id).await?;
-        return Ok(Model { target, pass: None, preview });
+        return preview::model(app, &caller.account, id).await;
     }
     let (found, pass) = models::find_served(app, &caller.account, id).await?.ok_or_else(no_such_model)?;
-    Ok(Model { target: models::target(app, &found).await?, pass, preview: Preview::default() })
+    Ok(Model { target: models::target(app, &found).await?, pass, preview: Preview::default(), in_use: None })
 }
 
 fn no_such_model() -> Error {
@@ -89,14 +90,8 @@ impl Drop for CancelOnDrop {
 }
 
 /// A place among the answers under way.
-async fn place(app: &App, pass: Option<Pass>) -> Result<Place> {
-    let pass = match pass {
-        Some(pass) => pass,
-        None => {
-            let reserved = throughputs::reserved(&app.db).await?;
-            Pass::OnDemand { reserved: usize::try_from(reserved).unwrap_or_default() }
-        }
-    };
+fn place(app: &App, pass: Option<Pass>) -> Result<Place> {
+    let pass = pass.unwrap_or_else(|| app.door.on_demand());
     app.door
         .enter(&pass)
         .ok_or_else(|| Error::new(Kind::Throttling, "Too many requests are being answered, please try again"))
@@ -111,15 +106,15 @@ struct Asked {
 
 /// Asks the engine on a thread that may block.
 async fn answer(app: &App, asked: Asked) -> Result<Answer> {
-    let Asked { model: Model { target, pass, .. }, prompt, options } = asked;
+    let Asked { model: Model { target, pass, in_use, .. }, prompt, options } = asked;
     let options = Options { reserved: pass.is_some(), ..options };
-    let place = place(app, pass).await?;
+    let place = place(app, pass)?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::default());
     let cancelled = Arc::clone(&cancel.0);
     let work = move || {
         let answer = engine.answer(&target, &prompt, &options, &cancelled, &mut |_| {});
-        drop(place);
+        drop((place, in_use));
         answer
     };
     tokio::task::spawn_blocking(work).await.map_err(Error::internal)?

@@ -5,11 +5,10 @@
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponseParts, ResponseParts};
 
-use super::no_such_model;
+use super::{Model, no_such_model};
 use crate::app::models::{self, Found};
 use crate::app::{App, preview};
 use crate::error::{Error, Kind, Result};
-use crate::infer::Target;
 use crate::store::jobs::{self, Job, Progress};
 use crate::store::{CustomizationType, Status, custom_models};
 use crate::train::{CHECKPOINT_TIME, Settings, reinforcement_hyper_parameters};
@@ -39,18 +38,29 @@ pub(super) fn is_job(id: &str) -> bool {
 }
 
 /// What answers for a job.
-pub(super) async fn target(app: &App, account: &str, arn: &str) -> Result<(Target, Preview)> {
+pub(super) async fn model(app: &App, account: &str, arn: &str) -> Result<Model> {
     let job = jobs::find(&app.db, account, arn).await?.ok_or_else(no_such_model)?;
     if job.status == Status::Completed {
-        preview::forget(app, &job).await;
+        preview::forget(app, &job.spec.id).await;
         let made = job.output_model_arn.as_deref().unwrap_or_default();
         let model = custom_models::find(&app.db, account, made).await?;
         let model = model.ok_or_else(|| Error::not_found("The custom model that the job made was deleted."))?;
-        return Ok((models::target(app, &Found::Custom(Box::new(model))).await?, Preview::default()));
+        let target = models::target(app, &Found::Custom(Box::new(model))).await?;
+        return Ok(Model { target, pass: None, preview: Preview::default(), in_use: None });
     }
     match preview::newest(app, &job).await? {
-        Some(found) => Ok((found.target, Preview(Some(found.step)))),
-        None => Err(nothing_yet(app, &job)),
+        Some(found) => Ok(Model {
+            target: found.target,
+            pass: None,
+            preview: Preview(Some(found.step)),
+            in_use: Some(found.in_use),
+        }),
+        None => {
+            if job.status.is_end() {
+                preview::forget(app, &job.spec.id).await;
+            }
+            Err(nothing_yet(app, &job))
+        }
     }
 }
 

@@ -117,7 +117,9 @@ pub async fn create(
             };
             let most_units = i64::try_from(app.door.most_units()).unwrap_or(i64::MAX);
             let placed = throughputs::insert(&app.db, &throughput, &stored_tags(request.tags), most_units).await?;
-            answer(placed, &throughput)?.arn
+            let arn = answer(placed, &throughput)?.arn;
+            app.units_changed().await;
+            arn
         }
     };
     Ok((StatusCode::CREATED, axum::Json(Response { provisioned_model_arn: arn })))

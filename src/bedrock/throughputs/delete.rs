@@ -23,7 +23,10 @@ use crate::store::throughputs::{self, Deleted};
 pub async fn delete(State(app): State<Arc<App>>, caller: Caller, Segment(identifier): Segment) -> Result<()> {
     check("provisionedModelId", &ProvisionedModelId(identifier.clone()))?;
     match throughputs::delete(&app.db, &caller.account, &identifier, app.clock.now()).await? {
-        Deleted::Done => Ok(()),
+        Deleted::Done => {
+            app.units_changed().await;
+            Ok(())
+        }
         Deleted::NotFound => Err(no_such_throughput(&identifier)),
         Deleted::CommittedUntil(time) => {
             let until = serde_json::to_value(Time(time))?;

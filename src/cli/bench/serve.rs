@@ -73,11 +73,22 @@ enum Weights {
     Nf4,
 }
 
-/// What one caller saw, in seconds from the moment at which all asked.
-struct Seen {
-    first: f64,
-    last: f64,
-    tokens: usize,
+/// When one caller saw each token, in seconds from the moment at which all asked.
+struct Seen(Vec<f64>);
+
+impl Seen {
+    fn first(&self) -> f64 {
+        self.0.first().copied().unwrap_or_default()
+    }
+
+    fn last(&self) -> f64 {
+        self.0.last().copied().unwrap_or_default()
+    }
+
+    /// Tokens that came after `moment`.
+    fn after(&self, moment: f64) -> usize {
+        self.0.iter().filter(|at| **at > moment).count()
+    }
 }
 
 /// The figures of one number of requests.
@@ -177,16 +188,14 @@ impl Serve {
 
     fn request(&self, scheduler: &Scheduler, asked: Asked<'static>, prompt: &[u32], clock: &Clock) -> Result<Seen> {
         let begun: Instant = clock.monotonic();
-        let mut seen = Seen { first: 0.0, last: 0.0, tokens: 0 };
+        let mut seen = Vec::with_capacity(self.new_tokens);
         let mut on_token = |_: u32| {
-            seen.last = begun.elapsed().as_secs_f64();
-            seen.first = if seen.tokens == 0 { seen.last } else { seen.first };
-            seen.tokens += 1;
+            seen.push(begun.elapsed().as_secs_f64());
             Ok(true)
         };
         let greedy = Sampling { max_tokens: self.new_tokens, temperature: 0.0, top_p: 1.0, top_k: None, seed: 0 };
         scheduler.ask(asked, prompt, &greedy, &AtomicBool::new(false), &mut on_token)?;
-        Ok(seen)
+        Ok(Seen(seen))
     }
 
     fn prompt(&self, request: usize, vocabulary: usize) -> Vec<u32> {
@@ -248,19 +257,19 @@ impl Serve {
 impl Figures {
     fn median(requests: usize, rounds: Vec<Vec<Seen>>) -> Self {
         let of = |value: &dyn Fn(&[Seen]) -> f64| median(rounds.iter().map(|seen| value(seen)).collect());
-        let last = |seen: &[Seen]| seen.iter().map(|one| one.last).fold(0.0, f64::max);
-        let last_first = |seen: &[Seen]| seen.iter().map(|one| one.first).fold(0.0, f64::max);
-        let tokens = |seen: &[Seen]| seen.iter().map(|one| one.tokens).sum::<usize>() as f64;
-        // Each one's own pace between its first and its last token, which others' prompts may interrupt.
+        let last = |seen: &[Seen]| seen.iter().map(Seen::last).fold(0.0, f64::max);
+        let last_first = |seen: &[Seen]| seen.iter().map(Seen::first).fold(0.0, f64::max);
+        let tokens = |seen: &[Seen]| seen.iter().map(|one| one.0.len()).sum::<usize>() as f64;
         let pace = |seen: &[Seen]| {
-            let paces = seen.iter().map(|one| (one.tokens - 1) as f64 / (one.last - one.first).max(1e-9));
-            paces.sum::<f64>()
+            let from = last_first(seen);
+            let decoded: usize = seen.iter().map(|one| one.after(from)).sum();
+            decoded as f64 / (last(seen) - from).max(1e-9)
         };
         Self {
             requests,
             tokens_per_second: of(&|seen| tokens(seen) / last(seen).max(1e-9)),
             decoded_per_second: of(&pace),
-            first_seconds: of(&|seen| median(seen.iter().map(|one| one.first).collect())),
+            first_seconds: of(&|seen| median(seen.iter().map(Seen::first).collect())),
             last_first_seconds: of(&last_first),
         }
     }

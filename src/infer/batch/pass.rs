@@ -21,12 +21,15 @@ const PROMPT_TOKENS: usize = 4096;
 type Text = (Vec<u32>, Readers);
 
 impl Batch<'_> {
-    /// The texts of `sequences`, each with those that share it, in passes that are not too large.
-    pub(super) fn passes(&self, sequences: &[usize]) -> Vec<Vec<Text>> {
+    /// The texts of `sequences`, each with those that share it, in at most `limit` passes that are not too large.
+    pub(super) fn passes(&self, sequences: &[usize], limit: usize) -> Vec<Vec<Text>> {
         let tuning = |index: usize| identity(self.sequences[index].asked.tuning());
+        // On the CPU a pass is one text, and those that wait for a later step need not be put together yet.
+        let on_cpu = self.decoder.device().is_cpu();
         let mut texts: Vec<Text> = Vec::new();
         for index in sequences {
             let Sequence { prompt, tokens, .. } = &self.sequences[*index];
+            let full = on_cpu && texts.len() >= limit;
             let shared = texts.last_mut().filter(|(_, readers)| {
                 let first = &self.sequences[readers[0]];
                 Arc::ptr_eq(&first.prompt, prompt)
@@ -36,12 +39,13 @@ impl Batch<'_> {
             });
             match shared {
                 Some((_, readers)) => readers.push(*index),
+                None if full => break,
                 None => texts.push(([&prompt[..], tokens].concat(), vec![*index])),
             }
         }
         let mut passes: Vec<Vec<Text>> = Vec::new();
         let mut tokens = 0;
-        let most = if self.decoder.device().is_cpu() { 0 } else { PROMPT_TOKENS };
+        let most = if on_cpu { 0 } else { PROMPT_TOKENS };
         for text in texts {
             let last = passes.last_mut().filter(|pass| {
                 tokens + text.0.len() <= most && pass.iter().all(|(_, one)| tuning(one[0]) == tuning(text.1[0]))
@@ -52,6 +56,7 @@ impl Batch<'_> {
                 None => passes.push(vec![text]),
             }
         }
+        passes.truncate(limit);
         passes
     }
 
@@ -117,6 +122,8 @@ impl Batch<'_> {
             match guarded(|| self.next_pass(some)) {
                 Ok(rows) => logits.extend(some.iter().map(|index| vec![*index]).zip(rows.into_iter().map(Ok))),
                 Err(error) if some.len() == 1 => logits.push((some.to_vec(), Err(error))),
+                // Nobody's fault: the device is full, and would be again.
+                Err(error) if error.is_out_of_memory() => logits.push((some.to_vec(), Err(error))),
                 // Whose fault it was shows when each goes alone, which gives the others the same bits.
                 Err(_) => logits.extend(some.iter().map(|index| {
                     let alone = guarded(|| self.next_pass(&[*index]));
@@ -155,7 +162,10 @@ impl Batch<'_> {
         let sequence = &mut self.sequences[index];
         if sequence.room.len() < rows {
             let larger = self.rooms.take(2 * rows);
-            self.rooms.copy(&sequence.room, sequence.held, &larger)?;
+            if let Err(error) = self.rooms.copy(&sequence.room, sequence.held, &larger) {
+                self.rooms.leave(&larger);
+                return Err(error.into());
+            }
             let old = std::mem::replace(&mut sequence.room, larger);
             self.rooms.leave(&old);
         }

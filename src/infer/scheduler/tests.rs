@@ -132,7 +132,7 @@ fn one_with_a_place_of_its_own_goes_before_those_who_wait_and_takes_none_of_thei
     assert_eq!(state.line, [reserved, also_reserved, first, second]);
     let mut batch = state.batch.take().unwrap();
     state.let_in(&mut batch, 1);
-    assert_eq!((batch.len(), &state.line), (2, &VecDeque::from([first, second])));
+    assert_eq!((batch.len(), batch.on_demand(), &state.line), (3, 1, &VecDeque::from([second])));
 }
 
 #[test]

@@ -23,6 +23,16 @@ pub(super) struct Forward<'a> {
     pub(super) log_sums: &'a [f32],
 }
 
+/// One head of a block of queries, and what it reads.
+pub(super) struct Task<'a> {
+    pub(super) span: &'a Span,
+    pub(super) block: Block,
+    pub(super) head: usize,
+    pub(super) q: &'a [f32],
+    pub(super) k: &'a [f32],
+    pub(super) v: &'a [f32],
+}
+
 /// A block of queries of one record and the keys that any of them sees, both counted in the span.
 #[derive(Clone)]
 pub(super) struct Block {
@@ -84,14 +94,13 @@ impl Attention {
     pub(super) fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
         let Heads { heads, size, .. } = self.shape;
         let blocks = self.spans.iter().flat_map(|span| self.blocks(span).map(move |block| (span, block)));
-        let tasks: Vec<(&Span, Block, usize)> =
-            blocks.flat_map(|(span, block)| (0..heads).map(move |head| (span, block.clone(), head))).collect();
-        let done: Vec<(Vec<f32>, Vec<f32>)> = tasks
-            .par_iter()
-            .map_init(Vec::new, |scores, (span, block, head)| self.forward_block(scores, span, block, *head, q, k, v))
+        let tasks: Vec<Task<'_>> = blocks
+            .flat_map(|(span, block)| (0..heads).map(move |head| Task { span, block: block.clone(), head, q, k, v }))
             .collect();
+        let done: Vec<(Vec<f32>, Vec<f32>)> =
+            tasks.par_iter().map_init(Vec::new, |scores, task| self.forward_block(scores, task)).collect();
         let (mut out, mut log_sums) = (vec![0f32; q.len()], vec![0f32; q.len() / size]);
-        for ((span, block, head), (values, sums)) in tasks.iter().zip(done) {
+        for (Task { span, block, head, .. }, (values, sums)) in tasks.iter().zip(done) {
             for (row, (values, sum)) in values.chunks_exact(size).zip(sums).enumerate() {
                 let place = (span.queries.start + block.queries.start + row) * heads + head;
                 out[place * size..(place + 1) * size].copy_from_slice(values);
@@ -101,21 +110,13 @@ impl Attention {
         (out, log_sums)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one task's place and the three operands")]
-    fn forward_block(
-        &self,
-        scores: &mut Vec<f32>,
-        span: &Span,
-        block: &Block,
-        head: usize,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
-    ) -> (Vec<f32>, Vec<f32>) {
+    fn forward_block(&self, scores: &mut Vec<f32>, task: &Task<'_>) -> (Vec<f32>, Vec<f32>) {
+        let Task { span, block, head, q, k, v } = task;
         let (rows, keys, size) = (block.queries.len(), block.keys.len(), self.shape.size);
         if rows == 1 {
-            return self.one_query(scores, span, block, head, q, k, v);
+            return self.one_query(scores, task);
         }
+        let head = *head;
         self.scores(scores, span, block, head, q, k);
         let mut sums = vec![0f32; rows];
         let mut log_sums = vec![0f32; rows];

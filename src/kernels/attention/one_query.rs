@@ -3,9 +3,8 @@
 //! keys alone, so where they lie and who attends beside changes no bit.
 
 use super::Attention;
-use super::cpu::Block;
+use super::cpu::Task;
 use crate::kernels::few_rows::inner_products;
-use crate::kernels::spans::Span;
 use crate::kernels::vector::{exp_and_sum, max, soft_cap, vectorized};
 
 /// Values that are added to an output before it is written back.
@@ -13,22 +12,13 @@ const TOGETHER: usize = 4;
 
 impl Attention {
     /// As [`Attention::forward_block`] for a block of one query.
-    #[expect(clippy::too_many_arguments, reason = "one task's place and the three operands")]
-    pub(super) fn one_query(
-        &self,
-        scores: &mut Vec<f32>,
-        span: &Span,
-        block: &Block,
-        head: usize,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
-    ) -> (Vec<f32>, Vec<f32>) {
+    pub(super) fn one_query(&self, scores: &mut Vec<f32>, task: &Task<'_>) -> (Vec<f32>, Vec<f32>) {
+        let Task { span, block, head, q, k, v } = task;
         let (size, heads, key_heads) = (self.shape.size, self.shape.heads, self.shape.key_heads);
         let query = ((span.queries.start + block.queries.start) * heads + head) * size;
         let first = span.keys.start + block.keys.start;
         let row = |key: usize| {
-            let at = ((first + key) * key_heads + self.shape.key_head(head)) * size;
+            let at = ((first + key) * key_heads + self.shape.key_head(*head)) * size;
             at..at + size
         };
         scores.resize(block.keys.len(), 0.0);
