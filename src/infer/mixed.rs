@@ -4,9 +4,10 @@
 use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor};
+use rayon::prelude::*;
 
-use crate::kernels::{RowsUpdate, Weight, update_rows};
-use crate::models::{Attention, Decoder, Frozen, Site, Tuning};
+use crate::kernels::{RowsUpdate, Weight, each_row_alone, update_rows};
+use crate::models::{Attention, Decoder, Frozen, Map, Site, Tuning};
 
 /// Which tuning each row of a pass has; those of one tuning lie together.
 pub(super) struct Mixed<'a> {
@@ -85,6 +86,15 @@ impl Tuning for Mixed<'_> {
             }
         }
         update_rows(weight.apply(x, None)?.detach(), x, updates, bias.map(Tensor::detach).as_ref())
+    }
+
+    /// Side by side: with few rows none of them is worth all threads, and the rows' own parts less still.
+    fn linears(&self, x: &Tensor, maps: &[Map<'_>]) -> Result<Vec<Tensor>> {
+        let one = |Map { site, weight, bias }: &Map<'_>| self.linear(*site, x, weight, *bias);
+        if !x.device().is_cpu() {
+            return maps.iter().map(one).collect();
+        }
+        maps.par_iter().with_max_len(1).map(|map| each_row_alone(|| one(map))).collect()
     }
 
     fn after_attention(&self, layer: usize, residual: &Tensor, added: Tensor) -> Result<Tensor> {

@@ -72,6 +72,25 @@ const LEAST: usize = 1 << 14;
 /// Rows of a weight in NF4 that are decoded at a time.
 const DECODED: usize = 4 * OUTPUTS;
 
+/// Rows of a panel that are asked for ahead: a page. At its end a CPU stops to read ahead by itself, and a few rows
+/// are multiplied in less time than the next page takes to come.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 4096 / size_of::<PairRow>();
+
+/// Asks for what lies [`AHEAD`] rows of a panel further on, or for nothing where nothing lies.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+#[expect(unsafe_code, reason = "an instruction that reads nothing, wherever it points")]
+fn read_ahead(row: *const PairRow) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    let ahead: *const i8 = row.wrapping_add(AHEAD).cast();
+    // SAFETY: a prefetch has no effect that a program could see, and x86-64 has the instruction.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(ahead);
+        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
+    }
+}
+
 /// A row of one of the matrices.
 type Row<'a> = &'a [f32];
 /// The sums of a tile over a panel: for each of its rows one of every column.
@@ -213,15 +232,26 @@ fn panels_by(tiles: Tiles, x: &[f32], weight: &Panels, out: Output<'_>, into: Wr
     });
 }
 
-/// The inner products of `x` with rows of a matrix of which `row(i)` is the i-th; `scale` times each goes to `out`.
-pub(super) fn inner_products<'a>(x: &[f32], row: impl Fn(usize) -> &'a [f32], scale: f32, out: &mut [f32]) {
+/// The inner products of each of `x` with `count` rows of a matrix of which `row(i)` is the i-th; `scale` times each
+/// goes to `out` `[x, count]`.
+pub(super) fn inner_products<'a>(
+    x: &[Row<'_>],
+    count: usize,
+    row: impl Fn(usize) -> &'a [f32],
+    scale: f32,
+    out: &mut [f32],
+) {
+    assert!(out.len() == x.len() * count, "the output of inner products has another size");
     let tiles = Tiles::native();
     let mut sums = RowSums::default();
-    for (tile, out) in out.chunks_mut(OUTPUTS).enumerate() {
-        let rows: [&[f32]; OUTPUTS] = std::array::from_fn(|index| row(tile * OUTPUTS + index.min(out.len() - 1)));
-        (tiles.rows)(&[x], &rows[..out.len()], &mut sums);
-        for (out, sum) in out.iter_mut().zip(sums[0]) {
-            *out = sum * scale;
+    for first in (0..count).step_by(OUTPUTS) {
+        let width = OUTPUTS.min(count - first);
+        let rows: [&[f32]; OUTPUTS] = std::array::from_fn(|index| row(first + index.min(width - 1)));
+        for (x, out) in x.chunks(ROWS).zip(out.chunks_mut(ROWS * count)) {
+            (tiles.rows)(x, &rows[..width], &mut sums);
+            for (out, sums) in out.chunks_exact_mut(count).zip(&sums) {
+                out[first..first + width].iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * scale);
+            }
         }
     }
 }
@@ -245,7 +275,7 @@ fn tasks(x: &[f32], inputs: usize, out: Output<'_>, body: impl Fn(&[&[f32]], usi
     let width = (PIECE / inputs).min(outputs / TASKS).max(LEAST / inputs).max(1).next_multiple_of(COLUMNS);
     let x: Vec<&[f32]> = x.chunks_exact(inputs).collect();
     if let [one] = x[..] {
-        let columns = out.values[..outputs].par_chunks_mut(width).enumerate();
+        let columns = out.values[..outputs].par_chunks_mut(width).enumerate().with_max_len(1);
         columns.for_each(|(index, columns)| body(&[one], index * width, &mut [columns]));
         return;
     }
@@ -255,5 +285,10 @@ fn tasks(x: &[f32], inputs: usize, out: Output<'_>, body: impl Fn(&[&[f32]], usi
             task.push(columns);
         }
     }
-    tasks.into_par_iter().enumerate().for_each(|(index, mut columns)| body(&x, index * width, &mut columns));
+    // One by one: whoever is late, waking up, leaves the others more of them.
+    tasks
+        .into_par_iter()
+        .enumerate()
+        .with_max_len(1)
+        .for_each(|(index, mut columns)| body(&x, index * width, &mut columns));
 }

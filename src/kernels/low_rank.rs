@@ -159,9 +159,7 @@ fn widen(low: &[f32], b: &[f32], rank: usize, y: &mut [f32], outputs: usize) {
         vectorized(
             #[inline(always)]
             || {
-                for (output, b) in b.chunks_exact(rank).enumerate() {
-                    turned.iter_mut().zip(b).for_each(|(turned, value)| turned[output] = *value);
-                }
+                turn(b, rank, &mut turned);
                 for (low, y) in low.chunks_exact(rank).zip(y.chunks_exact_mut(outputs)) {
                     let mut sums = [0f32; BLOCK];
                     for (low, turned) in low.iter().zip(&turned) {
@@ -174,6 +172,35 @@ fn widen(low: &[f32], b: &[f32], rank: usize, y: &mut [f32], outputs: usize) {
                 }
             },
         );
+    }
+}
+
+/// Writes rows of `rank` values as columns, in squares that vector registers hold.
+#[inline(always)]
+fn turn(b: &[f32], rank: usize, turned: &mut [[f32; BLOCK]]) {
+    const SIDE: usize = 8;
+    let (outputs, whole) = (b.len() / rank, rank / SIDE * SIDE);
+    for from in (0..outputs).step_by(SIDE) {
+        let rows = &b[from * rank..outputs.min(from + SIDE) * rank];
+        let mut squared = 0;
+        if rows.len() == SIDE * rank {
+            for at in (0..whole).step_by(SIDE) {
+                let mut square = [[0f32; SIDE]; SIDE];
+                for (line, row) in square.iter_mut().zip(rows.chunks_exact(rank)) {
+                    line.copy_from_slice(&row[at..at + SIDE]);
+                }
+                for (column, turned) in turned[at..at + SIDE].iter_mut().enumerate() {
+                    let line: [f32; SIDE] = std::array::from_fn(|row| square[row][column]);
+                    turned[from..from + SIDE].copy_from_slice(&line);
+                }
+            }
+            squared = whole;
+        }
+        for (output, row) in rows.chunks_exact(rank).enumerate() {
+            for (turned, value) in turned[squared..].iter_mut().zip(&row[squared..]) {
+                turned[from + output] = *value;
+            }
+        }
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 
 use super::config::DecoderConfig;
 use super::packing::Packing;
-use super::tuning::{Attention, Frozen, Projection, Site, Tuning};
+use super::tuning::{Attention, Frozen, Map, Projection, Site, Tuning};
 use crate::kernels::{self, Weight};
 
 /// Keys and values kept between passes, for generation.
@@ -130,8 +130,7 @@ impl Layer {
     /// Queries `[N, heads · head_dim]`, keys and values `[N, kv_heads · head_dim]`, fused or not.
     fn queries_keys_values(&self, config: &DecoderConfig, x: &Tensor, tuning: &dyn Tuning) -> Result<[Tensor; 3]> {
         if !self.linears.contains_key(&Projection::QueryKeyValue) {
-            let one = |projection| self.linear(projection, x, tuning);
-            return Ok([one(Projection::Query)?, one(Projection::Key)?, one(Projection::Value)?]);
+            return self.linears_of([Projection::Query, Projection::Key, Projection::Value], x, tuning);
         }
         let all = self.linear(Projection::QueryKeyValue, x, tuning)?;
         let (queries, keys) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
@@ -141,14 +140,29 @@ impl Layer {
     /// The two halves of the MLP, each `[N, intermediate]`, fused or not.
     fn gate_and_up(&self, config: &DecoderConfig, x: &Tensor, tuning: &dyn Tuning) -> Result<(Tensor, Tensor)> {
         if !self.linears.contains_key(&Projection::GateUp) {
-            return Ok((self.linear(Projection::Gate, x, tuning)?, self.linear(Projection::Up, x, tuning)?));
+            return self.linears_of([Projection::Gate, Projection::Up], x, tuning).map(<(Tensor, Tensor)>::from);
         }
         let (both, width) = (self.linear(Projection::GateUp, x, tuning)?, config.intermediate_size);
         Ok((both.narrow(1, 0, width)?, both.narrow(1, width, width)?))
     }
 
     fn linear(&self, projection: Projection, x: &Tensor, tuning: &dyn Tuning) -> Result<Tensor> {
+        let Map { site, weight, bias } = self.map(projection);
+        tuning.linear(site, x, weight, bias)
+    }
+
+    fn linears_of<const N: usize>(
+        &self,
+        projections: [Projection; N],
+        x: &Tensor,
+        tuning: &dyn Tuning,
+    ) -> Result<[Tensor; N]> {
+        let made = tuning.linears(x, &projections.map(|projection| self.map(projection)))?;
+        made.try_into().map_err(|made: Vec<Tensor>| Error::Msg(format!("{} maps of {N} were made", made.len())))
+    }
+
+    fn map(&self, projection: Projection) -> Map<'_> {
         let Linear { weight, bias } = &self.linears[&projection];
-        tuning.linear(Site { layer: self.index, projection }, x, weight, bias.as_ref())
+        Map { site: Site { layer: self.index, projection }, weight, bias: bias.as_ref() }
     }
 }

@@ -27,5 +27,5 @@ pub use registry::{Customization, FoundationModel, Registry, Unreadable, is_mode
 pub use shards::{Content, Outline, encode, write_shards};
 pub use tokenizer::Tokenizer;
 pub use tokenizer_files::copy_tokenizer;
-pub use tuning::{Attention, Frozen, LowRank, Projection, Site, Tuning};
+pub use tuning::{Attention, Frozen, LowRank, Map, Projection, Site, Tuning};
 pub use weights::{Precision, Weights, save_tensors};

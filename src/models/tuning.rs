@@ -116,6 +116,17 @@ pub struct Attention<'a> {
     pub values: &'a dyn Fn(&Tensor) -> Result<Tensor>,
 }
 
+/// A linear map of the decoder.
+#[derive(Debug, Clone, Copy)]
+pub struct Map<'a> {
+    /// Which one.
+    pub site: Site,
+    /// `[out, in]`.
+    pub weight: &'a Weight,
+    /// `[out]`.
+    pub bias: Option<&'a Tensor>,
+}
+
 /// What a tuning method changes in the decoder.
 pub trait Tuning: Send + Sync {
     /// A linear map: `x` `[N, in]`, `weight` `[out, in]`, `bias` `[out]` to `[N, out]`.
@@ -125,6 +136,14 @@ pub trait Tuning: Send + Sync {
     fn linear(&self, site: Site, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
         let _ = site;
         weight.apply(x, bias)
+    }
+
+    /// Several linear maps of one `x`, each as [`Tuning::linear`].
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    fn linears(&self, x: &Tensor, maps: &[Map<'_>]) -> Result<Vec<Tensor>> {
+        maps.iter().map(|Map { site, weight, bias }| self.linear(*site, x, weight, *bias)).collect()
     }
 
     /// The part of [`Tuning::linear`] that is the tuning's own, for rows that share the base's product with rows of

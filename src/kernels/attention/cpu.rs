@@ -23,11 +23,11 @@ pub(super) struct Forward<'a> {
     pub(super) log_sums: &'a [f32],
 }
 
-/// One head of a block of queries, and what it reads.
+/// One head of a block of queries, or of one query all heads that read the same keys; and what is read.
 pub(super) struct Task<'a> {
     pub(super) span: &'a Span,
     pub(super) block: Block,
-    pub(super) head: usize,
+    pub(super) heads: Range<usize>,
     pub(super) q: &'a [f32],
     pub(super) k: &'a [f32],
     pub(super) v: &'a [f32],
@@ -92,17 +92,24 @@ impl Attention {
 
     /// The output `[N, Hq, d]` and the log-sum-exp of every row of scores `[N, Hq]`.
     pub(super) fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> (Vec<f32>, Vec<f32>) {
-        let Heads { heads, size, .. } = self.shape;
+        let Heads { heads, key_heads, size } = self.shape;
         let blocks = self.spans.iter().flat_map(|span| self.blocks(span).map(move |block| (span, block)));
         let tasks: Vec<Task<'_>> = blocks
-            .flat_map(|(span, block)| (0..heads).map(move |head| Task { span, block: block.clone(), head, q, k, v }))
+            .flat_map(|(span, block)| {
+                let together = if block.queries.len() == 1 { heads / key_heads } else { 1 };
+                let of = move |first| Task { span, block: block.clone(), heads: first..first + together, q, k, v };
+                (0..heads).step_by(together).map(of)
+            })
             .collect();
         let done: Vec<(Vec<f32>, Vec<f32>)> =
             tasks.par_iter().map_init(Vec::new, |scores, task| self.forward_block(scores, task)).collect();
         let (mut out, mut log_sums) = (vec![0f32; q.len()], vec![0f32; q.len() / size]);
-        for (Task { span, block, head, .. }, (values, sums)) in tasks.iter().zip(done) {
+        for (Task { span, block, heads: of, .. }, (values, sums)) in tasks.iter().zip(done) {
+            let first = (span.queries.start + block.queries.start) * heads + of.start;
+            // Several heads are those of one query and lie together; several queries lie a query apart.
+            let apart = if of.len() == 1 { heads } else { 1 };
             for (row, (values, sum)) in values.chunks_exact(size).zip(sums).enumerate() {
-                let place = (span.queries.start + block.queries.start + row) * heads + head;
+                let place = first + row * apart;
                 out[place * size..(place + 1) * size].copy_from_slice(values);
                 log_sums[place] = sum;
             }
@@ -111,12 +118,12 @@ impl Attention {
     }
 
     fn forward_block(&self, scores: &mut Vec<f32>, task: &Task<'_>) -> (Vec<f32>, Vec<f32>) {
-        let Task { span, block, head, q, k, v } = task;
+        let Task { span, block, heads, q, k, v } = task;
         let (rows, keys, size) = (block.queries.len(), block.keys.len(), self.shape.size);
         if rows == 1 {
             return self.one_query(scores, task);
         }
-        let head = *head;
+        let head = heads.start;
         self.scores(scores, span, block, head, q, k);
         let mut sums = vec![0f32; rows];
         let mut log_sums = vec![0f32; rows];

@@ -9,7 +9,7 @@ use std::arch::x86_64::{
 };
 
 use super::portable::tail;
-use super::{COLUMNS, LANES, OUTPUTS, PairRow, PanelSums, ROWS, RowSums};
+use super::{COLUMNS, LANES, OUTPUTS, PairRow, PanelSums, ROWS, RowSums, read_ahead};
 
 /// Most rows of a tile over a panel.
 pub(super) const PANEL_ROWS: usize = 4;
@@ -82,6 +82,7 @@ macro_rules! panel_tile {
             let upper = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
             let mut at = 0;
             while at < count {
+                read_ahead(panel.wrapping_add(at / 2 * (COLUMNS / LANES) + part * $vectors).cast());
                 // SAFETY: the panel has this row, aligned to 64 bytes, and the row this part.
                 let both = unsafe {
                     let row = panel.add(at / 2 * (COLUMNS / LANES) + part * $vectors);

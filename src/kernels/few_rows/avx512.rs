@@ -7,7 +7,7 @@ use std::arch::x86_64::{
     _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
 };
 
-use super::{COLUMNS, PairRow, PanelSums};
+use super::{COLUMNS, PairRow, PanelSums, read_ahead};
 
 /// Most rows of a tile.
 pub(super) const ROWS: usize = 12;
@@ -52,6 +52,7 @@ unsafe fn tile<const R: usize>(x: &[&[f32]], count: usize, panel: &[PairRow], su
     let upper = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
     let mut acc = [[_mm512_setzero_ps(); 2]; R];
     for (at, row) in panel[..count / 2].iter().enumerate() {
+        read_ahead(row);
         let both = halves(row);
         // SAFETY: both values of a whole pair are in every row.
         unsafe {

@@ -91,10 +91,13 @@ fn the_number_of_threads_changes_no_bit() {
 
 #[test]
 fn inner_products_are_those_of_a_product_with_the_rows() {
-    let (x, rows) = (flat(&operand(&[1, 37], 1)), flat(&operand(&[9, 37], 2)));
-    let (mut out, mut expected) = (vec![0f32; 9], vec![0f32; 9]);
-    inner_products(&x, |row| &rows[row * 37..(row + 1) * 37], 0.5, &mut out);
-    dense(&x, 37, &rows, Output { values: &mut expected, columns: 9, row_stride: 9 }, Write::Replace);
-    expected.iter_mut().for_each(|value| *value *= 0.5);
-    assert_eq!(out, expected);
+    for count in [1, 3, 5] {
+        let (x, rows) = (flat(&operand(&[count, 37], 1)), flat(&operand(&[9, 37], 2)));
+        let (mut out, mut expected) = (vec![0f32; 9 * count], vec![0f32; 9 * count]);
+        let each: Vec<&[f32]> = x.chunks(37).collect();
+        inner_products(&each, 9, |row| &rows[row * 37..(row + 1) * 37], 0.5, &mut out);
+        dense(&x, 37, &rows, Output { values: &mut expected, columns: 9, row_stride: 9 }, Write::Replace);
+        expected.iter_mut().for_each(|value| *value *= 0.5);
+        assert_eq!(out, expected);
+    }
 }
