@@ -22,13 +22,14 @@ use rayon::prelude::*;
 use super::bf16::panels::{COLUMNS, PairRow, Panels};
 use super::matmul::{Output, Write};
 use super::nf4::Nf4;
+#[cfg(target_arch = "x86_64")]
+use super::vector::{LINE, prefetch};
 
 /// Most rows that are multiplied this way; more are bound by arithmetic, and blocked for that.
 pub(crate) const MOST_ROWS: usize = 64;
 
-/// Most rows that are multiplied this way with a weight in panels, which costs more to decode for gemm than is
-/// won by it.
-pub(super) const MOST_PANEL_ROWS: usize = 512;
+/// Rows that go over a weight in panels together, of which there may be any number: they stay in a second-level cache.
+const ROWS_TOGETHER: usize = 512;
 
 thread_local! {
     static ALONE: Cell<bool> = const { Cell::new(false) };
@@ -80,15 +81,10 @@ const AHEAD: usize = 4096 / size_of::<PairRow>();
 /// Asks for what lies [`AHEAD`] rows of a panel further on, or for nothing where nothing lies.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-#[expect(unsafe_code, reason = "an instruction that reads nothing, wherever it points")]
 fn read_ahead(row: *const PairRow) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    let ahead: *const i8 = row.wrapping_add(AHEAD).cast();
-    // SAFETY: a prefetch has no effect that a program could see, and x86-64 has the instruction.
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(ahead);
-        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64));
-    }
+    let ahead: *const u8 = row.wrapping_add(AHEAD).cast();
+    prefetch(ahead);
+    prefetch(ahead.wrapping_add(LINE));
 }
 
 /// A row of one of the matrices.
@@ -144,7 +140,11 @@ pub(super) fn dense(x: &[f32], inputs: usize, weight: &[f32], out: Output<'_>, i
 
 /// As [`dense`], with a weight in panels.
 pub(super) fn panels(x: &[f32], weight: &Panels, out: Output<'_>, into: Write) {
-    panels_by(Tiles::native(), x, weight, out, into);
+    let Output { values, columns, row_stride } = out;
+    let some = x.chunks(ROWS_TOGETHER * weight.inner()).zip(values.chunks_mut(ROWS_TOGETHER * row_stride));
+    for (x, values) in some {
+        panels_by(Tiles::native(), x, weight, Output { values, columns, row_stride }, into);
+    }
 }
 
 /// As [`dense`], with a weight in NF4.
@@ -272,7 +272,9 @@ fn tasks(x: &[f32], inputs: usize, out: Output<'_>, body: impl Fn(&[&[f32]], usi
         return;
     }
     assert!(outputs <= stride && out.values.len() >= (rows - 1) * stride + outputs, "the output has another size");
-    let width = (PIECE / inputs).min(outputs / TASKS).max(LEAST / inputs).max(1).next_multiple_of(COLUMNS);
+    // Many rows are enough to do with a panel each.
+    let width = if rows > PANEL_ROWS { 1 } else { (PIECE / inputs).min(outputs / TASKS).max(LEAST / inputs).max(1) };
+    let width = width.next_multiple_of(COLUMNS);
     let x: Vec<&[f32]> = x.chunks_exact(inputs).collect();
     if let [one] = x[..] {
         let columns = out.values[..outputs].par_chunks_mut(width).enumerate().with_max_len(1);

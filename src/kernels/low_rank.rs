@@ -99,14 +99,10 @@ struct UpdateRows {
 }
 
 impl UpdateRows {
-    fn update(update: &RowsUpdate, x: &[f32], inputs: usize, y: &mut [f32], outputs: usize) -> Result<()> {
+    fn update(update: &RowsUpdate, x: &[f32], y: &mut [f32], outputs: usize) -> Result<()> {
         let (a, b) = (update.a.contiguous()?, update.b.contiguous()?);
         let (a, b, rank) = (Values::of(NAME, &a)?, Values::of(NAME, &b)?, update.a.dim(0)?);
-        let mut low = vec![0f32; x.len() / inputs * rank];
-        few_rows::dense(x, inputs, &a, Output { values: &mut low, columns: rank, row_stride: rank }, Write::Replace);
-        let scale = update.scale as f32;
-        low.iter_mut().for_each(|value| *value *= scale);
-        widen(&low, &b, rank, y, outputs);
+        add(Factors { a: &a, b: &b, rank, scale: update.scale as f32 }, x, y, outputs);
         if let Some(stretch) = &update.stretch {
             let stretch = stretch.contiguous()?;
             let stretch = Values::of(NAME, &stretch)?;
@@ -116,6 +112,30 @@ impl UpdateRows {
         }
         Ok(())
     }
+}
+
+/// A low-rank update of a weight.
+#[derive(Clone, Copy)]
+pub(super) struct Factors<'a> {
+    /// `[r, in]`.
+    pub(super) a: &'a [f32],
+    /// `[out, r]`.
+    pub(super) b: &'a [f32],
+    pub(super) rank: usize,
+    pub(super) scale: f32,
+}
+
+/// Adds s·xAᵀBᵀ to the rows of `y`, each by itself.
+pub(super) fn add(factors: Factors<'_>, x: &[f32], y: &mut [f32], outputs: usize) {
+    let Factors { a, b, rank, scale } = factors;
+    let inputs = a.len() / rank;
+    let tasks = x.par_chunks(TASK_ROWS * inputs).zip(y.par_chunks_mut(TASK_ROWS * outputs)).with_max_len(1);
+    tasks.for_each(|(x, y)| {
+        let mut low = vec![0f32; x.len() / inputs * rank];
+        few_rows::dense(x, inputs, a, Output { values: &mut low, columns: rank, row_stride: rank }, Write::Replace);
+        low.iter_mut().for_each(|value| *value *= scale);
+        widen(&low, b, rank, y, outputs);
+    });
 }
 
 impl InplaceOp2 for UpdateRows {
@@ -136,11 +156,10 @@ impl InplaceOp2 for UpdateRows {
             let (before, later) = rest.split_at_mut((update.rows.end - done) * outputs);
             let own = &mut before[(update.rows.start - done) * outputs..];
             let x = &x[update.rows.start * inputs..update.rows.end * inputs];
-            let some = x.chunks(TASK_ROWS * inputs).zip(own.chunks_mut(TASK_ROWS * outputs));
-            tasks.extend(some.map(|(x, y)| (update, x, y)));
+            tasks.push((update, x, own));
             (rest, done) = (later, update.rows.end);
         }
-        tasks.into_par_iter().try_for_each(|(update, x, y)| Self::update(update, x, inputs, y, outputs))?;
+        tasks.into_par_iter().try_for_each(|(update, x, y)| Self::update(update, x, y, outputs))?;
         if let Some(bias) = &self.bias {
             let bias = Values::of(NAME, bias)?;
             for row in y.chunks_exact_mut(outputs) {

@@ -5,6 +5,33 @@
 /// Partial sums of a reduction: enough to keep two 8-wide vector units busy.
 const LANES: usize = 16;
 
+/// Bytes that memory gives at a time.
+pub(super) const LINE: usize = 64;
+
+/// Asks for the line of memory at `at`, which is then there sooner when it is read; for nothing where nothing lies.
+#[inline(always)]
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "an instruction that reads nothing, wherever it points")
+)]
+pub(super) fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch has no effect that a program could see, and x86-64 has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Asks for all lines of some values.
+#[inline(always)]
+pub(super) fn prefetch_all(values: &[f32]) {
+    let start: *const u8 = values.as_ptr().cast();
+    (0..size_of_val(values)).step_by(LINE).for_each(|at| prefetch(start.wrapping_add(at)));
+}
+
 /// Runs `body` compiled for the machine's own vector instructions; that needs
 /// `#[inline(always)]` on the closure, or it stays a function for the oldest machine.
 #[inline]

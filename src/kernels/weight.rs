@@ -146,7 +146,8 @@ impl Weight {
         {
             return Ok(());
         }
-        let most = if matches!(self, Self::Bf16(_)) { few_rows::MOST_PANEL_ROWS } else { few_rows::MOST_ROWS };
+        // Panels are never decoded for a product: that costs more than gemm wins.
+        let most = if matches!(self, Self::Bf16(_)) { usize::MAX } else { few_rows::MOST_ROWS };
         if few_rows::asked(rows, most) && inputs > 0 {
             match self {
                 Self::Dense(tensor) => {

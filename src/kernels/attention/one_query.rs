@@ -5,10 +5,12 @@
 use super::cpu::Task;
 use super::{Attention, Heads};
 use crate::kernels::few_rows::inner_products;
-use crate::kernels::vector::{exp_and_sum, max, soft_cap, vectorized};
+use crate::kernels::vector::{exp_and_sum, max, prefetch_all, soft_cap, vectorized};
 
 /// Values that are added to an output before it is written back.
 const TOGETHER: usize = 4;
+/// Keys that are asked for ahead.
+const AHEAD: usize = 16;
 
 impl Attention {
     /// As [`Attention::forward_block`] for a block of one query, of all heads that read the same keys.
@@ -25,7 +27,15 @@ impl Attention {
             at..at + size
         };
         scores.resize(heads.len() * keys, 0.0);
-        inner_products(&queries, keys, |key| &k[row(key)], self.scale, scores);
+        // The rows of one head lie apart, and a CPU does not see by itself which come next.
+        let key = |key: usize| {
+            if key + AHEAD < keys {
+                prefetch_all(&k[row(key + AHEAD)]);
+            }
+            prefetch_all(&v[row(key)]);
+            &k[row(key)]
+        };
+        inner_products(&queries, keys, key, self.scale, scores);
         let (mut out, mut log_sums) = (vec![0f32; heads.len() * size], vec![0f32; heads.len()]);
         vectorized(
             #[inline(always)]
