@@ -94,6 +94,16 @@ impl Error {
         self
     }
 
+    /// The same error once more, for another who waited for what failed.
+    #[must_use]
+    pub fn repeated(&self) -> Self {
+        let again = Self::new(self.kind, self.message.clone());
+        match &self.cause {
+            Some(cause) => again.because(anyhow::anyhow!("{cause:#}")),
+            None => again,
+        }
+    }
+
     /// Says in the log where it happened; the caller's message stays.
     #[must_use]
     pub fn at(mut self, place: impl fmt::Display + Send + Sync + 'static) -> Self {

@@ -37,10 +37,7 @@ pub async fn make_ready(app: Arc<App>, mut stopping: watch::Receiver<bool>) {
                         continue;
                     }
                     let (app, at_once, stopping) = (Arc::clone(&app), Arc::clone(&at_once), stopping.clone());
-                    let task = under_way.spawn(async move {
-                        let _turn = at_once.acquire().await;
-                        settle(&app, &deployment, stopping).await
-                    });
+                    let task = under_way.spawn(async move { settle(&app, &deployment, &at_once, stopping).await });
                     taken.insert(task.id(), wanted);
                 }
             }
@@ -56,7 +53,11 @@ pub async fn make_ready(app: Arc<App>, mut stopping: watch::Receiver<bool>) {
             },
             () = app.deployment_accepted.notified() => {}
             () = tokio::time::sleep(POLL) => {}
-            _ = stopping.wait_for(|stop| *stop) => {}
+            told = stopping.changed() => {
+                if told.is_err() {
+                    return;
+                }
+            }
         }
     }
 }
@@ -75,9 +76,13 @@ impl Wanted {
 }
 
 /// Makes one ready and writes down how that ended.
-async fn settle(app: &App, deployment: &Deployment, stopping: watch::Receiver<bool>) {
+async fn settle(app: &App, deployment: &Deployment, at_once: &Semaphore, stopping: watch::Receiver<bool>) {
     let (id, model) = (&deployment.id, deployment.wanted_model());
-    let outcome = match ready(app, &deployment.account_id, model, stopping.clone()).await {
+    let made = {
+        let _turn = at_once.acquire().await;
+        ready(app, &deployment.account_id, model).await
+    };
+    let outcome = match made {
         Ok(()) => Outcome::Ready,
         // The process ends: how it would have ended is not known.
         Err(_) if *stopping.borrow() => return,
@@ -98,21 +103,14 @@ async fn settle(app: &App, deployment: &Deployment, stopping: watch::Receiver<bo
     }
 }
 
-async fn ready(app: &App, account: &str, model: &str, stopping: watch::Receiver<bool>) -> Result<()> {
+async fn ready(app: &App, account: &str, model: &str) -> Result<()> {
     let found = custom_models::find(&app.db, account, model).await?;
     let found = found.ok_or_else(|| Error::not_found(format!("The custom model {model} was deleted")))?;
     let target = models::target(app, &Found::Custom(Box::new(found))).await?;
     let engine = Arc::clone(&app.engine);
-    let load = move || {
-        let stops = || Err(Error::unavailable(anyhow::anyhow!("the process ends")));
-        engine.load(&target, &|| if *stopping.borrow() { stops() } else { Ok(()) })
-    };
-    let loaded = tokio::task::spawn_blocking(load).await.map_err(Error::internal)?;
-    loaded.map_err(|error| match error.kind() {
-        // Answers under way hold all memory for models, until they are given.
-        Kind::ModelNotReady => Error::unavailable(error),
-        _ => error,
-    })
+    // Without waiting for room, which would hold up deployments that need none: it is tried again.
+    let full = || Err(Error::unavailable(anyhow::anyhow!("answers under way hold all memory for models")));
+    tokio::task::spawn_blocking(move || engine.load(&target, &full)).await.map_err(Error::internal)?
 }
 
 /// What the owner of a deployment is told.

@@ -64,7 +64,7 @@ struct Look {
     at: Instant,
     /// Where the job stood: one that has gone on since is looked at again.
     job: (Status, i64),
-    found: Option<Found>,
+    found: Result<Option<Found>>,
 }
 
 /// A checkpoint that lies here.
@@ -118,17 +118,26 @@ pub async fn newest(app: &App, job: &Job) -> Result<Option<Preview>> {
     let (now, stands) = (app.clock.monotonic(), (job.status, job.attempt));
     let fresh = |look: &&Look| look.job == stands && now.duration_since(look.at) < FRESH;
     let found = match brought.last.as_ref().filter(fresh) {
-        Some(look) => look.found.clone(),
+        Some(look) => known(&look.found)?,
         None => {
-            let found = look(app, job, base, &mut brought).await?;
-            brought.last = Some(Look { at: app.clock.monotonic(), job: stands, found: found.clone() });
-            found
+            let found = look(app, job, base, &mut brought).await;
+            let last = Look { at: app.clock.monotonic(), job: stands, found: known(&found) };
+            brought.last = Some(last);
+            found?
         }
     };
     Ok(found.map(|Found { name, step, target }| {
         let in_use = brought.in_use.entry(name).or_default().clone();
         Preview { step, target, in_use }
     }))
+}
+
+/// What was found, or why nothing was, for another who asks.
+fn known(found: &Result<Option<Found>>) -> Result<Option<Found>> {
+    match found {
+        Ok(found) => Ok(found.clone()),
+        Err(error) => Err(error.repeated()),
+    }
 }
 
 /// Looks for the newest checkpoint and brings it here.
@@ -236,7 +245,8 @@ async fn bring(
         if whole {
             copy_tokenizer(&base.dir, &staging.0)?;
         }
-        if tokio::fs::rename(&staging.0, &place).await.is_err() && !place.exists() {
+        // At once: somebody who goes away meanwhile must not leave half of it there.
+        if std::fs::rename(&staging.0, &place).is_err() && !place.exists() {
             return Err(Error::internal(anyhow::anyhow!("cannot move {} into place", staging.0.display())));
         }
     }
@@ -297,10 +307,10 @@ async fn remove_old(app: &App, job: &str, brought: &mut Brought, kept: usize, cu
             continue;
         }
         let old_folder = folder(app, job).join(old);
-        // What could not be removed is tried again with the next checkpoint.
-        let _ = tokio::fs::remove_dir_all(&old_folder).await;
         app.engine.forget_dir(&old_folder);
         brought.in_use.remove(old);
+        // What could not be removed is tried again with the next checkpoint.
+        let _ = tokio::fs::remove_dir_all(&old_folder).await;
     }
 }
 

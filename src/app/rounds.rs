@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::{App, preview};
 
@@ -15,15 +15,42 @@ const UNITS: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_secs(30);
 
 /// Goes round until the process is told to stop.
-pub async fn run(app: Arc<App>, mut stopping: watch::Receiver<bool>) {
-    let (mut units, mut sweep) = (interval(UNITS), interval(SWEEP));
-    units.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    while !*stopping.borrow() {
+pub async fn run(app: Arc<App>, stopping: watch::Receiver<bool>) {
+    let (mut units, mut sweeps) = (Turns::every(UNITS, &stopping), Turns::every(SWEEP, &stopping));
+    let units = async {
+        while units.next().await {
+            app.units_changed().await;
+        }
+    };
+    let sweeps = async {
+        while sweeps.next().await {
+            preview::sweep(&app).await;
+        }
+    };
+    // Neither waits for the other.
+    tokio::join!(units, sweeps);
+}
+
+/// Turns of one kind, until the process is told to stop.
+struct Turns {
+    interval: Interval,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Turns {
+    fn every(period: Duration, stopping: &watch::Receiver<bool>) -> Self {
+        let mut interval = interval(period);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { interval, stopping: stopping.clone() }
+    }
+
+    /// Waits for the next; `false` when there is none any more.
+    async fn next(&mut self) -> bool {
         tokio::select! {
-            _ = units.tick() => app.units_changed().await,
-            _ = sweep.tick() => preview::sweep(&app).await,
-            _ = stopping.changed() => {}
+            biased;
+            // Told, or nobody is left to tell.
+            _ = self.stopping.wait_for(|stop| *stop) => false,
+            _ = self.interval.tick() => true,
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::built_in::finite;
 use crate::data::{Conversation, Message, Record, Role, join_blocks};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::infer::{Adapter, Engine, Target};
 use crate::train::{Grade, Graded, Grader, Sample, StopFlag};
 
@@ -31,17 +31,26 @@ impl Grader for RewardModel {
     fn grade(&self, samples: &[Sample<'_>], stop: &StopFlag) -> Result<Vec<Graded>> {
         let mut grades = Vec::with_capacity(samples.len());
         for samples in samples.chunks(TOGETHER) {
-            if stop.is_raised() {
-                return Err(Error::unavailable(anyhow::anyhow!("the run was asked to stop")));
-            }
+            let goes_on = || if stop.is_raised() { Err(stopped()) } else { Ok(()) };
+            goes_on()?;
             let records: Vec<Record> =
                 samples.iter().map(|sample| Record::Conversation(conversation(sample.messages))).collect();
-            let scores = self.engine.score(&self.target, &records)?;
+            let scores = loop {
+                match self.engine.score(&self.target, &records, &goes_on) {
+                    // Answers that others wait for hold all memory for models: until they are given.
+                    Err(error) if error.kind() == Kind::ModelNotReady => goes_on()?,
+                    scores => break scores?,
+                }
+            };
             let grade = |score: f32| finite(f64::from(score)).map(|reward| Grade { reward, parts: Vec::new() });
             grades.extend(scores.into_iter().map(grade));
         }
         Ok(grades)
     }
+}
+
+fn stopped() -> Error {
+    Error::unavailable(anyhow::anyhow!("the run was asked to stop"))
 }
 
 /// The messages of a sample as the chat template takes them.

@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::answer::StopReason;
 use super::rooms::Rooms;
 use super::sampling::{Sampler, Sampling};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::kernels::each_row_alone;
 use crate::models::{Decoder, Frozen, Tuning};
 
@@ -298,7 +298,7 @@ impl<'a> Batch<'a> {
             .zip(of_sequence)
             .map(|(sequence, logits)| match logits? {
                 Ok(logits) => Some(sequence.draw(logits, ends, with)),
-                Err(error) => Some(Err(again(error))),
+                Err(error) => Some(Err(error.repeated())),
             })
             .collect();
         let mut all = drawn.into_iter();
@@ -314,14 +314,6 @@ impl<'a> Batch<'a> {
             stays
         });
         given
-    }
-}
-
-/// The same error once more, for another sequence of the pass that it befell.
-fn again(error: &Error) -> Error {
-    match error.kind() {
-        Kind::Internal => Error::internal(anyhow::anyhow!("{}", error.log())),
-        kind => Error::new(kind, error.message()),
     }
 }
 

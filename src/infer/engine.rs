@@ -211,12 +211,12 @@ impl Engine {
     ///
     /// # Errors
     /// `Validation` when the target is no reward model, or a record is too long for it or not what its base
-    /// takes; else when base or adapter cannot be read.
-    pub fn score(&self, target: &Target, records: &[Record]) -> Result<Vec<f32>> {
-        let adapter = self.adapter(target, &|| Ok(()))?.ok_or_else(|| {
+    /// takes; else when base or adapter cannot be read, or what `goes_on` says, which is asked while there is no room for them.
+    pub fn score(&self, target: &Target, records: &[Record], goes_on: &dyn Fn() -> Result<()>) -> Result<Vec<f32>> {
+        let adapter = self.adapter(target, goes_on)?.ok_or_else(|| {
             Error::validation("A base model is no reward model: give a custom model of trainingObjective reward")
         })?;
-        let base = self.base(target, Some(&adapter), &|| Ok(()))?;
+        let base = self.base(target, Some(&adapter), goes_on)?;
         let mut sequences = Vec::with_capacity(records.len());
         for record in records {
             sequences.extend(base.words.encoder.sequences(record)?.into_iter().map(|encoded| encoded.tokens));
@@ -319,10 +319,11 @@ impl Base {
 
 /// Bytes that a base will take, before its weights are read.
 fn expected_bytes(dir: &Path, form: Form) -> Result<u64> {
-    let counts = DecoderConfig::read(dir)?.weight_counts();
+    let config = DecoderConfig::read(dir)?;
+    let counts = config.weight_counts();
     let dense = |values: u64| values * size_of::<f32>() as u64;
     Ok(match form {
-        Form::Nf4 => nf4_bytes(counts.maps) + dense(counts.total() - counts.maps),
+        _ if config.nf4 || form == Form::Nf4 => nf4_bytes(counts.maps) + dense(counts.total() - counts.maps),
         Form::Served if Weights::open(dir)?.are_bf16() => {
             // A tied head lies in bf16 beside the table.
             let head = if counts.head == 0 { counts.embedding } else { counts.head };

@@ -13,8 +13,9 @@ use crate::error::{Error, Kind, Result};
 /// How often one who waits for room looks whether it is still wanted.
 const GLANCE: Duration = Duration::from_millis(20);
 
-/// Who found no room in this time is told to come back: what is there may stay in use for as long as it is asked.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Who found no room in this time is told to come back: what is there may stay in use for as long as it is asked. Adapter
+/// and base are waited for one after the other, and SDKs wait a minute for an answer.
+const PATIENCE: Duration = Duration::from_secs(25);
 
 /// Values by key that take no more than `budget` bytes together; one that alone takes more may be there alone.
 pub(super) struct Loaded<K, V>(Arc<Shelf<K, V>>);
@@ -69,7 +70,7 @@ impl<K: PartialEq + Clone, V> Loaded<K, V> {
     /// the wait.
     ///
     /// # Errors
-    /// `ModelNotReady` when there was no room for a minute; else those of `size`, `load` and `goes_on`.
+    /// `ModelNotReady` when there was no room for 25 seconds; else those of `size`, `load` and `goes_on`.
     pub(super) fn get(
         &self,
         key: &K,

@@ -196,6 +196,13 @@ impl Scheduler {
         let step = || rayon::scope(|_| given = batch.advance(1, &glance));
         let whole = entered && catch_unwind(AssertUnwindSafe(step)).is_ok();
         let mut state = self.lock();
+        if !entered && let Some(ticket) = state.line.pop_front() {
+            // Whoever it was that could not join does not try again.
+            if let Some(request) = state.requests.get_mut(&ticket) {
+                request.joining = None;
+                request.ended = Some(Err(Error::internal(anyhow::anyhow!("joining the batch panicked"))));
+            }
+        }
         if whole {
             given.into_iter().for_each(|(sequence, drawn)| state.hand_out(sequence, drawn));
         } else {

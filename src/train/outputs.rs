@@ -15,7 +15,7 @@ use crate::artifacts::{
     WEIGHT_FILES, copy_tokenizer, loss_chart, merge, write_adapter, write_adapter_config,
 };
 use crate::data::corpus::{SourceFacts, sha256_of};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::models::{Precision, save_tensors};
 
 /// The folder among a run's outputs that holds the merged model.
@@ -82,7 +82,7 @@ pub(super) fn write(learner: &Learner<'_>, learned: &Learned<'_>) -> Result<Summ
             Some(merged) => Some(MergedFacts { merged: merged.clone(), sha256: digests(&output.join(MERGED))? }),
             None => None,
         },
-        merge_failure: merge_failure.as_ref().map(|error| error.message().to_string()),
+        merge_failure: merge_failure.as_ref().map(reason),
         versions: BTreeMap::from([("tunesmith".into(), env!("CARGO_PKG_VERSION").into())]),
     };
     manifest.write(&output)?;
@@ -145,6 +145,18 @@ fn merged(learner: &Learner<'_>, artifact: &Path, output: &Path) -> Result<Optio
             merge(base, artifact, &output.join(MERGED), &options).map(Some)
         }
         _ => Ok(None),
+    }
+}
+
+/// What the owner of a model is told that could not be merged.
+fn reason(error: &Error) -> String {
+    match error.kind() {
+        Kind::Internal | Kind::Unavailable => {
+            "The merged model could not be written; the log of the worker says why. The \
+            adapter is whole: `tunesmith models merge` merges it later"
+                .into()
+        }
+        _ => error.message().to_string(),
     }
 }
 

@@ -15,6 +15,7 @@ use std::fmt;
 pub(crate) use self::need::{Choice, Largest, Work};
 pub use self::need::{Need, Part, PartKind, Stage};
 use super::Settings;
+use super::objective::TrainingObjective;
 use crate::error::{Error, Result};
 use crate::models::{DecoderConfig, Form};
 use crate::tune::{LoraConfig, TuningMethod};
@@ -273,7 +274,7 @@ pub fn refuse_the_impossible(base: &DecoderConfig, settings: &Settings, memory: 
         host: u64::MAX,
         can_page: true,
         has_values: false,
-        goes_back: false,
+        goes_back: matches!(settings.objective, TrainingObjective::Reinforcement(all) if all.updates_per_batch > 1),
     };
     let least = Largest { rows: 2, records: 1, micros: 1, validation_rows: 0 };
     let pages_optimizer = memory.kind == MemoryKind::Device;

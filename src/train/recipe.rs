@@ -109,7 +109,7 @@ pub(super) fn load(plan: &Plan, (method, config): (&TuningMethod, &DecoderConfig
 }
 
 /// Rows that a method puts before every record.
-fn soft_tokens(method: &TuningMethod) -> usize {
+pub(super) fn soft_tokens(method: &TuningMethod) -> usize {
     match method {
         TuningMethod::Prompt(PromptConfig { tokens, .. }) => *tokens,
         _ => 0,

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::{Model, converse, invoke};
 use crate::app::App;
 use crate::bedrock::constraint::{Shape, Violations, check, given, texts};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::http::extract::{Segment, parse};
 use crate::infer::Prompt;
@@ -84,7 +84,7 @@ pub async fn count_tokens(
     body: Bytes,
 ) -> Result<axum::Json<Response>> {
     check("modelId", &FoundationModelVersionIdentifier(id.clone()))?;
-    let Model { target, in_use, .. } = super::model(&app, &caller, &id).await?;
+    let Model { target, in_use, .. } = super::model(&app, &caller, &id).await.map_err(declared)?;
     let request: Request = parse(&body)?;
     let mut violations = Violations::default();
     violations.required("input", request.input.as_ref());
@@ -111,4 +111,14 @@ pub async fn count_tokens(
         count
     });
     Ok(axum::Json(Response { input_tokens: count.await.map_err(Error::internal)?? }))
+}
+
+/// The operation declares fewer errors than those that answer.
+fn declared(error: Error) -> Error {
+    let kind = match error.kind() {
+        Kind::ModelNotReady => Kind::Unavailable,
+        Kind::Model => Kind::Validation,
+        _ => return error,
+    };
+    Error::new(kind, error.message()).because(error)
 }

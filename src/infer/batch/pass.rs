@@ -118,12 +118,16 @@ impl Batch<'_> {
         sequences.sort_by_key(|index| (identity(self.sequences[*index].asked.tuning()), *index));
         let most = if self.decoder.device().is_cpu() { MOST_ROWS } else { usize::MAX };
         let mut logits: Logits = Vec::with_capacity(sequences.len());
-        for some in sequences.chunks(most) {
+        let mut waiting: Vec<&[usize]> = sequences.chunks(most).rev().collect();
+        while let Some(some) = waiting.pop() {
             match guarded(|| self.next_pass(some)) {
                 Ok(rows) => logits.extend(some.iter().map(|index| vec![*index]).zip(rows.into_iter().map(Ok))),
                 Err(error) if some.len() == 1 => logits.push((some.to_vec(), Err(error))),
-                // Nobody's fault: the device is full, and would be again.
-                Err(error) if error.is_out_of_memory() => logits.push((some.to_vec(), Err(error))),
+                // Nobody's fault: there may be memory for fewer.
+                Err(error) if error.is_out_of_memory() => {
+                    let (some, others) = some.split_at(some.len() / 2);
+                    waiting.extend([others, some]);
+                }
                 // Whose fault it was shows when each goes alone, which gives the others the same bits.
                 Err(_) => logits.extend(some.iter().map(|index| {
                     let alone = guarded(|| self.next_pass(&[*index]));

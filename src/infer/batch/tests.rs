@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::{Completion, Request, complete};
 use super::*;
+use crate::error::Kind;
 use crate::kernels::to_bf16;
 use crate::models::{Form, Frozen, Precision, Projection, Tokenizer, save_tensors};
 use crate::tune::{

@@ -222,7 +222,7 @@ impl<'a> Steps<'a> for Run<'a> {
         let mut extra = batch.measures();
         extra.extend(lesson.measured.iter().copied());
         let Some(updated) = self.update(&batch, lesson, observer, stop)? else { return Ok(None) };
-        let Updated { loss, gradient_norm, measured, parts } = updated;
+        let Updated { is_good, loss, gradient_norm, measured, parts } = updated;
         extra.extend(measured);
 
         // What came of it.
@@ -245,7 +245,7 @@ impl<'a> Steps<'a> for Run<'a> {
         state.epoch = epoch;
         state.cursor = next;
         state.tokens += tokens;
-        if loss.is_finite() {
+        if is_good {
             state.training_loss = Exact(loss);
         }
         Ok(Some(StepMetrics {

@@ -8,7 +8,7 @@ use super::super::checkpoint::Checkpoint;
 use super::super::planner::{Largest, Question};
 use super::super::settings::Resolved;
 use super::super::sources::base_digest;
-use super::super::{Base, Observer, Plan, Settings, TrainingDevice, TrainingObjective, side_by_side, start};
+use super::super::{Base, Observer, Plan, Settings, TrainingDevice, TrainingObjective, recipe, side_by_side, start};
 use super::{Algorithm, Reinforcement};
 use crate::data::{Encoder, Prompts, REPORT_FILE, ReadPrompts, Source};
 use crate::error::{Error, Result};
@@ -163,16 +163,24 @@ impl Sources {
         };
         let answers = settings.batch_size.min(self.training.records.len()) * self.options.samples_per_prompt;
         let decision = question.decide(|token_budget| {
+            // What is cut: up to the budget, or one answer that is longer; of short ones, as many as fit.
             let together = (token_budget / longest.max(1)).clamp(1, answers.max(1));
+            let most = token_budget.max(longest);
+            let records = answers.min(most / self.shortest().max(1)).max(1);
             Largest {
-                rows: together * longest,
-                records: together,
+                rows: most.min(answers * longest) + recipe::soft_tokens(&self.method) * records,
+                records,
                 micros: answers.div_ceil(together).max(resolved.parts.min(answers)),
                 validation_rows: 0,
             }
         })?;
         resolved.take(&decision);
         Ok(resolved)
+    }
+
+    /// The fewest tokens of a prompt with an answer.
+    fn shortest(&self) -> usize {
+        self.training.records.iter().map(|record| record.tokens.len()).min().unwrap_or(0) + 1
     }
 
     /// The most tokens of a prompt with its answer.

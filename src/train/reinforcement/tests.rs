@@ -8,13 +8,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use candle_core::Tensor;
+
 use super::*;
+use crate::kernels::Weight;
+use crate::models::{Site, Tuning};
 use crate::train::learner::Steps;
 use crate::train::settings::Resolved;
 use crate::train::tests::out_of_memory::Short;
 use crate::train::tests::resume::{Copies, StopAfter, assert_same};
 use crate::train::tests::{Listener, TRAINING, VALIDATION, column, tree};
 use crate::train::{Grade, Graded, Sample, Settings, Summary};
+use crate::tune::{Method, Trainable};
 
 /// A plan in `dir` with ten training and four validation prompts.
 fn plan(dir: &Path, given: &[(&str, &str)]) -> Plan {
@@ -283,6 +288,68 @@ fn a_step_that_meets_too_little_memory_is_repeated_in_smaller_parts() {
     assert!(quiet.is_empty() && warned.iter().any(|one| one.contains("has no memory for")), "{warned:?}");
     assert!(cut.2 < whole.2 && cut.2 <= 120, "{} tokens at a time, then {}", whole.2, cut.2);
     assert!((cut.0 - whole.0).abs() < 1e-6 && (cut.1 - whole.1).abs() < 1e-4 * whole.1, "{cut:?}, {whole:?}");
+}
+
+/// A method that, once its weights are not the first ones any more, raises the flag, or gives no numbers.
+struct Disturbed {
+    inner: Box<dyn Method>,
+    first: Vec<f32>,
+    flag: Option<StopFlag>,
+}
+
+fn numbers(trainables: &[Trainable]) -> Vec<f32> {
+    trainables.iter().flat_map(|one| one.var.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+}
+
+impl Tuning for Disturbed {
+    fn linear(&self, site: Site, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> candle_core::Result<Tensor> {
+        let y = self.inner.linear(site, x, weight, bias)?;
+        match &self.flag {
+            _ if numbers(self.inner.trainables()) == self.first => Ok(y),
+            Some(flag) => {
+                flag.raise();
+                Ok(y)
+            }
+            None => y * f64::NAN,
+        }
+    }
+}
+
+impl Method for Disturbed {
+    fn trainables(&self) -> &[Trainable] {
+        self.inner.trainables()
+    }
+}
+
+#[test]
+fn a_step_that_is_stopped_or_spoilt_after_some_of_its_updates_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let given =
+        [("batchSize", "4"), ("trainingSamplePerPrompt", "4"), ("inferenceMaxTokens", "8"), ("updatesPerBatch", "2")];
+    let plan = plan(dir.path(), &given);
+    std::fs::create_dir_all(plan.output()).unwrap();
+    let sources = Sources::read(&plan, &mut ()).unwrap();
+    let resolved = sources.resolve(&plan, None).unwrap();
+    let decoder = recipe::load(&plan, (&sources.method, &sources.config), &plan.device().open().unwrap()).unwrap();
+    for stops in [true, false] {
+        let inner = start::method_on(&plan, (&sources.method, None), &decoder).unwrap();
+        let (first, stop) = (numbers(inner.trainables()), StopFlag::default());
+        let method = Box::new(Disturbed { inner, first: first.clone(), flag: stops.then(|| stop.clone()) });
+        let mut run = Run::resume(&plan, &Letters, &sources, &decoder, method, resolved, None).unwrap();
+        let mut listener = Listener::default();
+        let step = run.step(&mut listener, &stop).unwrap();
+        let learner = &run.learner;
+        assert_eq!(numbers(learner.method.trainables()), first, "stops: {stops}");
+        let moments = learner.optimizer.tensors(learner.method.trainables()).unwrap();
+        assert!(
+            moments.iter().all(|(_, all)| all.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap() == 0.0)
+        );
+        assert_eq!((learner.optimizer.updates(), stop.is_raised()), (0, stops));
+        // The spoilt one is over and counted; the stopped one is taken again.
+        let expected = if stops { (0, 0) } else { (1, 1) };
+        assert_eq!((learner.state.step, learner.state.skipped as u64), expected, "stops: {stops}");
+        assert_eq!((step.is_none(), listener.warnings.is_empty()), (stops, stops), "{:?}", listener.warnings);
+    }
 }
 
 #[test]

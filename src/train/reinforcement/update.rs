@@ -13,6 +13,8 @@ use crate::rng;
 
 /// What the updates of one step came to.
 pub(super) struct Updated {
+    /// Whether all of them came to numbers; else nothing is changed.
+    pub(super) is_good: bool,
     /// The last update's loss.
     pub(super) loss: f64,
     /// The last update's norm.
@@ -86,7 +88,7 @@ impl Run<'_> {
             self.learner.skip(loss, &place, observer)?;
         }
         let measured = LossSum::means(criterion.metrics(), &all);
-        Ok(Some(Updated { loss, gradient_norm, measured, parts }))
+        Ok(Some(Updated { is_good, loss, gradient_norm, measured, parts }))
     }
 
     /// Copies of weights and moments, to go back to.

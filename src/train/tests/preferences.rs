@@ -405,10 +405,10 @@ fn a_reward_model_answers_with_numbers_and_refuses_to_give_text() {
     let adapter = crate::infer::Adapter { id: "judge".into(), dir: judge.artifact };
     let target = crate::infer::Target { base_dir: base(), context_length: None, adapter: Some(adapter) };
     let record = |answer: &str| Record::Completion { prompt: "say 1".into(), completion: answer.into() };
-    let both = engine.score(&target, &[record("ab"), record("ba")]).unwrap();
+    let both = engine.score(&target, &[record("ab"), record("ba")], &|| Ok(())).unwrap();
     assert_eq!(both.len(), 2);
     // Alone it has the number that it has among others.
-    let alone = engine.score(&target, &[record("ba")]).unwrap();
+    let alone = engine.score(&target, &[record("ba")], &|| Ok(())).unwrap();
     assert!((both[1] - alone[0]).abs() < 1e-5 && both[0] != both[1], "{both:?} and {alone:?}");
 
     let cancel = std::sync::atomic::AtomicBool::new(false);
@@ -417,5 +417,5 @@ fn a_reward_model_answers_with_numbers_and_refuses_to_give_text() {
     let error = engine.answer(&target, &prompt, &options, &cancel, &mut |_| ()).unwrap_err();
     assert!(error.kind() == Kind::Validation && error.message().contains("is a reward model"), "{error}");
     let none = crate::infer::Target { adapter: None, ..target };
-    assert!(engine.score(&none, &[record("ab")]).unwrap_err().message().contains("no reward model"));
+    assert!(engine.score(&none, &[record("ab")], &|| Ok(())).unwrap_err().message().contains("no reward model"));
 }
