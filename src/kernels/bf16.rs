@@ -1,5 +1,5 @@
 //! A frozen weight in bfloat16, packed once for AVX512-BF16: two products of bf16 values a lane are added
-//! to an f32 accumulator by one instruction, four times as many a second as in f32. The weight lies in panels
+//! to an f32 accumulator by one instruction, two to four times as many a second as in f32. The weight lies in panels
 //! as the instruction reads them, and in those of its transpose from the first backward pass on; what is
 //! multiplied with it is rounded and packed on the way. A CPU without the instruction keeps one packing, half
 //! the memory of f32, and multiplies what it decodes from it.
@@ -100,6 +100,14 @@ impl Packed {
     /// [`Packed::forward`].
     pub(super) fn pull_back(&self, grad: &[f32], rows: usize, out: Output<'_>, into: Write) -> bool {
         self.tile.map(|tile| product(tile, grad, rows, self.transposed(), out, into)).is_some()
+    }
+
+    /// Packs the transposed weight now where it will be needed, and not among the short-lived memory of a first pass,
+    /// between which it would stay for good.
+    pub(super) fn prepare_to_pull_back(&self) {
+        if self.tile.is_some() {
+            self.transposed();
+        }
     }
 
     fn transposed(&self) -> &Panels {

@@ -118,6 +118,13 @@ impl Weight {
         }
     }
 
+    /// Makes now what gradients of its inputs need beside it.
+    pub fn prepare_to_pull_back(&self) {
+        if let Self::Bf16(packed) = self {
+            packed.prepare_to_pull_back();
+        }
+    }
+
     /// The squared length of every row, `[out]`, in f64.
     ///
     /// # Errors

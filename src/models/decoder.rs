@@ -274,6 +274,12 @@ impl Decoder {
         Ok(kernels::rms_norm(x, &self.norm, self.config.norm_eps, self.config.norm_offset)?)
     }
 
+    /// Makes now what gradients that go down through all weights need beside them.
+    pub fn prepare_to_pull_back(&self) {
+        let maps = self.layers.iter().flat_map(|layer| layer.linears.values()).map(|linear| &linear.weight);
+        maps.chain([&self.head]).for_each(Weight::prepare_to_pull_back);
+    }
+
     /// The output head, `[vocab, hidden]`: the method's own, or the base's.
     pub fn head(&self, tuning: &dyn Tuning) -> Weight {
         tuning.head().map_or_else(|| self.head.clone(), Weight::from)

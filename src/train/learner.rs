@@ -118,6 +118,10 @@ impl<'a> Learner<'a> {
             state = State { token_budget: resolved.token_budget, ..checkpoint.state.clone() };
             best = restore(&checkpoint.dir, &state, (decoder, &*method), &mut optimizer)?;
         }
+        // A head has no weights below it that gradients go through.
+        if !matches!(plan.settings.method, TuningMethod::Head) {
+            decoder.prepare_to_pull_back();
+        }
         let metrics = |table, columns: &[&str]| -> Result<Metrics> {
             let earlier = checkpoint.map(|checkpoint| checkpoint.metrics(table)).transpose()?.flatten();
             Metrics::create(&plan.output(), table, columns, earlier.as_deref())
