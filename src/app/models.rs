@@ -29,15 +29,20 @@ pub fn foundation<'a>(app: &'a App, identifier: &str) -> Option<&'a FoundationMo
     foundation_model_id(&app.config.region, identifier).and_then(|id| app.registry.get(id))
 }
 
-/// The model that `identifier` names to `account`.
+/// The model that `identifier` names to `account`, to teach another.
 ///
 /// # Errors
-/// As [`find_served`].
-pub async fn find<'a>(app: &'a App, account: &str, identifier: &str) -> Result<Option<Found<'a>>> {
-    Ok(find_served(app, account, identifier).await?.map(|(found, _)| found))
+/// When the database fails, and `Validation` when what was named is a deployment that cannot be asked: to create a job
+/// gives no `ModelNotReadyException`.
+pub async fn teacher<'a>(app: &'a App, account: &str, identifier: &str) -> Result<Option<Found<'a>>> {
+    let found = find_served(app, account, identifier).await.map_err(|error| match error.kind() {
+        Kind::ModelNotReady => Error::validation(error.message()),
+        _ => error,
+    });
+    Ok(found?.map(|(found, _)| found))
 }
 
-/// The same with the provisioned throughput that it was named by.
+/// The model that `identifier` names to `account`, with the provisioned throughput that it was named by.
 ///
 /// # Errors
 /// When the database fails, and `ModelNotReady` when what was named is a deployment that cannot be asked.

@@ -211,7 +211,8 @@ impl Engine {
     ///
     /// # Errors
     /// `Validation` when the target is no reward model, or a record is too long for it or not what its base
-    /// takes; else when base or adapter cannot be read, or what `goes_on` says, which is asked while there is no room for them.
+    /// takes; else when base or adapter cannot be read, or what `goes_on` says, which is asked while there is no room
+    /// for them.
     pub fn score(&self, target: &Target, records: &[Record], goes_on: &dyn Fn() -> Result<()>) -> Result<Vec<f32>> {
         let adapter = self.adapter(target, goes_on)?.ok_or_else(|| {
             Error::validation("A base model is no reward model: give a custom model of trainingObjective reward")

@@ -1,6 +1,6 @@
 //! A frozen weight in bfloat16, packed once for AVX512-BF16: two products of bf16 values a lane are added
 //! to an f32 accumulator by one instruction, two to four times as many a second as in f32. The weight lies in panels
-//! as the instruction reads them, and in those of its transpose from the first backward pass on; what is
+//! as the instruction reads them, and in those of its transpose once gradients are to go through it; what is
 //! multiplied with it is rounded and packed on the way. A CPU without the instruction keeps one packing, half
 //! the memory of f32, and multiplies what it decodes from it.
 
@@ -42,7 +42,7 @@ pub struct Packed {
     tile: Option<Tile>,
     /// For y = x·Wᵀ: a column of a panel is a row of the weight.
     forward: Panels,
-    /// For dx = g·W, packed when the first gradient is asked for: inference does without.
+    /// For dx = g·W, packed when gradients are to come, the first one at the latest: inference does without.
     backward: OnceLock<Panels>,
 }
 

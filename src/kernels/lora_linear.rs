@@ -5,9 +5,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use super::dropout::Dropout;
-use super::few_rows;
 use super::linear::Sizes;
-use super::low_rank::{self, Factors};
 use super::matmul::{Matrix, Threads, Write, matmul, product};
 use super::operand::{Values, values};
 use super::weight::{Frozen, Weight};
@@ -79,13 +77,7 @@ impl CustomOp3 for LoraLinear {
             None => vec![0f32; rows * outputs],
         };
         let dropped = self.dropout.map(|dropout| dropout.masked(x));
-        let seen = dropped.as_deref().unwrap_or(x);
-        if few_rows::asked(rows, usize::MAX) {
-            let factors = Factors { a, b, rank, scale: self.scale as f32 };
-            low_rank::add(factors, seen, &mut out, outputs);
-            return Ok((CpuStorage::F32(out), (rows, outputs).into()));
-        }
-        let seen = Matrix::new(seen, rows, inputs);
+        let seen = Matrix::new(dropped.as_deref().unwrap_or(x), rows, inputs);
         let mut low = vec![0f32; rows * rank];
         matmul(&mut low, Write::Replace, 1.0, seen, Matrix::new(a, rank, inputs).t(), Threads::All);
         let (low, b) = (Matrix::new(&low, rows, rank), Matrix::new(b, outputs, rank));

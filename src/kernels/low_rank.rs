@@ -102,7 +102,15 @@ impl UpdateRows {
     fn update(update: &RowsUpdate, x: &[f32], y: &mut [f32], outputs: usize) -> Result<()> {
         let (a, b) = (update.a.contiguous()?, update.b.contiguous()?);
         let (a, b, rank) = (Values::of(NAME, &a)?, Values::of(NAME, &b)?, update.a.dim(0)?);
-        add(Factors { a: &a, b: &b, rank, scale: update.scale as f32 }, x, y, outputs);
+        let (inputs, scale) = (a.len() / rank, update.scale as f32);
+        let tasks = x.par_chunks(TASK_ROWS * inputs).zip(y.par_chunks_mut(TASK_ROWS * outputs)).with_max_len(1);
+        tasks.for_each(|(x, y)| {
+            let mut low = vec![0f32; x.len() / inputs * rank];
+            let out = Output { values: &mut low, columns: rank, row_stride: rank };
+            few_rows::dense(x, inputs, &a, out, Write::Replace);
+            low.iter_mut().for_each(|value| *value *= scale);
+            widen(&low, &b, rank, y, outputs);
+        });
         if let Some(stretch) = &update.stretch {
             let stretch = stretch.contiguous()?;
             let stretch = Values::of(NAME, &stretch)?;
@@ -112,30 +120,6 @@ impl UpdateRows {
         }
         Ok(())
     }
-}
-
-/// A low-rank update of a weight.
-#[derive(Clone, Copy)]
-pub(super) struct Factors<'a> {
-    /// `[r, in]`.
-    pub(super) a: &'a [f32],
-    /// `[out, r]`.
-    pub(super) b: &'a [f32],
-    pub(super) rank: usize,
-    pub(super) scale: f32,
-}
-
-/// Adds s·xAᵀBᵀ to the rows of `y`, each by itself.
-pub(super) fn add(factors: Factors<'_>, x: &[f32], y: &mut [f32], outputs: usize) {
-    let Factors { a, b, rank, scale } = factors;
-    let inputs = a.len() / rank;
-    let tasks = x.par_chunks(TASK_ROWS * inputs).zip(y.par_chunks_mut(TASK_ROWS * outputs)).with_max_len(1);
-    tasks.for_each(|(x, y)| {
-        let mut low = vec![0f32; x.len() / inputs * rank];
-        few_rows::dense(x, inputs, a, Output { values: &mut low, columns: rank, row_stride: rank }, Write::Replace);
-        low.iter_mut().for_each(|value| *value *= scale);
-        widen(&low, b, rank, y, outputs);
-    });
 }
 
 impl InplaceOp2 for UpdateRows {

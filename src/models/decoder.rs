@@ -274,9 +274,9 @@ impl Decoder {
         Ok(kernels::rms_norm(x, &self.norm, self.config.norm_eps, self.config.norm_offset)?)
     }
 
-    /// Makes now what gradients that go down through all weights need beside them.
-    pub fn prepare_to_pull_back(&self) {
-        let maps = self.layers.iter().flat_map(|layer| layer.linears.values()).map(|linear| &linear.weight);
+    /// Makes now what gradients need beside the weights that go down through the head and the layers from `first` on.
+    pub fn prepare_to_pull_back(&self, first: usize) {
+        let maps = self.layers.iter().skip(first).flat_map(|layer| layer.linears.values()).map(|linear| &linear.weight);
         maps.chain([&self.head]).for_each(Weight::prepare_to_pull_back);
     }
 

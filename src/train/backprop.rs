@@ -84,6 +84,23 @@ pub fn loss_and_gradients(
     pass(decoder, trainables, tuning, &Sft, batch, into, keeps)
 }
 
+/// The first of so many layers that gradients go through on their way down to `lowest`.
+fn first_layer(lowest: Place, layers: usize) -> usize {
+    match lowest {
+        Place::Embedding => 0,
+        Place::Layer(layer) => layer,
+        Place::Top => layers,
+    }
+}
+
+/// Makes what the first backward pass would make beside the frozen weights.
+pub(super) fn prepare(decoder: &Decoder, trainables: &[Trainable]) {
+    // What trains at the top has no frozen weight between itself and the loss.
+    if let Some(lowest) = trainables.iter().map(|one| one.place).min().filter(|lowest| *lowest < Place::Top) {
+        decoder.prepare_to_pull_back(first_layer(lowest, decoder.config().layers));
+    }
+}
+
 /// Adds the gradients of what `batch` loses by `criterion` to `into`, with the graphs of all layers in memory
 /// or with every layer run again.
 ///
@@ -103,11 +120,7 @@ pub fn pass(
     };
     let layers = decoder.config().layers;
     let labels = labels_of(batch, tuning.soft_tokens());
-    let first = match lowest {
-        Place::Embedding => 0,
-        Place::Layer(layer) => layer,
-        Place::Top => layers,
-    };
+    let first = first_layer(lowest, layers);
 
     // Forward. Below the lowest trained layer nothing has to be kept.
     let mut laps = Laps::begin();

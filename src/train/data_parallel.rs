@@ -81,6 +81,7 @@ impl<'a> Slots<'a> {
             if state.updates() > 0 {
                 optimizer.take_up(method.trainables(), state.updates(), &moments)?;
             }
+            backprop::prepare(decoder, method.trainables());
             peers.push(Peer { decoder, method, optimizer });
         }
         let threads = (rayon::current_num_threads() / ranks).max(1);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 
-use super::backprop::Gradients;
+use super::backprop::{self, Gradients};
 use super::checkpoint::{self, BEST, Checkpoint, Contents, Exact, OPTIMIZER, State, WEIGHTS};
 use super::data_parallel::one_pass;
 use super::metrics::{Metrics, Table};
@@ -118,10 +118,7 @@ impl<'a> Learner<'a> {
             state = State { token_budget: resolved.token_budget, ..checkpoint.state.clone() };
             best = restore(&checkpoint.dir, &state, (decoder, &*method), &mut optimizer)?;
         }
-        // A head has no weights below it that gradients go through.
-        if !matches!(plan.settings.method, TuningMethod::Head) {
-            decoder.prepare_to_pull_back();
-        }
+        backprop::prepare(decoder, method.trainables());
         let metrics = |table, columns: &[&str]| -> Result<Metrics> {
             let earlier = checkpoint.map(|checkpoint| checkpoint.metrics(table)).transpose()?.flatten();
             Metrics::create(&plan.output(), table, columns, earlier.as_deref())

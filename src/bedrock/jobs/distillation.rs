@@ -4,7 +4,7 @@ use crate::app::{App, models};
 use crate::bedrock::constraint::given;
 use crate::bedrock::customization::DistillationConfig;
 use crate::bedrock::shapes::TrainingDataConfig;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::objects::Uri;
 use crate::store::ModelStatus;
 
@@ -25,12 +25,7 @@ pub(super) async fn check(
         return Ok(());
     }
     let identifier = given(teacher.teacher_model_identifier.as_ref(), "teacherModelConfig.teacherModelIdentifier")?;
-    let found = models::find(app, account, &identifier.0).await.map_err(|error| match error.kind() {
-        // The operation declares no ModelNotReadyException.
-        Kind::ModelNotReady => Error::validation(error.message()),
-        _ => error,
-    })?;
-    match found {
+    match models::teacher(app, account, &identifier.0).await? {
         None => Err(Error::validation(format!(
             "The provided teacher model identifier is invalid: there is no model '{}' here; ListFoundationModels, \
              ListCustomModels and ListImportedModels show those that can teach. To learn from answers that another \

@@ -21,7 +21,7 @@ use super::super::retry::patiently;
 use super::super::run::Attempt;
 use crate::app::models;
 use crate::data::{MetadataFilters, Question};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::infer::{Capacity, Engine, Prompt, StopReason, Target};
 use crate::jobs::Held;
 use crate::jobs::job::Stage;
@@ -134,11 +134,7 @@ pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<Disti
     if !unanswered.is_empty() {
         let teacher = &teacher.teacher_model_identifier;
         let found = patiently(&attempt.halt, "looking for the teacher", async || {
-            models::find(&worker.app, &spec.account_id, teacher).await.map_err(|error| match error.kind() {
-                // A deployment that was made anew meanwhile, and says where it stands.
-                Kind::ModelNotReady => Error::validation(error.message()),
-                _ => error,
-            })
+            models::teacher(&worker.app, &spec.account_id, teacher).await
         });
         let found = found.await?.ok_or_else(|| {
             Error::validation(format!("The teacher {teacher} was removed before the job could ask it."))
