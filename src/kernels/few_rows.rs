@@ -25,7 +25,7 @@ use super::nf4::Nf4;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{LINE, prefetch};
 
-/// Most rows that are multiplied this way; more are bound by arithmetic, and blocked for that.
+/// Most rows that are multiplied this way with a weight in f32 or NF4; more are bound by arithmetic, and blocked for that.
 pub(crate) const MOST_ROWS: usize = 64;
 
 /// Rows that go over a weight in panels together, of which there may be any number: they stay in a second-level cache.

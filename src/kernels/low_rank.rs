@@ -14,7 +14,7 @@ use super::vector::vectorized;
 
 const NAME: &str = "low_rank";
 /// Rows of a task: a few are not worth a second thread.
-const TASK_ROWS: usize = 8;
+const TASK_ROWS: usize = 4;
 /// Outputs that are made together, their factors turned for it.
 const BLOCK: usize = 64;
 

@@ -101,8 +101,11 @@ impl Attention {
                 (0..heads).step_by(together).map(of)
             })
             .collect();
-        let done: Vec<(Vec<f32>, Vec<f32>)> =
-            tasks.par_iter().map_init(Vec::new, |scores, task| self.forward_block(scores, task)).collect();
+        let done: Vec<(Vec<f32>, Vec<f32>)> = tasks
+            .par_iter()
+            .with_max_len(1)
+            .map_init(Vec::new, |scores, task| self.forward_block(scores, task))
+            .collect();
         let (mut out, mut log_sums) = (vec![0f32; q.len()], vec![0f32; q.len() / size]);
         for (Task { span, block, heads: of, .. }, (values, sums)) in tasks.iter().zip(done) {
             let first = (span.queries.start + block.queries.start) * heads + of.start;

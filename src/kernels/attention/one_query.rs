@@ -43,29 +43,32 @@ impl Attention {
                 if let Some(cap) = self.softcap {
                     soft_cap(scores, cap);
                 }
-                for ((scores, out), log_sum) in
-                    scores.chunks_exact_mut(keys).zip(out.chunks_exact_mut(size)).zip(&mut log_sums)
-                {
+                let mut sums = vec![0f32; heads.len()];
+                for ((scores, sum), log_sum) in scores.chunks_exact_mut(keys).zip(&mut sums).zip(&mut log_sums) {
                     let largest = max(scores);
-                    let sum = exp_and_sum(scores, largest);
-                    let mut key = 0;
-                    while key + TOGETHER <= scores.len() {
-                        let [a, b, c, d] = [0, 1, 2, 3].map(|next| &v[row(key + next)]);
+                    *sum = exp_and_sum(scores, largest);
+                    *log_sum = largest + sum.ln();
+                }
+                // A value is read once for all heads.
+                let whole = keys / TOGETHER * TOGETHER;
+                for key in (0..whole).step_by(TOGETHER) {
+                    let [a, b, c, d] = [0, 1, 2, 3].map(|next| &v[row(key + next)]);
+                    for (out, scores) in out.chunks_exact_mut(size).zip(scores.chunks_exact(keys)) {
                         let weights = [scores[key], scores[key + 1], scores[key + 2], scores[key + 3]];
                         for ((((out, a), b), c), d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
                             let sum = weights[1].mul_add(*b, weights[0].mul_add(*a, *out));
                             *out = weights[3].mul_add(*d, weights[2].mul_add(*c, sum));
                         }
-                        key += TOGETHER;
                     }
-                    for (key, weight) in scores.iter().enumerate().skip(key) {
+                }
+                for ((out, scores), sum) in out.chunks_exact_mut(size).zip(scores.chunks_exact(keys)).zip(sums) {
+                    for (key, weight) in scores.iter().enumerate().skip(whole) {
                         for (out, value) in out.iter_mut().zip(&v[row(key)]) {
                             *out = weight.mul_add(*value, *out);
                         }
                     }
                     let inverse = sum.recip();
                     out.iter_mut().for_each(|out| *out *= inverse);
-                    *log_sum = largest + sum.ln();
                 }
             },
         );
