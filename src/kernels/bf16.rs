@@ -1,8 +1,8 @@
-//! A frozen weight in bfloat16, packed once for AVX512-BF16: two products of bf16 values a lane are added
-//! to an f32 accumulator by one instruction, two to four times as many a second as in f32. The weight lies in panels
-//! as the instruction reads them, and in those of its transpose once gradients are to go through it; what is
-//! multiplied with it is rounded and packed on the way. A CPU without the instruction keeps one packing, half
-//! the memory of f32, and multiplies what it decodes from it.
+//! A frozen weight in bfloat16, packed once for the CPU's products in it: those of AMX's tile registers, or of
+//! AVX512-BF16, where two products a lane are added to an f32 accumulator by one instruction. The weight lies in panels
+//! as both read them, and in those of its transpose once gradients are to go through it; what is multiplied with it is
+//! rounded and packed on the way. A CPU without either keeps one packing, half the memory of f32, and multiplies what it
+//! decodes from it.
 
 pub(super) mod panels;
 #[cfg(test)]
@@ -19,10 +19,10 @@ use candle_core::{Result, bail};
 
 use self::panels::{COLUMNS, Panels};
 use self::product::product;
-use self::tile::Tile;
+use self::tile::Kernel;
 use super::matmul::{Output, Write};
 
-/// Whether this CPU multiplies packed bf16 values faster than f32: whether it has AVX512-BF16.
+/// Whether this CPU multiplies packed bf16 values faster than f32: whether it has AMX or a fast AVX512-BF16.
 pub fn has_bf16_products() -> bool {
     tile::native().is_some()
 }
@@ -38,8 +38,8 @@ pub fn to_bf16(value: f32) -> f32 {
 pub struct Packed {
     /// Outputs and inputs.
     shape: (usize, usize),
-    /// The micro-kernel of this CPU, if it has one.
-    tile: Option<Tile>,
+    /// How this CPU multiplies it, if it is not in f32.
+    kernel: Option<Kernel>,
     /// For y = x·Wᵀ: a column of a panel is a row of the weight.
     forward: Panels,
     /// For dx = g·W, packed when gradients are to come, the first one at the latest: inference does without.
@@ -56,7 +56,7 @@ impl Packed {
             bail!("bf16: {} values for a matrix of {outputs} rows and {inputs} columns", values.len());
         }
         let forward = Panels::pack(values, outputs, inputs);
-        Ok(Self { shape: (outputs, inputs), tile: tile::native(), forward, backward: OnceLock::new() })
+        Ok(Self { shape: (outputs, inputs), kernel: tile::native(), forward, backward: OnceLock::new() })
     }
 
     /// As [`Packed::new`], to be multiplied in f32 on every CPU; `None` when rounding would change a value.
@@ -67,7 +67,7 @@ impl Packed {
         if !values.iter().all(|value| panels::rounded(*value) == value.to_bits()) {
             return Ok(None);
         }
-        Ok(Some(Self { tile: None, ..Self::new(values, outputs, inputs)? }))
+        Ok(Some(Self { kernel: None, ..Self::new(values, outputs, inputs)? }))
     }
 
     /// The weight as it lies in memory.
@@ -93,19 +93,19 @@ impl Packed {
     /// `x` `[rows, in]` times the transposed weight into `out`. `false` when this CPU has no instruction for it,
     /// and nothing was done.
     pub(super) fn forward(&self, x: &[f32], rows: usize, out: Output<'_>, into: Write) -> bool {
-        self.tile.map(|tile| product(tile, x, rows, &self.forward, out, into)).is_some()
+        self.kernel.map(|kernel| product(kernel, x, rows, &self.forward, out, into)).is_some()
     }
 
     /// `grad` `[rows, out]` times the weight into `out`: the gradient of x. `false` as for
     /// [`Packed::forward`].
     pub(super) fn pull_back(&self, grad: &[f32], rows: usize, out: Output<'_>, into: Write) -> bool {
-        self.tile.map(|tile| product(tile, grad, rows, self.transposed(), out, into)).is_some()
+        self.kernel.map(|kernel| product(kernel, grad, rows, self.transposed(), out, into)).is_some()
     }
 
     /// Packs the transposed weight now where it will be needed, and not among the short-lived memory of a first pass,
     /// between which it would stay for good.
     pub(super) fn prepare_to_pull_back(&self) {
-        if self.tile.is_some() {
+        if self.kernel.is_some() {
             self.transposed();
         }
     }

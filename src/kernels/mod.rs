@@ -5,6 +5,7 @@
 //! threads: work is cut by shape alone, and every sum has one fixed order.
 
 mod adamw;
+mod amx;
 mod attention;
 mod bf16;
 #[cfg(any(test, feature = "cuda"))]

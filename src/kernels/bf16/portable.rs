@@ -54,6 +54,6 @@ fn products<const R: usize>(left: &[u32], panel: &[PairRow], sums: &mut Sums) {
 
 /// Zero with the value's sign in place of a subnormal value.
 #[inline(always)]
-fn flushed(value: f32) -> f32 {
+pub(in crate::kernels) fn flushed(value: f32) -> f32 {
     if value.abs() < f32::MIN_POSITIVE { 0f32.copysign(value) } else { value }
 }

@@ -5,12 +5,15 @@
 use rayon::prelude::*;
 
 use super::panels::{COLUMNS, Panels, pack_rows};
-use super::tile::{ROWS, Sums, Tile};
+use super::tile::{Kernel, ROWS, Sums, Tile};
+use crate::kernels::amx::{self, ROUNDED};
 use crate::kernels::matmul::{Output, Write};
 use crate::kernels::vector::vectorized;
 
 /// Most pairs of a block of the inner dimension: 12 rows of it take 18 KiB of the first-level cache, a panel 48 KiB.
 const BLOCK_PAIRS: usize = 384;
+/// The same in tile registers, which fetch rows from the second-level cache as fast as they multiply.
+const REGISTER_PAIRS: usize = 1024;
 /// Most panels of a task: 384 KiB of a block, in the second-level cache for all the task's rows.
 const GROUP: usize = 8;
 /// A task has fewer panels where that makes so many tasks, for cores to share evenly.
@@ -29,48 +32,75 @@ struct Task<'a> {
 
 /// `x`, `rows` rows of K values, times `panels` `[K, N]` replaces `out`, rows of N adjacent values that begin
 /// `row_stride` apart, or is added to it.
-pub(super) fn product(tile: Tile, x: &[f32], rows: usize, panels: &Panels, out: Output<'_>, into: Write) {
-    let (columns, inner, pairs) = (panels.columns(), panels.inner(), panels.pairs());
+pub(super) fn product(kernel: Kernel, x: &[f32], rows: usize, panels: &Panels, out: Output<'_>, into: Write) {
+    let (columns, inner) = (panels.columns(), panels.inner());
     assert!(x.len() == rows * inner, "the left-hand matrix of a product has another size");
     assert!(out.columns == columns && columns <= out.row_stride, "the output of a product has another size");
     if rows == 0 || columns == 0 {
         return;
     }
     let extent = (rows - 1) * out.row_stride + columns;
-    let mut packed = vec![0u32; rows * pairs];
+    let tasks = tasks(&mut out.values[..extent], rows, columns, out.row_stride);
+    match kernel {
+        Kernel::Lanes(tile) => in_lanes(tile, x, panels, tasks, into),
+        Kernel::Registers(product) => in_registers(product, x, panels, tasks, into),
+    }
+}
+
+fn in_lanes(tile: Tile, x: &[f32], panels: &Panels, tasks: Vec<Task<'_>>, into: Write) {
+    let (inner, pairs) = (panels.inner(), panels.pairs());
+    let mut packed = vec![0u32; x.len() / inner.max(1) * pairs];
     if inner > 0 {
         let blocks = packed.par_chunks_mut(ROWS * pairs).zip(x.par_chunks(ROWS * inner));
         blocks.for_each(|(packed, rows)| pack_rows::<ROWS>(rows, inner, packed));
     }
-    let run = |mut task: Task<'_>| {
+    tasks.into_par_iter().for_each(|Task { first_row, first_panel, rows: mut all }| {
         let mut sums = Sums::default();
         for block in blocks(pairs) {
-            for (index, rows) in task.rows.chunks_mut(ROWS).enumerate() {
-                let first = (task.first_row + index * ROWS) * pairs;
+            for (index, rows) in all.chunks_mut(ROWS).enumerate() {
+                let first = (first_row + index * ROWS) * pairs;
                 let left = &packed[first + block.start * rows.len()..first + block.end * rows.len()];
-                let width = rows[0].len();
                 let into = if block.start == 0 { into } else { Write::Add };
-                for (panel, at) in (task.first_panel..).zip((0..width).step_by(COLUMNS)) {
+                for (panel, at) in (first_panel..).zip((0..rows[0].len()).step_by(COLUMNS)) {
                     tile(left, rows.len(), &panels.panel(panel)[block.clone()], &mut sums);
-                    for (row, sums) in rows.iter_mut().zip(&sums.0) {
-                        write(&mut row[at..width.min(at + COLUMNS)], sums, into);
-                    }
+                    write(rows, at, &sums.0, into);
                 }
             }
         }
-    };
-    tasks(&mut out.values[..extent], rows, columns, out.row_stride).into_par_iter().for_each(run);
+    });
 }
 
+fn in_registers(product: amx::Product, x: &[f32], panels: &Panels, tasks: Vec<Task<'_>>, into: Write) {
+    let left = amx::Packed::<ROUNDED>::new(x, panels.inner());
+    let pairs = panels.pairs();
+    tasks.into_par_iter().for_each(|Task { first_row, first_panel, rows: mut all }| {
+        let mut sums = amx::Sums::default();
+        for from in (0..pairs.max(1)).step_by(REGISTER_PAIRS) {
+            let into = if from == 0 { into } else { Write::Add };
+            for (index, rows) in all.chunks_mut(amx::UNIT).enumerate() {
+                let first = first_row + index * amx::UNIT;
+                for (panel, at) in (first_panel..).zip((0..rows[0].len()).step_by(COLUMNS)) {
+                    let block = &panels.panel(panel)[from..pairs.min(from + REGISTER_PAIRS)];
+                    let sums = left.multiply(product, &(first..first + rows.len()), from, block, &mut sums);
+                    write(rows, at, sums, into);
+                }
+            }
+        }
+    });
+}
+
+/// Writes the sums of a panel's columns, of which the first is the rows' at `at`.
 #[inline]
-fn write(out: &mut [f32], sums: &[f32; COLUMNS], into: Write) {
+fn write(rows: &mut [&mut [f32]], at: usize, sums: &[[f32; COLUMNS]], into: Write) {
     vectorized(
         #[inline(always)]
-        || match into {
-            Write::Replace => out.copy_from_slice(&sums[..out.len()]),
-            Write::Add => {
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    *out += sum;
+        || {
+            for (row, sums) in rows.iter_mut().zip(sums) {
+                let end = row.len().min(at + COLUMNS);
+                let out = &mut row[at..end];
+                match into {
+                    Write::Replace => out.copy_from_slice(&sums[..out.len()]),
+                    Write::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
                 }
             }
         },

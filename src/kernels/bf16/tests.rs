@@ -4,8 +4,9 @@
 use rayon::ThreadPoolBuilder;
 
 use super::panels::{PairRow, halves, pack_rows, rounded};
-use super::tile::{ROWS, Sums, native};
+use super::tile::{ROWS, Sums, lanes};
 use super::*;
+use crate::kernels::amx;
 use crate::kernels::gradcheck::{flat, operand};
 
 fn values(count: usize, seed: u32) -> Vec<f32> {
@@ -16,6 +17,9 @@ fn values(count: usize, seed: u32) -> Vec<f32> {
 fn kept(value: f32) -> f32 {
     f32::from_bits(rounded(value))
 }
+
+/// What a CPU with vectors and one with tile registers computes.
+const KERNELS: [Kernel; 2] = [Kernel::Lanes(portable::tile), Kernel::Registers(amx::portable::product)];
 
 /// A shape (rows, columns, inner): below, at and past the edges of tiles, panels, pairs, tasks and blocks.
 const SHAPES: [(usize, usize, usize); 9] = [
@@ -82,11 +86,11 @@ fn products_both_ways_equal_those_of_the_rounded_values_in_f64() {
         let (x, weight, gap) = (values(rows * inner, 1), values(columns * inner, 2), 3);
         let grad = values(rows * columns, 4);
         let packed = Packed::new(&weight, columns, inner).unwrap();
-        let run = |left: &[f32], panels: &Panels, into: Write| {
+        let run = |kernel: Kernel, left: &[f32], panels: &Panels, into: Write| {
             let width = panels.columns();
             let mut out = vec![0.5f32; rows * (width + gap)];
             let output = Output { values: &mut out, columns: width, row_stride: width + gap };
-            product(portable::tile, left, rows, panels, output, into);
+            product(kernel, left, rows, panels, output, into);
             out
         };
         // A sum of n fused multiply-adds is off by at most n units of 2^-24 of the sum of magnitudes.
@@ -95,8 +99,9 @@ fn products_both_ways_equal_those_of_the_rounded_values_in_f64() {
             let error = (f64::from(got) - start - sum).abs();
             assert!(error <= bound, "({rows}, {columns}, {inner}): off by {error:e}, bound {bound:e}");
         };
-        for (into, start) in [(Write::Replace, 0.0), (Write::Add, 0.5)] {
-            let y = run(&x, &packed.forward, into);
+        let ways = KERNELS.into_iter().flat_map(|kernel| [(kernel, Write::Replace, 0.0), (kernel, Write::Add, 0.5)]);
+        for (kernel, into, start) in ways {
+            let y = run(kernel, &x, &packed.forward, into);
             for (row, y) in y.chunks_exact(columns + gap).enumerate() {
                 for (column, got) in y[..columns].iter().enumerate() {
                     let weight = weight[column * inner..][..inner].iter();
@@ -105,7 +110,7 @@ fn products_both_ways_equal_those_of_the_rounded_values_in_f64() {
                 }
                 assert_eq!(y[columns..], [0.5; 3], "what lies between the rows is not touched");
             }
-            let dx = run(&grad, packed.transposed(), into);
+            let dx = run(kernel, &grad, packed.transposed(), into);
             for (row, dx) in dx.chunks_exact(inner + gap).enumerate() {
                 for (column, got) in dx[..inner].iter().enumerate() {
                     let weight = (0..columns).map(|at| weight[at * inner + column]);
@@ -122,20 +127,22 @@ fn neither_threads_nor_other_rows_change_a_bit() {
     let (rows, columns, inner) = (210, 600, 1700);
     let (x, weight) = (values(rows * inner, 1), values(columns * inner, 2));
     let packed = Packed::new(&weight, columns, inner).unwrap();
-    let run = |x: &[f32], threads: usize| {
+    let run = |kernel: Kernel, x: &[f32], threads: usize| {
         let rows = x.len() / inner;
         let mut out = vec![0f32; rows * columns];
         let output = Output { values: &mut out, columns, row_stride: columns };
         let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| product(portable::tile, x, rows, &packed.forward, output, Write::Replace));
+        pool.install(|| product(kernel, x, rows, &packed.forward, output, Write::Replace));
         out
     };
-    let one = run(&x, 1);
-    for threads in [2, 3, 8] {
-        assert_eq!(one, run(&x, threads), "{threads} threads");
-    }
-    for row in [0, 11, 12, 100, 209] {
-        assert_eq!(one[row * columns..][..columns], run(&x[row * inner..][..inner], 1), "row {row}");
+    for kernel in KERNELS {
+        let one = run(kernel, &x, 1);
+        for threads in [2, 3, 8] {
+            assert_eq!(one, run(kernel, &x, threads), "{threads} threads");
+        }
+        for row in [0, 11, 12, 100, 209] {
+            assert_eq!(one[row * columns..][..columns], run(kernel, &x[row * inner..][..inner], 1), "row {row}");
+        }
     }
 }
 
@@ -161,8 +168,8 @@ fn the_portable_kernel_flushes_and_rounds_as_the_instruction_is_specified() {
 
 #[test]
 fn the_instruction_computes_what_the_portable_kernel_computes() {
-    let Some(native) = native() else {
-        eprintln!("skipped: this CPU has no AVX512-BF16");
+    let Some(native) = lanes() else {
+        eprintln!("skipped: this CPU has no AVX512-BF16 that is worth it");
         return;
     };
     let (mut differing, mut all) = (0, 0);
@@ -208,7 +215,7 @@ fn a_micro_kernel_that_is_wrong_in_one_place_is_found_before_it_is_used() {
         let crossed: Vec<u32> = left.iter().map(|pair| pair.rotate_left(16)).collect();
         portable::tile(&crossed, rows, panel, sums);
     }
-    assert!(tile::is_exact(portable::tile) && native().is_none_or(tile::is_exact));
+    assert!(tile::is_exact(portable::tile) && lanes().is_none_or(tile::is_exact));
     assert!(!tile::is_exact(swapped));
     assert!(!tile::is_exact(halves_crossed));
 }

@@ -27,6 +27,12 @@ fn weights(outputs: usize, inputs: usize) -> Vec<(&'static str, Vec<f32>, Produc
 /// Odd and even inner sizes, below and above a block, a lane and a task.
 const SIZES: [(usize, usize); 6] = [(1, 1), (33, 7), (70, 64), (300, 577), (40, 1500), (5, 2049)];
 
+/// How far `sum` is from that of the products of two rows, for their size.
+fn error(x: &[f32], weight: &[f32], sum: f64) -> f64 {
+    let terms = || x.iter().zip(weight).map(|(x, w)| f64::from(*x) * f64::from(*w));
+    (sum - terms().sum::<f64>()).abs() / (terms().map(f64::abs).sum::<f64>() + 1.0)
+}
+
 #[test]
 fn a_product_is_the_plain_one_to_rounding_on_every_path() {
     for (outputs, inputs) in SIZES {
@@ -40,10 +46,8 @@ fn a_product_is_the_plain_one_to_rounding_on_every_path() {
                     for (row, out) in out.chunks(outputs).enumerate() {
                         let x = &x[row * inputs..(row + 1) * inputs];
                         for (out, weight) in out.iter().zip(values.chunks(inputs)) {
-                            let terms = || x.iter().zip(weight).map(|(x, w)| f64::from(*x) * f64::from(*w));
-                            let (exact, size) = (2.0 * terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
-                            let error = (f64::from(*out) - exact).abs();
-                            assert!(error <= 1e-6 * (size + 1.0), "{name}, {path}, {outputs} × {inputs}: {error:e}");
+                            let error = error(x, weight, f64::from(*out) / 2.0);
+                            assert!(error <= 5e-7, "{name}, {path}, {outputs} × {inputs}: {error:e}");
                         }
                     }
                 }
@@ -70,6 +74,48 @@ fn a_row_has_the_same_bits_among_1_to_64_rows_on_every_path() {
                     let same = out.iter().zip(&alone[first * outputs..]).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{name}, {path}, {outputs} × {inputs}, {rows} rows");
                 }
+            }
+        }
+    }
+}
+
+/// The products of tile registers that this CPU can try.
+fn on_registers() -> impl Iterator<Item = amx::Product> {
+    [Some(amx::portable::product as amx::Product), amx::native()].into_iter().flatten()
+}
+
+#[test]
+fn on_tile_registers_a_row_is_the_plain_product_and_has_the_same_bits_among_any_others() {
+    // Past a unit of rows and, with the longest, past those that go over a weight together.
+    const ROWS: usize = 130;
+    for (outputs, inputs) in SIZES {
+        let packed = Panels::pack(&flat(&operand(&[outputs, inputs], 2)), outputs, inputs);
+        let mut weight = vec![0f32; outputs * inputs];
+        packed.decode(0, inputs, &mut weight);
+        let x = flat(&operand(&[ROWS, inputs], 1));
+        for product in on_registers() {
+            let multiply = |x: &[f32], into: Write| {
+                let mut out = vec![7f32; x.len() / inputs * outputs];
+                let whole = Output { values: &mut out, columns: outputs, row_stride: outputs };
+                tiled::panels(product, x, &packed, whole, into);
+                out
+            };
+            let alone: Vec<f32> = x.chunks(inputs).flat_map(|x| multiply(x, Write::Replace)).collect();
+            for (x, alone) in x.chunks(inputs).zip(alone.chunks(outputs)) {
+                for (alone, weight) in alone.iter().zip(weight.chunks(inputs)) {
+                    let error = error(x, weight, f64::from(*alone));
+                    assert!(error <= 5e-7, "{outputs} × {inputs}: {error:e}");
+                }
+            }
+            for rows in [1, 2, 15, 16, 17, 31, 32, 33, 64, ROWS] {
+                let first = (rows * 7) % (ROWS - rows + 1);
+                let of = first * outputs..(first + rows) * outputs;
+                let x = &x[first * inputs..(first + rows) * inputs];
+                let among = multiply(x, Write::Replace);
+                assert_eq!(among, alone[of.clone()], "{outputs} × {inputs}, {rows} rows");
+                let added = multiply(x, Write::Add);
+                let close = |(sum, alone): (&f32, &f32)| (sum - alone - 7.0).abs() <= 1e-6 * (alone.abs() + 7.0);
+                assert!(added.iter().zip(&alone[of]).all(close), "{outputs} × {inputs}, {rows} rows added");
             }
         }
     }

@@ -284,9 +284,9 @@ pub(super) const TABLE: &[Setting] = &[
     one_of(
         "computePrecision",
         &["float32", "bfloat16"],
-        "bfloat16 where the CPU has AVX512-BF16 and a layer of the base has a million weights or more, else float32",
-        "how the frozen base lies in memory and is multiplied with; without AVX512-BF16, bfloat16 halves its memory and \
-         the products are made in float32",
+        "bfloat16 where the CPU is fast at it and a layer of the base has a million weights or more, else float32",
+        "how the frozen base lies in memory and is multiplied with; a CPU without AMX or AMD's AVX512-BF16 makes the \
+         products in float32, and bfloat16 only halves the base's memory",
     )
     .of(FROZEN),
     one_of("weightPrecision", &["float32", "bfloat16"], "float32", "how a fully tuned model's weights are stored")

@@ -1,5 +1,5 @@
 //! Runs on a base in bf16: the same course as in f32, and all that is promised of a run. Once as this CPU
-//! computes them, and once as a CPU with AVX512-BF16 does, by the portable micro-kernel where it has none.
+//! computes them, and once as a CPU with fast AVX512-BF16 does, by the portable micro-kernel where it has none.
 
 use super::resume::{advance, assert_same};
 use super::*;
