@@ -65,6 +65,9 @@ pub(super) fn native() -> Option<Product> {
     None
 }
 
+/// Registers whose memory is kept for the next rows: 2 MiB.
+const KEPT: usize = (2 << 20) / size_of::<Left>();
+
 thread_local! {
     /// Memory of the rows that this thread packed last: to clear it anew would take as long as to pack them.
     static EARLIER: Cell<Vec<Left>> = const { Cell::new(Vec::new()) };
@@ -130,7 +133,9 @@ impl<const TERMS: usize> Packed<TERMS> {
 
 impl<const TERMS: usize> Drop for Packed<TERMS> {
     fn drop(&mut self) {
-        EARLIER.set(std::mem::take(&mut self.tiles));
+        if self.tiles.capacity() <= KEPT {
+            EARLIER.set(std::mem::take(&mut self.tiles));
+        }
     }
 }
 
