@@ -1,5 +1,5 @@
 //! Products of rows with a matrix in panels on the tile registers of AMX, which multiply sixteen rows with sixteen
-//! columns over 32 values of bfloat16 by one instruction, sixteen times as many a second as in f32. A row is the
+//! columns over 32 values of bfloat16 by one instruction: at best sixteen times as many a second as in f32. A row is the
 //! sum of one or of three terms in bfloat16: one is the row rounded, three are every bit of it, so that its product
 //! with a weight that is in bfloat16 itself is one of f32 and still costs a fraction of it.
 //!
@@ -49,8 +49,8 @@ impl Default for Sums {
 }
 
 /// Adds to `sums` the products of `left` with rows of a panel, a whole number of [`PAIRS`] and at least one, or
-/// replaces them. For every [`PAIRS`] rows `left` holds `terms` ([`ROUNDED`] or [`EXACT`]) times a register, or one for each of
-/// two groups of rows.
+/// replaces them. For every [`PAIRS`] rows `left` holds `terms` ([`ROUNDED`] or [`EXACT`]) times a register, or one for
+/// each of two groups of rows.
 pub(super) type Product = fn(left: &[Left], terms: usize, panel: &[PairRow], sums: &mut Sums, add: bool);
 
 /// The product of this CPU, if it has one.
