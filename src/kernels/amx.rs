@@ -20,7 +20,7 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use super::bf16::panels::{COLUMNS, PairRow, round_pairs, rounded};
+use super::bf16::panels::{COLUMNS, PairRow, Panels, round_pairs};
 use super::vector::vectorized;
 
 /// Rows of a register, and pairs of values of a row.
@@ -76,7 +76,6 @@ thread_local! {
 /// Rows of f32 values as registers take them, in units that go over a panel together.
 pub(super) struct Packed<const TERMS: usize> {
     tiles: Vec<Left>,
-    rows: usize,
     /// Registers of a row, one after the other.
     steps: usize,
 }
@@ -92,13 +91,7 @@ impl<const TERMS: usize> Packed<TERMS> {
             let units = values.par_chunks(UNIT * inner).zip(tiles.par_chunks_mut(UNIT / ROWS * steps * TERMS));
             units.for_each(|(values, tiles)| pack::<TERMS>(values, inner, tiles));
         }
-        Self { tiles, rows, steps }
-    }
-
-    /// Which rows go over a panel together.
-    pub(super) fn units(&self) -> impl Iterator<Item = Range<usize>> + use<TERMS> {
-        let rows = self.rows;
-        (0..rows).step_by(UNIT).map(move |first| first..rows.min(first + UNIT))
+        Self { tiles, steps }
     }
 
     /// The products of a unit of rows with the rows of a panel that begin with the one at `from`, a multiple of
@@ -106,7 +99,7 @@ impl<const TERMS: usize> Packed<TERMS> {
     pub(super) fn multiply<'a>(
         &self,
         product: Product,
-        unit: &Range<usize>,
+        unit: Range<usize>,
         from: usize,
         panel: &[PairRow],
         sums: &'a mut Sums,
@@ -196,18 +189,15 @@ fn is_exact(product: Product) -> bool {
     const INNER: usize = STEPS * 2 * PAIRS - 5;
     // All different enough that a swapped row, column or half shows.
     let left = |row: usize, at: usize| ((row * 37 + at * 11) % 61) as f32 - 30.0;
-    let right = |at: usize, column: usize| if at < INNER { ((at * 53 + column * 17) % 59) as f32 - 29.0 } else { 0.0 };
-    let panel: Vec<PairRow> = (0..INNER.div_ceil(2))
-        .map(|at| {
-            let pair = |column| rounded(right(2 * at, column)) >> 16 | rounded(right(2 * at + 1, column));
-            PairRow(std::array::from_fn(pair))
-        })
-        .collect();
+    let right = |at: usize, column: usize| ((at * 53 + column * 17) % 59) as f32 - 29.0;
+    let columns: Vec<f32> = (0..COLUMNS).flat_map(|column| (0..INNER).map(move |at| right(at, column))).collect();
+    let panels = Panels::pack(&columns, COLUMNS, INNER);
+    // A unit at a time: no other thread is asked, so nobody comes here again meanwhile.
     [1, ROWS, ROWS + 1, UNIT].into_iter().all(|rows| {
         let values: Vec<f32> = (0..rows).flat_map(|row| (0..INNER).map(move |at| left(row, at))).collect();
         let mut sums = Sums::default();
         let packed = Packed::<EXACT>::new(&values, INNER);
-        packed.multiply(product, &(0..rows), 0, &panel, &mut sums).iter().enumerate().all(|(row, sums)| {
+        packed.multiply(product, 0..rows, 0, panels.panel(0), &mut sums).iter().enumerate().all(|(row, sums)| {
             sums.iter().enumerate().all(|(column, sum)| {
                 let exact: f32 = (0..INNER).map(|at| left(row, at) * right(at, column)).sum();
                 *sum == exact

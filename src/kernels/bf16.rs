@@ -7,7 +7,7 @@
 pub(super) mod panels;
 #[cfg(test)]
 pub(crate) mod portable;
-mod product;
+pub(super) mod product;
 #[cfg(test)]
 mod tests;
 mod tile;

@@ -2,10 +2,11 @@
 //! memory, so each value of it is read once for all rows, bf16 becomes f32 in registers and NF4 in a few rows
 //! that a core's cache holds. What a row comes to does not depend on how many rows stand beside it, on the
 //! threads or on the CPU: every output is a chain of fused multiply-adds in an order that the shape of the weight
-//! alone decides. Only with more than [`MOST_ROWS`] rows, which no step of decoding has, a CPU may take tile registers
-//! for a weight in bf16. So a sequence that is decoded among others gets the bits that it gets alone. Training asks for
-//! something else, that a record gets the same bits in a small micro-batch as in a large one, and multiplies them all
-//! in one way: this one is taken within [`each_row_alone`] only.
+//! alone decides. Only with more than [`MOST_ROWS`] rows, which no step of decoding has, a CPU with tile registers takes
+//! those for a weight in bf16: each row as three terms in bf16 that are all its bits, so nothing is rounded that a
+//! product in f32 would not round. So a sequence that is decoded among others gets the bits that it gets alone. Training
+//! asks for something else, that a record gets the same bits in a small micro-batch as in a large one, and multiplies
+//! them all in one way: this one is taken within [`each_row_alone`] only.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -14,15 +15,15 @@ mod avx512;
 mod portable;
 #[cfg(test)]
 mod tests;
-mod tiled;
 
 use std::cell::{Cell, RefCell};
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use super::amx;
+use super::amx::{self, EXACT};
 use super::bf16::panels::{COLUMNS, PairRow, Panels};
+use super::bf16::product::in_registers;
 use super::matmul::{Output, Write};
 use super::nf4::Nf4;
 #[cfg(target_arch = "x86_64")]
@@ -32,7 +33,8 @@ use super::vector::{LINE, prefetch};
 /// registers; more are bound by arithmetic, and blocked for that.
 pub(crate) const MOST_ROWS: usize = 64;
 
-/// Rows that go over a weight in panels together, of which there may be any number: they stay in a second-level cache.
+/// Rows that go over a weight in panels together, of which there may be any number: they stay in a second-level cache,
+/// and packed for registers they do not grow with the text.
 const ROWS_TOGETHER: usize = 512;
 
 thread_local! {
@@ -144,13 +146,16 @@ pub(super) fn dense(x: &[f32], inputs: usize, weight: &[f32], out: Output<'_>, i
 
 /// As [`dense`], with a weight in panels.
 pub(super) fn panels(x: &[f32], weight: &Panels, out: Output<'_>, into: Write) {
-    if let Some(product) = amx::native().filter(|_| x.len() > MOST_ROWS * weight.inner()) {
-        return tiled::panels(product, x, weight, out, into);
-    }
+    let inner = weight.inner();
+    let registers = amx::native().filter(|_| x.len() > MOST_ROWS * inner);
     let Output { values, columns, row_stride } = out;
-    let some = x.chunks(ROWS_TOGETHER * weight.inner()).zip(values.chunks_mut(ROWS_TOGETHER * row_stride));
+    let some = x.chunks(ROWS_TOGETHER * inner).zip(values.chunks_mut(ROWS_TOGETHER * row_stride));
     for (x, values) in some {
-        panels_by(Tiles::native(), x, weight, Output { values, columns, row_stride }, into);
+        let out = Output { values, columns, row_stride };
+        match registers {
+            Some(product) => in_registers::<EXACT>(product, x, x.len() / inner, weight, out, into),
+            None => panels_by(Tiles::native(), x, weight, out, into),
+        }
     }
 }
 
@@ -161,7 +166,7 @@ pub(super) fn nf4(x: &[f32], weight: &Nf4, out: Output<'_>, into: Write) {
 
 fn dense_by(tiles: Tiles, x: &[f32], inputs: usize, weight: &[f32], out: Output<'_>, into: Write) {
     assert!(weight.len() == out.columns * inputs, "the weight of a product has another size");
-    tasks(x, inputs, out, COLUMNS, |x, first, columns| {
+    tasks(x, inputs, out, |x, first, columns| {
         let end = first + columns[0].len();
         row_major(tiles, x, &weight[first * inputs..end * inputs], inputs, columns, 0, into);
     });
@@ -173,7 +178,7 @@ fn nf4_by(tiles: Tiles, x: &[f32], weight: &Nf4, out: Output<'_>, into: Write) {
     }
     let (outputs, inputs) = weight.dims();
     assert!(outputs == out.columns, "the weight of a product has another size");
-    tasks(x, inputs, out, COLUMNS, |x, first, columns| {
+    tasks(x, inputs, out, |x, first, columns| {
         let width = columns[0].len();
         DECODED_ROWS.with_borrow_mut(|decoded| {
             for start in (0..width).step_by(DECODED) {
@@ -213,7 +218,7 @@ fn row_major(
 fn panels_by(tiles: Tiles, x: &[f32], weight: &Panels, out: Output<'_>, into: Write) {
     let inputs = weight.inner();
     assert!(weight.columns() == out.columns, "the weight of a product has another size");
-    tasks(x, inputs, out, COLUMNS, |x, first, columns| {
+    tasks(x, inputs, out, |x, first, columns| {
         let mut sums: PanelSums = [[0.0; COLUMNS]; PANEL_ROWS];
         let width = columns[0].len();
         // Tiles of about one size.
@@ -270,15 +275,8 @@ fn write(out: &mut [f32], sums: &[f32], into: Write) {
     }
 }
 
-/// Calls `body(rows of x, first column, columns of each row)` for task after task of some columns, of which there are
-/// `least` where rows are many.
-fn tasks(
-    x: &[f32],
-    inputs: usize,
-    out: Output<'_>,
-    least: usize,
-    body: impl Fn(&[&[f32]], usize, &mut [&mut [f32]]) + Sync,
-) {
+/// Calls `body(rows of x, first column, columns of each row)` for task after task of some columns.
+fn tasks(x: &[f32], inputs: usize, out: Output<'_>, body: impl Fn(&[&[f32]], usize, &mut [&mut [f32]]) + Sync) {
     let (outputs, stride) = (out.columns, out.row_stride);
     let rows = x.len() / inputs.max(1);
     assert!(inputs > 0 && x.len() == rows * inputs, "the left-hand matrix of a product has another size");
@@ -286,8 +284,8 @@ fn tasks(
         return;
     }
     assert!(outputs <= stride && out.values.len() >= (rows - 1) * stride + outputs, "the output has another size");
-    let width =
-        if rows > PANEL_ROWS { least } else { (PIECE / inputs).min(outputs / TASKS).max(LEAST / inputs).max(1) };
+    // Many rows are enough to do with a panel each.
+    let width = if rows > PANEL_ROWS { 1 } else { (PIECE / inputs).min(outputs / TASKS).max(LEAST / inputs).max(1) };
     let width = width.next_multiple_of(COLUMNS);
     let x: Vec<&[f32]> = x.chunks_exact(inputs).collect();
     if let [one] = x[..] {

@@ -2,24 +2,19 @@
 //! it where there are any.
 
 use super::*;
+use crate::kernels::bf16::to_bf16;
 use crate::kernels::gradcheck::{flat, operand};
 
-/// A matrix `[inner, columns]` of up to a panel's columns as a panel.
-fn panel(values: &[f32], inner: usize, columns: usize) -> Vec<PairRow> {
-    let value = |at: usize, column: usize| {
-        let inside = at < inner && column < columns;
-        if inside { values[at * columns + column] } else { 0.0 }
-    };
-    let pair = |at: usize, column: usize| rounded(value(2 * at, column)) >> 16 | rounded(value(2 * at + 1, column));
-    (0..inner.div_ceil(2)).map(|at| PairRow(std::array::from_fn(|column| pair(at, column)))).collect()
-}
-
-/// The sums of each row, by a product.
-fn multiply<const TERMS: usize>(product: Product, x: &[f32], inner: usize, panel: &[PairRow]) -> Vec<[f32; COLUMNS]> {
-    let packed = Packed::<TERMS>::new(x, inner);
+/// The sums of each row over one panel, by a product.
+fn multiply<const TERMS: usize>(product: Product, x: &[f32], weight: &Panels) -> Vec<[f32; COLUMNS]> {
+    let packed = Packed::<TERMS>::new(x, weight.inner());
     let mut sums = Sums([[7.0; COLUMNS]; UNIT]);
-    let unit = |unit: Range<usize>| packed.multiply(product, &unit, 0, panel, &mut sums).to_vec();
-    packed.units().flat_map(unit).collect()
+    let rows = x.len() / weight.inner();
+    let unit = |first: usize| {
+        let unit = first..rows.min(first + UNIT);
+        packed.multiply(product, unit, 0, weight.panel(0), &mut sums).to_vec()
+    };
+    (0..rows).step_by(UNIT).flat_map(unit).collect()
 }
 
 fn products() -> Vec<(&'static str, Product)> {
@@ -35,17 +30,15 @@ const SHAPES: [(usize, usize); 8] = [(1, 1), (3, 31), (16, 32), (17, 33), (32, 6
 #[test]
 fn three_terms_are_every_bit_of_a_row() {
     for (rows, inner) in SHAPES {
-        let (x, w) = (flat(&operand(&[rows, inner], 1)), flat(&operand(&[inner, 30], 2)));
-        let w: Vec<f32> = w.iter().map(|value| f32::from_bits(rounded(*value))).collect();
-        let panel = panel(&w, inner, 30);
+        let (x, weight) = (flat(&operand(&[rows, inner], 1)), flat(&operand(&[30, inner], 2)));
+        let weight: Vec<f32> = weight.into_iter().map(to_bf16).collect();
+        let panels = Panels::pack(&weight, 30, inner);
         for (name, product) in products() {
-            let sums = multiply::<EXACT>(product, &x, inner, &panel);
-            for (row, sums) in x.chunks(inner).zip(sums) {
-                for (column, sum) in sums[..30].iter().enumerate() {
-                    let terms = || row.iter().zip(w[column..].iter().step_by(30));
-                    let exact: f64 = terms().map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-                    let size: f64 = terms().map(|(x, w)| (f64::from(*x) * f64::from(*w)).abs()).sum();
-                    let error = (f64::from(*sum) - exact).abs();
+            for (x, sums) in x.chunks(inner).zip(multiply::<EXACT>(product, &x, &panels)) {
+                for (weight, sum) in weight.chunks(inner).zip(sums) {
+                    let terms = || x.iter().zip(weight).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                    let error = (f64::from(sum) - terms().sum::<f64>()).abs();
+                    let size = terms().map(f64::abs).sum::<f64>();
                     assert!(error <= 3e-7 * (size + 1e-3), "{name}, {rows} × {inner}: {error:e} of {size}");
                 }
             }
@@ -55,13 +48,11 @@ fn three_terms_are_every_bit_of_a_row() {
 
 #[test]
 fn one_term_is_the_row_rounded() {
-    let (x, w) = (flat(&operand(&[20, 100], 1)), flat(&operand(&[100, 32], 2)));
-    let rounded: Vec<f32> = x.iter().map(|value| f32::from_bits(rounded(*value))).collect();
-    let panel = panel(&w, 100, 32);
+    let x = flat(&operand(&[20, 100], 1));
+    let rounded: Vec<f32> = x.iter().copied().map(to_bf16).collect();
+    let panels = Panels::pack(&flat(&operand(&[32, 100], 2)), 32, 100);
     for (name, product) in products() {
-        let (one, all) =
-            (multiply::<ROUNDED>(product, &x, 100, &panel), multiply::<EXACT>(product, &rounded, 100, &panel));
-        assert_eq!(one, all, "{name}");
+        assert_eq!(multiply::<ROUNDED>(product, &x, &panels), multiply::<EXACT>(product, &rounded, &panels), "{name}");
     }
 }
 
@@ -77,11 +68,11 @@ fn the_registers_give_the_bits_of_the_portable_product() {
             let values = flat(&operand(&[count], seed));
             values.iter().enumerate().map(|(at, value)| value * 10f32.powi((at % 13) as i32 * 5 - 38)).collect()
         };
-        let (x, panel) = (wide(1, rows * inner), panel(&wide(2, inner * 32), inner, 32));
+        let (x, panels) = (wide(1, rows * inner), Panels::pack(&wide(2, inner * 32), 32, inner));
         let bits = |sums: Vec<[f32; COLUMNS]>| sums.concat().into_iter().map(f32::to_bits).collect::<Vec<_>>();
-        let three = [native, portable::product].map(|product| bits(multiply::<EXACT>(product, &x, inner, &panel)));
+        let three = [native, portable::product].map(|product| bits(multiply::<EXACT>(product, &x, &panels)));
         assert_eq!(three[0], three[1], "{rows} × {inner}");
-        let one = [native, portable::product].map(|product| bits(multiply::<ROUNDED>(product, &x, inner, &panel)));
+        let one = [native, portable::product].map(|product| bits(multiply::<ROUNDED>(product, &x, &panels)));
         assert_eq!(one[0], one[1], "{rows} × {inner}");
     }
 }
@@ -101,7 +92,7 @@ fn what_is_no_number_stays_none() {
     for (name, product) in products() {
         let mut x = vec![1f32; 64];
         (x[3], x[40]) = (f32::NAN, f32::INFINITY);
-        let sums = multiply::<EXACT>(product, &x, 32, &panel(&[1.0; 32], 32, 1));
+        let sums = multiply::<EXACT>(product, &x, &Panels::pack(&[1.0; 32], 1, 32));
         assert!(sums[0][0].is_nan() && !sums[1][0].is_finite(), "{name}");
     }
 }

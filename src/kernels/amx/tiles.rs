@@ -44,6 +44,7 @@ fn has_instructions() -> bool {
 
 #[expect(unsafe_code, reason = "a system call that the standard library does not offer")]
 fn may_use() -> bool {
+    // ARCH_REQ_XCOMP_PERM and XFEATURE_XTILE_DATA of Linux's documentation, arch/x86/xstate.
     const REQUEST: libc::c_int = 0x1023;
     const TILE_DATA: libc::c_ulong = 18;
     // SAFETY: the call takes two numbers and touches no memory of ours.
@@ -122,8 +123,8 @@ macro_rules! products {
                     "tileloadd tmm4, [{panel} + {row}]",
                     "tileloadd tmm5, [{panel} + {row} + 64]",
                     $($step,)+
-                    // What the step after the next but one reads of the panel: a CPU does not see by itself where
-                    // such loads go on.
+                    // What the fourth step from here reads of the panel: a CPU does not see by itself where such
+                    // loads go on. Nothing need lie there.
                     ".irp line, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15",
                     "prefetcht0 [{panel} + 8192 + 128 * \\line]",
                     "prefetcht0 [{panel} + 8256 + 128 * \\line]",

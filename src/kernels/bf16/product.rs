@@ -31,25 +31,18 @@ struct Task<'a> {
 }
 
 /// `x`, `rows` rows of K values, times `panels` `[K, N]` replaces `out`, rows of N adjacent values that begin
-/// `row_stride` apart, or is added to it.
+/// `row_stride` apart, or is added to it; the rows are rounded to bf16.
 pub(super) fn product(kernel: Kernel, x: &[f32], rows: usize, panels: &Panels, out: Output<'_>, into: Write) {
-    let (columns, inner) = (panels.columns(), panels.inner());
-    assert!(x.len() == rows * inner, "the left-hand matrix of a product has another size");
-    assert!(out.columns == columns && columns <= out.row_stride, "the output of a product has another size");
-    if rows == 0 || columns == 0 {
-        return;
-    }
-    let extent = (rows - 1) * out.row_stride + columns;
-    let tasks = tasks(&mut out.values[..extent], rows, columns, out.row_stride);
     match kernel {
-        Kernel::Lanes(tile) => in_lanes(tile, x, panels, tasks, into),
-        Kernel::Registers(product) => in_registers(product, x, panels, tasks, into),
+        Kernel::Lanes(tile) => in_lanes(tile, x, rows, panels, out, into),
+        Kernel::Registers(product) => in_registers::<ROUNDED>(product, x, rows, panels, out, into),
     }
 }
 
-fn in_lanes(tile: Tile, x: &[f32], panels: &Panels, tasks: Vec<Task<'_>>, into: Write) {
+fn in_lanes(tile: Tile, x: &[f32], rows: usize, panels: &Panels, out: Output<'_>, into: Write) {
     let (inner, pairs) = (panels.inner(), panels.pairs());
-    let mut packed = vec![0u32; x.len() / inner.max(1) * pairs];
+    let tasks = tasks(x, rows, panels, out);
+    let mut packed = vec![0u32; rows * pairs];
     if inner > 0 {
         let blocks = packed.par_chunks_mut(ROWS * pairs).zip(x.par_chunks(ROWS * inner));
         blocks.for_each(|(packed, rows)| pack_rows::<ROWS>(rows, inner, packed));
@@ -70,8 +63,17 @@ fn in_lanes(tile: Tile, x: &[f32], panels: &Panels, tasks: Vec<Task<'_>>, into: 
     });
 }
 
-fn in_registers(product: amx::Product, x: &[f32], panels: &Panels, tasks: Vec<Task<'_>>, into: Write) {
-    let left = amx::Packed::<ROUNDED>::new(x, panels.inner());
+/// As [`product`], in tile registers, with rows as sums of so many terms.
+pub(in crate::kernels) fn in_registers<const TERMS: usize>(
+    product: amx::Product,
+    x: &[f32],
+    rows: usize,
+    panels: &Panels,
+    out: Output<'_>,
+    into: Write,
+) {
+    let tasks = tasks(x, rows, panels, out);
+    let left = amx::Packed::<TERMS>::new(x, panels.inner());
     let pairs = panels.pairs();
     tasks.into_par_iter().for_each(|Task { first_row, first_panel, rows: mut all }| {
         let mut sums = amx::Sums::default();
@@ -81,7 +83,7 @@ fn in_registers(product: amx::Product, x: &[f32], panels: &Panels, tasks: Vec<Ta
                 let first = first_row + index * amx::UNIT;
                 for (panel, at) in (first_panel..).zip((0..rows[0].len()).step_by(COLUMNS)) {
                     let block = &panels.panel(panel)[from..pairs.min(from + REGISTER_PAIRS)];
-                    let sums = left.multiply(product, &(first..first + rows.len()), from, block, &mut sums);
+                    let sums = left.multiply(product, first..first + rows.len(), from, block, &mut sums);
                     write(rows, at, sums, into);
                 }
             }
@@ -114,7 +116,15 @@ fn blocks(pairs: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     (0..count).map(move |index| index * size..pairs.min((index + 1) * size))
 }
 
-fn tasks(values: &mut [f32], rows: usize, columns: usize, row_stride: usize) -> Vec<Task<'_>> {
+/// The tasks of a product, none where the output is empty.
+fn tasks<'a>(x: &[f32], rows: usize, panels: &Panels, out: Output<'a>) -> Vec<Task<'a>> {
+    let Output { values, columns, row_stride } = out;
+    assert!(x.len() == rows * panels.inner(), "the left-hand matrix of a product has another size");
+    assert!(columns == panels.columns() && columns <= row_stride, "the output of a product has another size");
+    if rows == 0 || columns == 0 {
+        return Vec::new();
+    }
+    let values = &mut values[..(rows - 1) * row_stride + columns];
     let panels = columns.div_ceil(COLUMNS) * rows.div_ceil(TASK_ROWS);
     let group = (panels / TASKS).clamp(1, GROUP);
     let width = group * COLUMNS;

@@ -86,7 +86,7 @@ fn on_registers() -> impl Iterator<Item = amx::Product> {
 
 #[test]
 fn on_tile_registers_a_row_is_the_plain_product_and_has_the_same_bits_among_any_others() {
-    // Past a unit of rows and, with the longest, past those that go over a weight together.
+    // Past a unit of rows and past the rows of a task.
     const ROWS: usize = 130;
     for (outputs, inputs) in SIZES {
         let packed = Panels::pack(&flat(&operand(&[outputs, inputs], 2)), outputs, inputs);
@@ -97,7 +97,7 @@ fn on_tile_registers_a_row_is_the_plain_product_and_has_the_same_bits_among_any_
             let multiply = |x: &[f32], into: Write| {
                 let mut out = vec![7f32; x.len() / inputs * outputs];
                 let whole = Output { values: &mut out, columns: outputs, row_stride: outputs };
-                tiled::panels(product, x, &packed, whole, into);
+                in_registers::<EXACT>(product, x, x.len() / inputs, &packed, whole, into);
                 out
             };
             let alone: Vec<f32> = x.chunks(inputs).flat_map(|x| multiply(x, Write::Replace)).collect();
