@@ -1,4 +1,4 @@
-//! What the SDK's errors mean to our callers: not there, not allowed, or away for now. The whole
+//! What the SDK's errors mean to our callers: no such object, not allowed, or a store that cannot be reached. The whole
 //! chain of the SDK goes to the log.
 
 use aws_sdk_s3::config::http::HttpResponse;
