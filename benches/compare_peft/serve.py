@@ -1,13 +1,22 @@
 """Answers of Tunesmith beside transformers `generate` with a peft adapter: the same shape, prompts and lengths.
 
     serve.py TUNESMITH [--shape cpu-135m] [--concurrency 1,8,32] [--prompt-tokens 128] [--new-tokens 64]
-             [--adapters 1] [--rank 16] [--rounds 2] [--repeats 2] [--peer f32,bf16] [--weights bf16] [--out FILE.json]
+             [--requests-each 1] [--adapters 1] [--rank 16] [--rounds 2] [--repeats 2] [--peer f32,bf16]
+             [--weights bf16] [--out FILE.json]
 
-In turn (A B A B), each run in a process of its own. Tunesmith's requests come at once, each from a thread of its
-own; the peer gets them as one batch, which is the best it can do with requests that come at once. Both decode
-greedily with a cache of keys and values, and no token ends an answer. Prints tokens per second of all requests
-together, the time to the first token (the median of Tunesmith's requests; the peer's come all at once) and ratios
-against the better of the peer's precisions. Nothing else should run.
+In turn (A B A B), each run in a process of its own. Both decode greedily with a cache of keys and values, and no
+token ends an answer before its length. Two kinds of work:
+
+- As above, all requests of one length come at once, and the peer gets them as one batch: the best case for it.
+- `--prompt-tokens 8-512 --new-tokens 8-512 --requests-each 4 --adapters 8` is what comes to a service with many
+  adapters (lengths and adapters as in S-LoRA's synthetic work, arXiv 2311.03285): callers with one request under way
+  each, of any length, each to an adapter of its own. The peer takes as many as there are callers as one batch, in
+  the order in which they come, padded on the left to the longest prompt, with peft's `adapter_names`, until the
+  longest answer is done, which is what `generate` has for it; then the next.
+
+Prints tokens per second of all requests together, the time to the first token (of the median request, from when it
+was sent; the peer's from when its batch began) and ratios against the better of the peer's precisions. Nothing else
+should run.
 """
 
 import argparse
@@ -27,9 +36,9 @@ ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "d
 
 def tunesmith(args):
     command = [args.tunesmith, "bench", "serve", "--json", "--shape", args.shape, "--weights", args.weights]
-    command += ["--concurrency", args.concurrency, "--prompt-tokens", str(args.prompt_tokens)]
-    command += ["--new-tokens", str(args.new_tokens), "--adapters", str(args.adapters), "--rank", str(args.rank)]
-    command += ["--rounds", str(args.repeats)]
+    command += ["--concurrency", args.concurrency, "--requests-each", str(args.requests_each)]
+    command += ["--prompt-tokens", args.prompt_tokens, "--new-tokens", args.new_tokens]
+    command += ["--adapters", str(args.adapters), "--rank", args.rank, "--rounds", str(args.repeats)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
@@ -57,10 +66,12 @@ def as_peer(path, precision):
     config = LlamaConfig(**work["config"])
     model = AutoModelForCausalLM.from_config(config, torch_dtype=dtype)
     adapters = [f"adapter-{number}" for number in range(work["adapters"])]
-    lora = LoraConfig(task_type="CAUSAL_LM", r=work["rank"], lora_alpha=work["rank"], target_modules=ALL_LINEAR)
-    if adapters:
-        model = get_peft_model(model, lora, adapter_name=adapters[0])
-        for name in adapters[1:]:
+    for number, name in enumerate(adapters):
+        rank = work["ranks"][number % len(work["ranks"])]
+        lora = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=rank, target_modules=ALL_LINEAR)
+        if number == 0:
+            model = get_peft_model(model, lora, adapter_name=name)
+        else:
             model.add_adapter(name, lora)
     model.to(dtype).eval()
     model.generation_config.eos_token_id = None
@@ -76,76 +87,103 @@ def as_peer(path, precision):
             self.times.append(time.perf_counter())
             return torch.zeros(ids.shape[0], dtype=torch.bool)
 
-    def measure(requests, tokens):
-        ids = torch.randint(1, config.vocab_size, (requests, work["promptTokens"]))
+    def answer(first, requests):
+        """One batch, of the work of each request and the number of the first: seconds to each step."""
+        longest, most = (max(one[at] for one in requests) for at in (0, 1))
+        ids = torch.zeros(len(requests), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, (prompt, _) in enumerate(requests):
+            ids[row, longest - prompt :] = torch.randint(1, config.vocab_size, (prompt,))
+            mask[row, longest - prompt :] = 1
         clock = Clock()
         others = {}
         if len(adapters) > 1:
-            others["adapter_names"] = [adapters[row % len(adapters)] for row in range(requests)]
+            others["adapter_names"] = [adapters[(first + row) % len(adapters)] for row in range(len(requests))]
         began = time.perf_counter()
         out = model.generate(
             input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            min_new_tokens=tokens,
+            attention_mask=mask,
+            max_new_tokens=most,
+            min_new_tokens=most,
             do_sample=False,
             use_cache=True,
             stopping_criteria=StoppingCriteriaList([clock]),
             **others,
         )
-        assert out.shape[1] == ids.shape[1] + tokens, out.shape
-        first, last = clock.times[0] - began, clock.times[-1] - began
+        assert out.shape[1] == longest + most, out.shape
+        return [at - began for at in clock.times]
+
+    def measure(row):
+        """All requests of a row, batch after batch; a token counts where its request asked for it."""
+        at_once, requests = row["concurrency"], row["work"]
+        firsts, paces, total = [], [], 0.0
+        for first in range(0, len(requests), at_once):
+            some = requests[first : first + at_once]
+            times = answer(first, some)
+            total += times[-1]
+            firsts += [times[0]] * len(some)
+            paces += [(times[new - 1] - times[0]) / (new - 1) for _, new in some]
+        decoded = sum(new - 1 for _, new in requests) / (times[-1] - times[0]) if len(requests) == at_once else None
         return {
-            "tokensPerSecond": requests * tokens / last,
-            "decodedPerSecond": requests * (tokens - 1) / (last - first),
-            "firstTokenSeconds": first,
+            "tokensPerSecond": sum(new for _, new in requests) / total,
+            "decodedPerSecond": decoded,
+            "firstTokenSeconds": statistics.median(firsts),
+            "tokenSeconds": statistics.median(paces),
         }
 
     with torch.inference_mode():
-        measure(1, 4)
+        answer(0, [[work["rows"][0]["work"][0][0], 4]])
         rows = []
         for row in work["rows"]:
-            runs = [measure(row["requests"], work["newTokens"]) for _ in range(work["repeats"])]
-            rows.append({key: statistics.median(run[key] for run in runs) for key in runs[0]})
+            runs = [measure(row) for _ in range(work["repeats"])]
+            rows.append({key: runs[0][key] and statistics.median(run[key] for run in runs) for key in runs[0]})
     print(json.dumps(rows))
 
 
 def beside(ours, peers):
-    """One row for each number of requests: medians over the rounds, and ratios against the better peer."""
+    """One row for each number of requests at once: medians over the rounds, and ratios against the better peer."""
     rows = []
-    for at, requests in enumerate(row["requests"] for row in ours[0]["rows"]):
-        middle = lambda runs, key: statistics.median(run[at][key] for run in runs)
-        own = [run["rows"] for run in ours]
-        keys = ("tokensPerSecond", "decodedPerSecond", "firstTokenSeconds")
-        figures = {key: middle(own, key) for key in keys}
-        others = {
-            precision: {key: middle([run for run in runs if run], key) for key in keys}
-            for precision, runs in peers.items()
-            if any(runs)
-        }
+    for at, row in enumerate(ours[0]["rows"]):
+        keys = [key for key in ("tokensPerSecond", "decodedPerSecond", "firstTokenSeconds", "tokenSeconds") if row[key]]
+        middle = lambda runs: {key: statistics.median(run[at][key] for run in runs) for key in keys}
+        figures = middle([run["rows"] for run in ours])
+        others = {precision: middle([run for run in runs if run]) for precision, runs in peers.items() if any(runs)}
+        row = {"concurrency": row["concurrency"], "requests": row["requests"], **figures, "peer": others}
         best = max(others, key=lambda precision: others[precision]["tokensPerSecond"], default=None)
-        row = {"requests": requests, **figures, "peer": others, "bestPeer": best}
+        row["bestPeer"] = best
         if best:
-            row["ratio"] = figures["tokensPerSecond"] / others[best]["tokensPerSecond"]
-            row["decodingRatio"] = figures["decodedPerSecond"] / max(one["decodedPerSecond"] for one in others.values())
-            row["firstTokenRatio"] = min(one["firstTokenSeconds"] for one in others.values()) / figures["firstTokenSeconds"]
+            most = lambda key: max(one[key] for one in others.values())
+            least = lambda key: min(one[key] for one in others.values())
+            row["ratio"] = figures["tokensPerSecond"] / most("tokensPerSecond")
+            if "decodedPerSecond" in figures:
+                row["decodingRatio"] = figures["decodedPerSecond"] / most("decodedPerSecond")
+            row["firstTokenRatio"] = least("firstTokenSeconds") / figures["firstTokenSeconds"]
+            row["tokenRatio"] = least("tokenSeconds") / figures["tokenSeconds"]
         rows.append(row)
     return rows
 
 
 def print_table(rows):
-    print(f"{'requests':>8}{'tok/s':>9}{'peer':>15}{'ratio':>7}{'decoding':>10}{'peer':>9}{'ratio':>7}{'first, s':>10}{'peer':>8}{'ratio':>7}")
+    print(f"{'at once':>8}{'requests':>9}  {'what':<22}{'tunesmith':>10}{'peer':>10}{'':>5}{'ratio':>7}")
+    measures = {
+        "tokensPerSecond": ("tokens/s", "ratio", max),
+        "decodedPerSecond": ("tokens/s, decoding", "decodingRatio", max),
+        "firstTokenSeconds": ("s to the first token", "firstTokenRatio", min),
+        "tokenSeconds": ("s a token after it", "tokenRatio", min),
+    }
     for row in rows:
-        line = f"{row['requests']:>8}{row['tokensPerSecond']:>9.1f}"
-        best = row["bestPeer"]
-        if best is None:
-            print(line + "  the peer failed")
-            continue
-        others = row["peer"]
-        line += f"{others[best]['tokensPerSecond']:>10.1f} {best:<4}{row['ratio']:>7.2f}"
-        line += f"{row['decodedPerSecond']:>10.1f}{max(one['decodedPerSecond'] for one in others.values()):>9.1f}{row['decodingRatio']:>7.2f}"
-        line += f"{row['firstTokenSeconds']:>10.3f}{min(one['firstTokenSeconds'] for one in others.values()):>8.3f}{row['firstTokenRatio']:>7.2f}"
-        print(line)
+        for key, (what, ratio, better) in measures.items():
+            if key not in row:
+                continue
+            line = f"{row['concurrency']:>8}{row['requests']:>9}  {what:<22}{row[key]:>10.4g}"
+            if not row["peer"]:
+                print(line + "  the peer failed")
+                continue
+            for precision, other in row["peer"].items():
+                print(line + f"{other[key]:>10.4g}{precision:>5}", end="")
+                each = row[key] / other[key] if better is max else other[key] / row[key]
+                print(f"{each:>7.2f}")
+                line = " " * 51
 
 
 def main():
@@ -154,10 +192,11 @@ def main():
     parser.add_argument("--shape", default="cpu-135m")
     parser.add_argument("--weights", default="bf16", choices=["bf16", "f32", "nf4"])
     parser.add_argument("--concurrency", default="1,8,32")
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--prompt-tokens", default="128")
+    parser.add_argument("--new-tokens", default="64")
+    parser.add_argument("--requests-each", type=int, default=1)
     parser.add_argument("--adapters", type=int, default=1)
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rank", default="16")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--peer", default="f32,bf16")
@@ -181,7 +220,9 @@ def main():
         facts = {
             "date": datetime.date.today().isoformat(),
             "machine": machine(),
-            **{key: ours[0][key] for key in ("shape", "weights", "promptTokens", "newTokens", "adapters", "rank", "threads")},
+            **{key: ours[0][key] for key in (
+                    "shape", "weights", "promptTokens", "newTokens", "requestsEach", "adapters", "ranks", "threads"
+                )},
             "rounds": args.rounds,
             "rows": rows,
         }

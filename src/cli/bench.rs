@@ -2,6 +2,7 @@
 //! for it.
 
 mod serve;
+mod traffic;
 mod train;
 
 use crate::error::{Error, Result};

@@ -1,15 +1,16 @@
-//! `tunesmith bench serve`: requests that come at once go through the scheduler that answers them in the service,
-//! each from a thread of its own, with random prompts and adapters in turn. What is measured is what a caller sees:
-//! tokens per second of all together, and the time to each one's first token.
+//! `tunesmith bench serve`: requests go through the scheduler that answers them in the service, each from a thread of
+//! its own, with random prompts and adapters in turn: all of one length and at once, or of many lengths and one after
+//! the other from so many callers. What is measured is what a caller sees: tokens per second of all together, and the
+//! time to each one's first token.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Barrier};
-use std::time::Instant;
 
 use candle_core::Device;
 use serde_json::{Value, json};
 
 use super::named;
+use super::traffic::{self, Figures, Length, Seen, Work};
 use super::train::peak_bytes;
 use crate::clock::Clock;
 use crate::config::ByteSize;
@@ -34,21 +35,25 @@ pub(in crate::cli) struct Serve {
     #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32])]
     concurrency: Vec<usize>,
 
-    /// Tokens of every prompt
-    #[arg(long, default_value_t = 128)]
-    prompt_tokens: usize,
+    /// Requests for each of those at once, in all: the next is sent as soon as one is answered
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    requests_each: usize,
 
-    /// Tokens of every answer
-    #[arg(long, default_value_t = 64)]
-    new_tokens: usize,
+    /// Tokens of every prompt: a number, or a range such as 8-512, of which any is as likely
+    #[arg(long, value_name = "TOKENS", default_value = "128")]
+    prompt_tokens: Length,
+
+    /// Tokens of every answer, likewise
+    #[arg(long, value_name = "TOKENS", default_value = "64")]
+    new_tokens: Length,
 
     /// LoRA adapters that the requests take in turn; none asks the base
     #[arg(long, default_value_t = 1)]
     adapters: usize,
 
-    /// Rank of the adapters, on all maps of every layer
-    #[arg(long, default_value_t = 16)]
-    rank: usize,
+    /// Ranks that the adapters have in turn, on all maps of every layer
+    #[arg(long, value_name = "RANKS", value_delimiter = ',', default_values_t = [16])]
+    rank: Vec<usize>,
 
     /// Measurements of each number of requests; the median counts
     #[arg(long, default_value_t = 3)]
@@ -73,40 +78,12 @@ enum Weights {
     Nf4,
 }
 
-/// When one caller saw each token, in seconds from the moment at which all asked.
-struct Seen(Vec<f64>);
-
-impl Seen {
-    fn first(&self) -> f64 {
-        self.0.first().copied().unwrap_or_default()
-    }
-
-    fn last(&self) -> f64 {
-        self.0.last().copied().unwrap_or_default()
-    }
-
-    /// Tokens that came after `moment`.
-    fn after(&self, moment: f64) -> usize {
-        self.0.iter().filter(|at| **at > moment).count()
-    }
-}
-
-/// The figures of one number of requests.
-struct Figures {
-    requests: usize,
-    /// Of all requests together, from asking to the last token.
-    tokens_per_second: f64,
-    /// The same once everybody has a first token.
-    decoded_per_second: f64,
-    first_seconds: f64,
-    last_first_seconds: f64,
-}
-
 impl Serve {
     pub(super) fn run(&self) -> Result<()> {
-        if self.prompt_tokens == 0 || self.new_tokens < 2 || self.rounds == 0 || self.concurrency.contains(&0) {
+        let none = self.rounds == 0 || self.requests_each == 0 || self.concurrency.contains(&0);
+        if none || self.new_tokens.least() < 2 || self.rank.is_empty() {
             return Err(Error::validation(
-                "bench serve needs at least one prompt token, two new tokens, one round and one request",
+                "bench serve needs at least two new tokens, one round, one request and a rank",
             ));
         }
         let (config, description, shape) = named(&self.shape)?;
@@ -118,18 +95,19 @@ impl Serve {
         };
         let decoder = Arc::new(Decoder::random(config, 1, &Device::Cpu, form)?);
         let adapters = self.adapters(&decoder)?;
-        let limits =
-            Limits { sequences: self.concurrency.iter().copied().max().unwrap_or(1), cache: self.cache_memory.0 };
+        let sequences = self.concurrency.iter().copied().max().unwrap_or(1);
+        let limits = Limits { sequences, cache: self.cache_memory.0 };
         // No token ends an answer: every one has its full length.
         let scheduler = Scheduler::new(Arc::clone(&decoder), &[], limits);
         let mut rows = Vec::new();
         // What is measured first would else pay for the first touch of everything.
-        self.round(&scheduler, &decoder, &adapters, 1, &clock)?;
-        for requests in &self.concurrency {
+        self.round(&scheduler, &decoder, &adapters, 1, 1, &clock)?;
+        for concurrency in self.concurrency.iter().copied() {
+            let requests = concurrency * self.requests_each;
             let rounds = (0..self.rounds)
-                .map(|_| self.round(&scheduler, &decoder, &adapters, *requests, &clock))
+                .map(|_| self.round(&scheduler, &decoder, &adapters, concurrency, requests, &clock))
                 .collect::<Result<Vec<_>>>()?;
-            rows.push(Figures::median(*requests, rounds));
+            rows.push(Figures::median(concurrency, requests, &rounds));
         }
         if self.json {
             println!("{:#}", self.report(shape.map(|shape| shape.config_json()), &decoder, &rows));
@@ -145,10 +123,10 @@ impl Serve {
         if self.adapters == 0 {
             return Ok(vec![Asked::borrowed(&Frozen, longest)]);
         }
-        let config = LoraConfig { rank: self.rank, ..Default::default() };
         (0..self.adapters)
             .map(|number| {
-                let method = TuningMethod::Lora(config.clone()).build(decoder, None, number as u64)?;
+                let config = LoraConfig { rank: self.rank[number % self.rank.len()], ..Default::default() };
+                let method = TuningMethod::Lora(config).build(decoder, None, number as u64)?;
                 for one in method.trainables() {
                     let noise = Rng::new(number as u64, &one.name, 0).normals(one.var.elem_count(), 0.01);
                     one.var.set(&candle_core::Tensor::from_vec(noise, one.var.dims(), decoder.device())?)?;
@@ -158,70 +136,59 @@ impl Serve {
             .collect()
     }
 
-    /// All requests at once, each from its own thread.
+    /// So many requests at a time until all are answered, each caller on a thread of its own.
     fn round(
         &self,
         scheduler: &Scheduler,
         decoder: &Decoder,
         adapters: &[Asked<'static>],
+        callers: usize,
         requests: usize,
         clock: &Clock,
     ) -> Result<Vec<Seen>> {
-        let together = Barrier::new(requests);
-        std::thread::scope(|scope| {
-            let callers: Vec<_> = (0..requests)
-                .map(|request| {
-                    let (together, asked) = (&together, adapters[request % adapters.len()].clone());
-                    let prompt = self.prompt(request, decoder.config().vocab_size);
-                    scope.spawn(move || {
-                        together.wait();
-                        self.request(scheduler, asked, &prompt, clock)
-                    })
-                })
-                .collect();
-            callers
-                .into_iter()
-                .map(|caller| caller.join().map_err(|_| Error::internal(anyhow::anyhow!("a caller panicked")))?)
-                .collect()
+        traffic::send(callers, requests, clock, &|request, on_token| {
+            let Work { prompt_tokens, new_tokens } = self.work(request);
+            let prompt = prompt(request, prompt_tokens, decoder.config().vocab_size);
+            let greedy = Sampling { max_tokens: new_tokens, temperature: 0.0, top_p: 1.0, top_k: None, seed: 0 };
+            let mut on_token = |_: u32| {
+                on_token();
+                Ok(true)
+            };
+            let asked = adapters[request % adapters.len()].clone();
+            scheduler.ask(asked, &prompt, &greedy, &AtomicBool::new(false), &mut on_token).map(|_| ())
         })
     }
 
-    fn request(&self, scheduler: &Scheduler, asked: Asked<'static>, prompt: &[u32], clock: &Clock) -> Result<Seen> {
-        let begun: Instant = clock.monotonic();
-        let mut seen = Vec::with_capacity(self.new_tokens);
-        let mut on_token = |_: u32| {
-            seen.push(begun.elapsed().as_secs_f64());
-            Ok(true)
-        };
-        let greedy = Sampling { max_tokens: self.new_tokens, temperature: 0.0, top_p: 1.0, top_k: None, seed: 0 };
-        scheduler.ask(asked, prompt, &greedy, &AtomicBool::new(false), &mut on_token)?;
-        Ok(Seen(seen))
-    }
-
-    fn prompt(&self, request: usize, vocabulary: usize) -> Vec<u32> {
-        let mut rng = Rng::new(7, "bench serve", request as u64);
-        (0..self.prompt_tokens).map(|_| (rng.uniform() * vocabulary as f32) as u32 % vocabulary as u32).collect()
+    fn work(&self, request: usize) -> Work {
+        Work::of(request, &self.prompt_tokens, &self.new_tokens)
     }
 
     fn table(&self, shape: &str, decoder: &Decoder, rows: &[Figures]) -> String {
         let peak =
             peak_bytes().map_or("not known on this system".into(), |bytes| format!("{:.2} GB", bytes as f64 / 1e9));
+        let ranks: Vec<String> = self.rank.iter().map(usize::to_string).collect();
         let mut table = format!(
             "{shape}, weights {:.2} GB, {} adapters of rank {}, on {} threads: prompts of {} tokens, answers of {}\n\
-             peak memory {peak}; median of {} rounds\n\n\
-             requests  tokens/s  decoding tokens/s  first token, median  first token, last\n",
+             peak memory {peak}; median of {} rounds, {} requests for each of those at once\n\n\
+             at once  tokens/s  decoding tokens/s  first token: median   slowest  a token after it\n",
             decoder.bytes() as f64 / 1e9,
             self.adapters,
-            self.rank,
+            ranks.join(", "),
             rayon::current_num_threads(),
             self.prompt_tokens,
             self.new_tokens,
             self.rounds,
+            self.requests_each,
         );
         for row in rows {
             table.push_str(&format!(
-                "{:>8}  {:>8.1}  {:>17.1}  {:>17.3} s  {:>15.3} s\n",
-                row.requests, row.tokens_per_second, row.decoded_per_second, row.first_seconds, row.last_first_seconds,
+                "{:>7}  {:>8.1}  {:>17}  {:>17.3} s  {:>6.3} s  {:>13.1} ms\n",
+                row.concurrency,
+                row.tokens_per_second,
+                row.decoded_per_second.map_or("-".into(), |pace| format!("{pace:.1}")),
+                row.first_seconds,
+                row.slowest_first_seconds,
+                row.token_seconds * 1e3,
             ));
         }
         table
@@ -229,12 +196,19 @@ impl Serve {
 
     fn report(&self, config: Option<Value>, decoder: &Decoder, rows: &[Figures]) -> Value {
         let row = |row: &Figures| {
+            let work = (0..row.requests).map(|request| {
+                let Work { prompt_tokens, new_tokens } = self.work(request);
+                json!([prompt_tokens, new_tokens])
+            });
             json!({
+                "concurrency": row.concurrency,
                 "requests": row.requests,
+                "work": work.collect::<Vec<_>>(),
                 "tokensPerSecond": row.tokens_per_second,
                 "decodedPerSecond": row.decoded_per_second,
                 "firstTokenSeconds": row.first_seconds,
-                "lastFirstTokenSeconds": row.last_first_seconds,
+                "slowestFirstTokenSeconds": row.slowest_first_seconds,
+                "tokenSeconds": row.token_seconds,
             })
         };
         json!({
@@ -242,10 +216,11 @@ impl Serve {
             "config": config,
             "weights": format!("{:?}", self.weights).to_lowercase(),
             "weightBytes": decoder.bytes(),
-            "promptTokens": self.prompt_tokens,
-            "newTokens": self.new_tokens,
+            "promptTokens": self.prompt_tokens.to_string(),
+            "newTokens": self.new_tokens.to_string(),
+            "requestsEach": self.requests_each,
             "adapters": self.adapters,
-            "rank": self.rank,
+            "ranks": self.rank,
             "threads": rayon::current_num_threads(),
             "rounds": self.rounds,
             "peakBytes": peak_bytes(),
@@ -254,28 +229,8 @@ impl Serve {
     }
 }
 
-impl Figures {
-    fn median(requests: usize, rounds: Vec<Vec<Seen>>) -> Self {
-        let of = |value: &dyn Fn(&[Seen]) -> f64| median(rounds.iter().map(|seen| value(seen)).collect());
-        let last = |seen: &[Seen]| seen.iter().map(Seen::last).fold(0.0, f64::max);
-        let last_first = |seen: &[Seen]| seen.iter().map(Seen::first).fold(0.0, f64::max);
-        let tokens = |seen: &[Seen]| seen.iter().map(|one| one.0.len()).sum::<usize>() as f64;
-        let pace = |seen: &[Seen]| {
-            let from = last_first(seen);
-            let decoded: usize = seen.iter().map(|one| one.after(from)).sum();
-            decoded as f64 / (last(seen) - from).max(1e-9)
-        };
-        Self {
-            requests,
-            tokens_per_second: of(&|seen| tokens(seen) / last(seen).max(1e-9)),
-            decoded_per_second: of(&pace),
-            first_seconds: of(&|seen| median(seen.iter().map(Seen::first).collect())),
-            last_first_seconds: of(&last_first),
-        }
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+/// Random tokens, drawn by the request's number.
+fn prompt(request: usize, tokens: usize, vocabulary: usize) -> Vec<u32> {
+    let mut rng = Rng::new(7, "bench serve", request as u64);
+    (0..tokens).map(|_| (rng.uniform() * vocabulary as f32) as u32 % vocabulary as u32).collect()
 }
