@@ -286,7 +286,9 @@ impl Engine {
         // What is wrong with one that cannot be measured, loading it says.
         let size = || Ok(adapter_bytes(&adapter.dir).unwrap_or_default());
         let load = || {
-            let read = read_adapter(&adapter.dir, &DecoderConfig::read(&target.base_dir)?, &self.device, false)?;
+            let base = DecoderConfig::read(&target.base_dir)?;
+            let mut read = read_adapter(&adapter.dir, &base, &self.device, false)?;
+            read.tuning.settle()?;
             Ok((read, adapter_bytes(&adapter.dir)?))
         };
         self.adapters.get(&key, size, load, goes_on).map(|held| Some(Arc::new(held)))

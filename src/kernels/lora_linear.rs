@@ -36,7 +36,9 @@ pub fn lora_linear(
     if let Some(dropout) = &dropout {
         dropout.check()?;
     }
-    let (x, a, b) = (x.contiguous()?, a.contiguous()?, b.contiguous()?);
+    let (x, a) = (x.contiguous()?, a.contiguous()?);
+    // One that no longer trains may lie by columns.
+    let b = if x.device().is_cpu() && b.t()?.is_contiguous() { b.clone() } else { b.contiguous()? };
     if weight.trains() || bias.is_some_and(Tensor::track_op) {
         let update = LoraLinear { base: None, outputs, rank, scale, dropout };
         return weight.apply(&x, bias)? + x.apply_op3(&a, &b, update)?;
@@ -71,7 +73,12 @@ impl CustomOp3 for LoraLinear {
     ) -> Result<(CpuStorage, Shape)> {
         let (rows, inputs) = xl.shape().dims2()?;
         let (outputs, rank) = (self.outputs, self.rank);
-        let (x, a, b) = (values(NAME, x, xl)?, values(NAME, a, al)?, values(NAME, b, bl)?);
+        let (x, a) = (values(NAME, x, xl)?, values(NAME, a, al)?);
+        let widening = if bl.is_contiguous() {
+            Matrix::new(values(NAME, b, bl)?, outputs, rank).t()
+        } else {
+            Matrix::new(values(NAME, b, &bl.transpose(0, 1)?)?, rank, outputs)
+        };
         let mut out = match &self.base {
             Some(base) => base.forward(x, rows)?,
             None => vec![0f32; rows * outputs],
@@ -80,8 +87,8 @@ impl CustomOp3 for LoraLinear {
         let seen = Matrix::new(dropped.as_deref().unwrap_or(x), rows, inputs);
         let mut low = vec![0f32; rows * rank];
         matmul(&mut low, Write::Replace, 1.0, seen, Matrix::new(a, rank, inputs).t(), Threads::All);
-        let (low, b) = (Matrix::new(&low, rows, rank), Matrix::new(b, outputs, rank));
-        matmul(&mut out, Write::Add, self.scale as f32, low, b.t(), Threads::All);
+        let low = Matrix::new(&low, rows, rank);
+        matmul(&mut out, Write::Add, self.scale as f32, low, widening, Threads::All);
         Ok((CpuStorage::F32(out), (rows, outputs).into()))
     }
 
@@ -106,7 +113,7 @@ impl CustomOp3 for LoraLinear {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
+        let (b, grad) = (&b.contiguous()?, grad.contiguous()?);
         #[cfg(feature = "cuda")]
         if x.device().is_cuda() {
             return self.back_on_device(NAME, [x, a, b, &grad]);
@@ -187,6 +194,20 @@ mod tests {
         for (got, want) in run(&packed).iter().zip(run(&packed.values().unwrap().into())) {
             gradcheck::assert_close(got, &want, 1e-5);
         }
+    }
+
+    #[test]
+    fn a_b_that_lies_by_columns_gives_the_values_and_gradients_of_one_that_lies_by_rows() {
+        let [x, weight, bias, a, b] = operands();
+        let columns = b.t().unwrap().contiguous().unwrap().t().unwrap();
+        assert!(!columns.is_contiguous());
+        let run = |b: &Tensor| {
+            let x = Var::from_tensor(&x).unwrap();
+            let y = lora_linear(&x, &weight.clone().into(), Some(&bias), &a, b, 1.5, None).unwrap();
+            let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            [gradcheck::flat(&y), gradcheck::flat(grads.get(&x).unwrap())]
+        };
+        assert_eq!(run(&columns), run(&b));
     }
 
     #[test]

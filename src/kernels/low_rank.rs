@@ -25,7 +25,7 @@ pub struct RowsUpdate {
     pub rows: Range<usize>,
     /// `[r, in]`.
     pub a: Tensor,
-    /// `[out, r]`.
+    /// `[out, r]`; on the CPU it is read fastest where its columns lie together.
     pub b: Tensor,
     /// What the update is multiplied with.
     pub scale: f64,
@@ -100,7 +100,9 @@ struct UpdateRows {
 
 impl UpdateRows {
     fn update(update: &RowsUpdate, x: &[f32], y: &mut [f32], outputs: usize) -> Result<()> {
-        let (a, b) = (update.a.contiguous()?, update.b.contiguous()?);
+        let columns = update.b.t()?;
+        let by_columns = columns.is_contiguous();
+        let (a, b) = (update.a.contiguous()?, if by_columns { columns } else { update.b.contiguous()? });
         let (a, b, rank) = (Values::of(NAME, &a)?, Values::of(NAME, &b)?, update.a.dim(0)?);
         let (inputs, scale) = (a.len() / rank, update.scale as f32);
         let tasks = x.par_chunks(TASK_ROWS * inputs).zip(y.par_chunks_mut(TASK_ROWS * outputs)).with_max_len(1);
@@ -109,7 +111,7 @@ impl UpdateRows {
             let out = Output { values: &mut low, columns: rank, row_stride: rank };
             few_rows::dense(x, inputs, &a, out, Write::Replace);
             low.iter_mut().for_each(|value| *value *= scale);
-            widen(&low, &b, rank, y, outputs);
+            if by_columns { widen(&low, &b, rank, y, outputs) } else { widen_by_rows(&low, &b, rank, y, outputs) }
         });
         if let Some(stretch) = &update.stretch {
             let stretch = stretch.contiguous()?;
@@ -154,9 +156,39 @@ impl InplaceOp2 for UpdateRows {
     }
 }
 
-/// Adds to each row of `y` the product of `b` `[out, r]` with its row of `low`. A row of `b` is too short for a product
-/// of its own, so blocks of it are turned, and every output is a chain of multiply-adds over the rank.
-fn widen(low: &[f32], b: &[f32], rank: usize, y: &mut [f32], outputs: usize) {
+/// Adds to each row of `y` the product of B with its row of `low`, from the columns of B, `[r, out]`: every output is a
+/// chain of multiply-adds over the rank.
+fn widen(low: &[f32], columns: &[f32], rank: usize, y: &mut [f32], outputs: usize) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for first in (0..outputs).step_by(BLOCK) {
+                let block = first..outputs.min(first + BLOCK);
+                for (low, y) in low.chunks_exact(rank).zip(y.chunks_exact_mut(outputs)) {
+                    let mut sums = [0f32; BLOCK];
+                    for (low, column) in low.iter().zip(columns.chunks_exact(outputs)) {
+                        match column[block.clone()].as_array::<BLOCK>() {
+                            Some(column) => add(&mut sums, *low, column),
+                            None => add(&mut sums, *low, &column[block.clone()]),
+                        }
+                    }
+                    y[block.clone()].iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
+                }
+            }
+        },
+    );
+}
+
+#[inline(always)]
+fn add(sums: &mut [f32; BLOCK], low: f32, values: &[f32]) {
+    for (sum, value) in sums.iter_mut().zip(values) {
+        *sum = low.mul_add(*value, *sum);
+    }
+}
+
+/// As [`widen`], with the same bits, from the rows of B, `[out, r]`, as they train. A row is too short for a product of
+/// its own, so blocks are turned first.
+fn widen_by_rows(low: &[f32], b: &[f32], rank: usize, y: &mut [f32], outputs: usize) {
     let mut turned = vec![[0f32; BLOCK]; rank];
     for (block, b) in b.chunks(BLOCK * rank).enumerate() {
         vectorized(
@@ -165,11 +197,7 @@ fn widen(low: &[f32], b: &[f32], rank: usize, y: &mut [f32], outputs: usize) {
                 turn(b, rank, &mut turned);
                 for (low, y) in low.chunks_exact(rank).zip(y.chunks_exact_mut(outputs)) {
                     let mut sums = [0f32; BLOCK];
-                    for (low, turned) in low.iter().zip(&turned) {
-                        for (sum, value) in sums.iter_mut().zip(turned) {
-                            *sum = low.mul_add(*value, *sum);
-                        }
-                    }
+                    low.iter().zip(&turned).for_each(|(low, turned)| add(&mut sums, *low, turned));
                     let y = &mut y[block * BLOCK..outputs.min((block + 1) * BLOCK)];
                     y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
                 }
@@ -236,6 +264,20 @@ mod tests {
             assert_close(&got, &expected, 1e-5);
             assert!(flat(&got) != flat(&y));
         }
+    }
+
+    #[test]
+    fn a_b_that_lies_by_columns_gives_the_bits_of_one_that_lies_by_rows() {
+        let (y, x) = (operand(&[ROWS, OUTPUTS], 1), operand(&[ROWS, 20], 2));
+        let by_columns = |update: RowsUpdate| {
+            let b = update.b.t().unwrap().contiguous().unwrap().t().unwrap();
+            assert!(update.b.dim(1).unwrap() == 1 || !b.is_contiguous());
+            RowsUpdate { b, ..update }
+        };
+        let rows = update_rows(y.copy().unwrap(), &x, updates(), None).unwrap();
+        let columns = updates().into_iter().map(by_columns).collect();
+        let columns = update_rows(y.copy().unwrap(), &x, columns, None).unwrap();
+        assert_eq!(flat(&rows), flat(&columns));
     }
 
     #[test]

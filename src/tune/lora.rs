@@ -291,6 +291,15 @@ impl Method for Lora {
         Some(Box::new(Pass { lora: self, dropout_key }))
     }
 
+    fn settle(&mut self) -> Result<()> {
+        self.trainables.clear();
+        for update in self.updates.values_mut().filter(|update| update.b.device().is_cpu()) {
+            // A step of decoding adds up the columns of B.
+            update.b = update.b.detach().t()?.contiguous()?.t()?;
+        }
+        Ok(())
+    }
+
     fn merged_weights(&self) -> Result<Vec<String>> {
         self.updated_weights()
     }
@@ -319,6 +328,7 @@ mod tests {
 
     use super::*;
     use crate::models::{Form, Frozen};
+    use crate::rng::Rng;
 
     fn base() -> DecoderConfig {
         let file = json!({"model_type": "llama", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 12,
@@ -377,6 +387,24 @@ mod tests {
         assert_eq!(first, logits(&decoder, &*lora.pass(1).unwrap()));
         assert_ne!(first, logits(&decoder, &*lora.pass(2).unwrap()));
         assert_eq!(without, logits(&decoder, &lora));
+    }
+
+    #[test]
+    fn a_settled_lora_answers_with_the_same_bits() {
+        let decoder = decoder();
+        for magnitudes in [false, true] {
+            let config = LoraConfig { rank: 3, magnitudes, ..Default::default() };
+            let mut lora = Lora::new(&decoder, config, 7).unwrap();
+            for one in &lora.trainables {
+                let noise = Rng::new(7, &one.name, 0).normals(one.var.elem_count(), 0.1);
+                one.var.set(&Tensor::from_vec(noise, one.var.dims(), &Device::Cpu).unwrap()).unwrap();
+            }
+            let before = logits(&decoder, &lora);
+            assert_ne!(before, logits(&decoder, &Frozen));
+            lora.settle().unwrap();
+            assert_eq!(logits(&decoder, &lora), before);
+            assert!(lora.updates.values().all(|update| !update.b.is_contiguous()));
+        }
     }
 
     #[test]

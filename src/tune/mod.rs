@@ -75,6 +75,14 @@ pub trait Method: Tuning {
         let _ = method;
     }
 
+    /// Lays what was learned as answering reads it fastest, in the same memory; nothing of it trains any more.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// The head of a reward model, `[1, hidden]`, where the method is one.
     fn score(&self) -> Option<&Tensor> {
         None

@@ -126,11 +126,12 @@ impl Serve {
         (0..self.adapters)
             .map(|number| {
                 let config = LoraConfig { rank: self.rank[number % self.rank.len()], ..Default::default() };
-                let method = TuningMethod::Lora(config).build(decoder, None, number as u64)?;
+                let mut method = TuningMethod::Lora(config).build(decoder, None, number as u64)?;
                 for one in method.trainables() {
                     let noise = Rng::new(number as u64, &one.name, 0).normals(one.var.elem_count(), 0.01);
                     one.var.set(&candle_core::Tensor::from_vec(noise, one.var.dims(), decoder.device())?)?;
                 }
+                method.settle()?;
                 Ok(Asked::owned(method as Box<dyn Tuning>, longest))
             })
             .collect()
