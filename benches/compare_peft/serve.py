@@ -31,6 +31,8 @@ import time
 
 from compare import machine
 
+# What says which work it was.
+WORK = ["shape", "weights", "promptTokens", "newTokens", "requestsEach", "adapters", "ranks", "threads"]
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -220,9 +222,7 @@ def main():
         facts = {
             "date": datetime.date.today().isoformat(),
             "machine": machine(),
-            **{key: ours[0][key] for key in (
-                    "shape", "weights", "promptTokens", "newTokens", "requestsEach", "adapters", "ranks", "threads"
-                )},
+            **{key: ours[0][key] for key in WORK},
             "rounds": args.rounds,
             "rows": rows,
         }

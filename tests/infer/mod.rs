@@ -1,5 +1,7 @@
 //! Answers through the engine, from a model directory as a user would place it.
 
+mod bench;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 

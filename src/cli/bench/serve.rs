@@ -87,6 +87,13 @@ impl Serve {
             ));
         }
         let (config, description, shape) = named(&self.shape)?;
+        let (longest, most) = (self.prompt_tokens.most() + self.new_tokens.most(), config.max_positions);
+        if longest > most {
+            return Err(Error::validation(format!(
+                "a prompt and its answer may have {longest} tokens together; {} holds {most}",
+                self.shape
+            )));
+        }
         let clock = Clock::system();
         let form = match self.weights {
             Weights::Bf16 => Form::Served,

@@ -28,6 +28,10 @@ impl Length {
     pub(super) fn least(&self) -> usize {
         *self.0.start()
     }
+
+    pub(super) fn most(&self) -> usize {
+        *self.0.end()
+    }
 }
 
 impl FromStr for Length {
