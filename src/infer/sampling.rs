@@ -1,6 +1,7 @@
 //! From logits to a token: greedy, or drawn at a temperature from the most likely tokens.
 
 use crate::error::{Error, Kind, Result};
+use crate::kernels::largest;
 use crate::rng::Rng;
 
 /// The most likely tokens that are sorted at first.
@@ -44,7 +45,7 @@ impl Sampler {
     /// those that are never drawn; at temperature 0, as the model says it.
     pub(super) fn log_probability(&self, logits: &[f32], token: u32) -> f32 {
         let inverse = if self.temperature > 0.0 { f64::from(self.temperature).recip() } else { 1.0 };
-        let highest = highest(logits);
+        let highest = largest(logits);
         let scaled = |logit: f32| (f64::from(logit) - f64::from(highest)) * inverse;
         let sum: f64 = logits.iter().map(|logit| scaled(*logit).exp()).sum();
         (scaled(logits[token as usize]) - sum.ln()) as f32
@@ -108,7 +109,7 @@ impl Sampler {
 impl Sampler {
     /// A draw from all tokens, for which none has to be sorted.
     fn pick_of_all(&mut self, logits: &[f32]) -> u32 {
-        let highest = f64::from(highest(logits));
+        let highest = f64::from(largest(logits));
         let weight = |logit: &f32| ((f64::from(*logit) - highest) / f64::from(self.temperature)).exp();
         let weights: Vec<f64> = logits.iter().map(weight).collect();
         let mut left = f64::from(self.rng.uniform()) * weights.iter().sum::<f64>();
@@ -127,25 +128,13 @@ fn most_likely(logits: &[f32]) -> u32 {
     const CHUNK: usize = 512;
     let (mut first, mut most) = (0, f32::NEG_INFINITY);
     for (chunk, logits) in logits.chunks(CHUNK).enumerate() {
-        let highest = highest(logits);
-        if highest > most {
-            (first, most) = (chunk * CHUNK, highest);
+        let largest = largest(logits);
+        if largest > most {
+            (first, most) = (chunk * CHUNK, largest);
         }
     }
     let within = logits[first..].iter().position(|logit| *logit == most);
     (first + within.unwrap_or_default()) as u32
-}
-
-/// The highest of some values, of which none is NaN.
-fn highest(values: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let higher = |one: f32, other: f32| if other > one { other } else { one };
-    let (whole, rest) = values.as_chunks::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    for values in whole {
-        lanes.iter_mut().zip(values).for_each(|(lane, value)| *lane = higher(*lane, *value));
-    }
-    lanes.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, higher)
 }
 
 #[cfg(test)]

@@ -61,4 +61,5 @@ pub use rms_norm::rms_norm;
 pub use rope::rope;
 pub use scalar_head::{ScalarHead, scalar_head};
 pub use spans::Spans;
+pub use vector::largest;
 pub use weight::{STRIP, Weight};

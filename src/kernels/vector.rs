@@ -123,6 +123,14 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum_of(a, b, |x, y| x * y)
 }
 
+/// The largest of some values, or minus infinity of none. NaN is not seen.
+pub fn largest(values: &[f32]) -> f32 {
+    vectorized(
+        #[inline(always)]
+        || max(values),
+    )
+}
+
 /// The largest value of a row, or minus infinity for an empty one. NaN is not seen here; it shows
 /// in the sum that follows.
 #[inline(always)]

@@ -94,7 +94,7 @@ impl Site {
 pub struct LowRank {
     /// `[r, in]`.
     pub a: Tensor,
-    /// `[out, r]`.
+    /// `[out, r]`, of one that no longer trains perhaps with its columns together.
     pub b: Tensor,
     /// What the update is multiplied with.
     pub scale: f64,

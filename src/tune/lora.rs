@@ -293,9 +293,15 @@ impl Method for Lora {
 
     fn settle(&mut self) -> Result<()> {
         self.trainables.clear();
-        for update in self.updates.values_mut().filter(|update| update.b.device().is_cpu()) {
-            // A step of decoding adds up the columns of B.
-            update.b = update.b.detach().t()?.contiguous()?.t()?;
+        for Update { a, b, magnitude, .. } in self.updates.values_mut() {
+            (*a, *b) = (a.detach(), b.detach());
+            if let Some(magnitude) = magnitude {
+                magnitude.lengths = magnitude.lengths.detach();
+            }
+            if b.device().is_cpu() {
+                // A step of decoding adds up the columns of B.
+                *b = b.t()?.contiguous()?.t()?;
+            }
         }
         Ok(())
     }
@@ -390,10 +396,10 @@ mod tests {
     }
 
     #[test]
-    fn a_settled_lora_answers_with_the_same_bits() {
+    fn a_settled_lora_answers_the_same() {
         let decoder = decoder();
-        for magnitudes in [false, true] {
-            let config = LoraConfig { rank: 3, magnitudes, ..Default::default() };
+        for (magnitudes, rank) in [(false, 3), (true, 3), (false, 8), (true, 16)] {
+            let config = LoraConfig { rank, magnitudes, ..Default::default() };
             let mut lora = Lora::new(&decoder, config, 7).unwrap();
             for one in &lora.trainables {
                 let noise = Rng::new(7, &one.name, 0).normals(one.var.elem_count(), 0.1);
@@ -402,8 +408,9 @@ mod tests {
             let before = logits(&decoder, &lora);
             assert_ne!(before, logits(&decoder, &Frozen));
             lora.settle().unwrap();
-            assert_eq!(logits(&decoder, &lora), before);
-            assert!(lora.updates.values().all(|update| !update.b.is_contiguous()));
+            let after = logits(&decoder, &lora);
+            assert!(after.iter().zip(&before).all(|(a, b)| (a - b).abs() < 1e-5), "{after:?} {before:?}");
+            assert!(lora.updates.values().all(|update| !update.b.is_contiguous() && !update.b.track_op()));
         }
     }
 

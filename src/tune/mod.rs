@@ -75,7 +75,8 @@ pub trait Method: Tuning {
         let _ = method;
     }
 
-    /// Lays what was learned as answering reads it fastest, in the same memory; nothing of it trains any more.
+    /// Lays what was learned as answering reads it fastest, in as much memory. It can only be asked from then on:
+    /// nothing of it trains, and it gives no artifact.
     ///
     /// # Errors
     /// When there is no memory for it.

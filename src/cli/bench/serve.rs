@@ -1,7 +1,7 @@
-//! `tunesmith bench serve`: requests go through the scheduler that answers them in the service, each from a thread of
-//! its own, with random prompts and adapters in turn: all of one length and at once, or of many lengths and one after
-//! the other from so many callers. What is measured is what a caller sees: tokens per second of all together, and the
-//! time to each one's first token.
+//! `tunesmith bench serve`: requests go through the scheduler that answers them in the service, each caller's from a
+//! thread of its own, with random prompts and adapters in turn: all of one length and at once, or of many lengths and
+//! one after the other. What is measured is what a caller sees: tokens per second of all together, the time to first
+//! token, and the time per output token.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -178,7 +178,7 @@ impl Serve {
         let mut table = format!(
             "{shape}, weights {:.2} GB, {} adapters of rank {}, on {} threads: prompts of {} tokens, answers of {}\n\
              peak memory {peak}; median of {} rounds, {} requests for each of those at once\n\n\
-             at once  tokens/s  decoding tokens/s  first token: median   slowest  a token after it\n",
+             at once  tokens/s  decoding tokens/s  first token: median   slowest  per output token\n",
             decoder.bytes() as f64 / 1e9,
             self.adapters,
             ranks.join(", "),

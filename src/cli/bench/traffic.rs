@@ -53,7 +53,7 @@ impl FromStr for Length {
 impl std::fmt::Display for Length {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (least, most) = (self.0.start(), self.0.end());
-        if least == most { write!(out, "{least}") } else { write!(out, "{least} to {most}") }
+        if least == most { write!(out, "{least}") } else { write!(out, "{least}-{most}") }
     }
 }
 
@@ -74,7 +74,7 @@ impl Work {
     }
 }
 
-/// When one request was sent and each of its tokens came, in seconds from the moment at which all began.
+/// When one request was sent and each of its tokens came, in seconds from one moment for all.
 pub(super) struct Seen {
     sent: f64,
     tokens: Vec<f64>,
@@ -89,7 +89,7 @@ impl Seen {
         self.tokens.last().copied().unwrap_or(self.sent)
     }
 
-    /// Seconds for each token after the first.
+    /// Time per output token: seconds from one to the next.
     fn pace(&self) -> Option<f64> {
         let after = self.tokens.len().checked_sub(1).filter(|after| *after > 0)?;
         Some((self.last() - self.first()) / after as f64)
@@ -104,9 +104,9 @@ pub(super) fn send(
     ask: &(dyn Fn(usize, &mut dyn FnMut()) -> Result<()> + Sync),
 ) -> Result<Vec<Seen>> {
     let (together, next) = (Barrier::new(callers), AtomicUsize::new(0));
+    let begun: Instant = clock.monotonic();
     let call = || -> Result<Vec<Seen>> {
         together.wait();
-        let begun: Instant = clock.monotonic();
         let mut seen = Vec::new();
         loop {
             let request = next.fetch_add(1, Ordering::Relaxed);
@@ -115,7 +115,9 @@ pub(super) fn send(
             }
             let sent = begun.elapsed().as_secs_f64();
             let mut tokens = Vec::new();
-            ask(request, &mut || tokens.push(begun.elapsed().as_secs_f64()))?;
+            // Where one is not answered, the figures are lost, and nobody has to send the rest.
+            ask(request, &mut || tokens.push(begun.elapsed().as_secs_f64()))
+                .inspect_err(|_| next.store(requests, Ordering::Relaxed))?;
             seen.push(Seen { sent, tokens });
         }
     };
@@ -140,7 +142,7 @@ pub(super) struct Figures {
     /// From sending a request to its first token, of the median request and of the slowest.
     pub(super) first_seconds: f64,
     pub(super) slowest_first_seconds: f64,
-    /// From a token to the next, of the median request.
+    /// Time per output token, from the first one on, of the median request.
     pub(super) token_seconds: f64,
 }
 
@@ -148,6 +150,7 @@ impl Figures {
     /// The median of every figure over the rounds.
     pub(super) fn median(concurrency: usize, requests: usize, rounds: &[Vec<Seen>]) -> Self {
         let of = |value: &dyn Fn(&[Seen]) -> f64| median(rounds.iter().map(|seen| value(seen)).collect());
+        let sent = |seen: &[Seen]| seen.iter().map(|one| one.sent).fold(f64::INFINITY, f64::min);
         let last = |seen: &[Seen]| seen.iter().map(Seen::last).fold(0.0, f64::max);
         let waits = |seen: &[Seen]| seen.iter().map(|one| one.first() - one.sent).collect::<Vec<_>>();
         let tokens = |seen: &[Seen]| seen.iter().map(|one| one.tokens.len()).sum::<usize>() as f64;
@@ -159,7 +162,7 @@ impl Figures {
         Self {
             concurrency,
             requests,
-            tokens_per_second: of(&|seen| tokens(seen) / last(seen).max(1e-9)),
+            tokens_per_second: of(&|seen| tokens(seen) / (last(seen) - sent(seen)).max(1e-9)),
             decoded_per_second: (requests == concurrency).then(|| of(&decoded)),
             first_seconds: of(&|seen| median(waits(seen))),
             slowest_first_seconds: of(&|seen| waits(seen).into_iter().fold(0.0, f64::max)),
@@ -168,9 +171,15 @@ impl Figures {
     }
 }
 
+/// The one in the middle, or the mean of the two that are; 0 of none.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+    let middle = values.len() / 2;
+    match values[..] {
+        [] => 0.0,
+        _ if values.len() % 2 == 0 => f64::midpoint(values[middle - 1], values[middle]),
+        _ => values[middle],
+    }
 }
 
 #[cfg(test)]
@@ -188,7 +197,7 @@ mod tests {
         assert!(drawn.contains(&8) && drawn.contains(&512), "both ends are of the range");
         let mean = drawn.iter().sum::<usize>() as f64 / drawn.len() as f64;
         assert!((mean - 260.0).abs() < 10.0, "{mean}");
-        assert_eq!((range.to_string(), one.to_string()), ("8 to 512".into(), "128".into()));
+        assert_eq!((range.to_string(), one.to_string()), ("8-512".into(), "128".into()));
         for bad in ["0", "9-8", "many", "8-", "-8"] {
             assert!(bad.parse::<Length>().is_err(), "{bad}");
         }
@@ -211,7 +220,7 @@ mod tests {
         assert!(most.into_inner() <= 3);
         assert_eq!(
             seen.iter().map(|one| one.tokens.len()).sum::<usize>(),
-            (0..20).map(|request| request % 3 + 1).sum()
+            (0..20).map(|request| request % 3 + 1).sum::<usize>()
         );
         assert!(send(3, 20, &Clock::system(), &|_, _| Err(Error::validation("no"))).is_err());
     }
@@ -219,12 +228,12 @@ mod tests {
     #[test]
     fn figures_are_taken_from_when_each_request_was_sent() {
         let one = |sent: f64, tokens: &[f64]| Seen { sent, tokens: tokens.to_vec() };
-        let seen = vec![one(0.0, &[1.0, 2.0, 3.0]), one(3.0, &[3.5, 3.75, 4.0]), one(0.0, &[1.0])];
+        let seen = vec![one(0.5, &[1.5, 2.5, 3.5]), one(3.5, &[4.0, 4.25, 4.5]), one(0.5, &[1.5])];
         let figures = Figures::median(2, 3, &[seen]);
         assert_eq!(figures.tokens_per_second, 7.0 / 4.0);
         assert_eq!(figures.first_seconds, 1.0);
         assert_eq!(figures.slowest_first_seconds, 1.0);
-        assert_eq!(figures.token_seconds, 1.0);
+        assert_eq!(figures.token_seconds, (1.0 + 0.25) / 2.0);
         assert_eq!(figures.decoded_per_second, None, "they were not sent at once");
         let figures = Figures::median(2, 2, &[vec![one(0.0, &[1.0, 2.0, 3.0]), one(0.0, &[2.0, 3.0, 4.0])]]);
         assert_eq!(figures.decoded_per_second, Some(3.0 / 2.0));
