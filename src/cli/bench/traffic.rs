@@ -96,13 +96,11 @@ impl Seen {
     }
 }
 
-/// `callers` callers share `requests` requests. `ask` answers the one of a number and says when each token came.
-pub(super) fn send(
-    callers: usize,
-    requests: usize,
-    clock: &Clock,
-    ask: &(dyn Fn(usize, &mut dyn FnMut()) -> Result<()> + Sync),
-) -> Result<Vec<Seen>> {
+/// Answers the request of a number, and tells of each of its tokens.
+type Ask<'a> = dyn Fn(usize, &mut dyn FnMut()) -> Result<()> + Sync + 'a;
+
+/// `callers` callers share `requests` requests.
+pub(super) fn send(callers: usize, requests: usize, clock: &Clock, ask: &Ask<'_>) -> Result<Vec<Seen>> {
     let (together, next) = (Barrier::new(callers), AtomicUsize::new(0));
     let begun: Instant = clock.monotonic();
     let call = || -> Result<Vec<Seen>> {
@@ -177,7 +175,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     let middle = values.len() / 2;
     match values[..] {
         [] => 0.0,
-        _ if values.len() % 2 == 0 => f64::midpoint(values[middle - 1], values[middle]),
+        _ if values.len().is_multiple_of(2) => f64::midpoint(values[middle - 1], values[middle]),
         _ => values[middle],
     }
 }
