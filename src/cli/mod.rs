@@ -60,7 +60,6 @@ enum Command {
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
     rest_between_operations();
-    share_one_arena();
     let Cli { command, logging } = Cli::parse();
     // A progress bar and log lines do not share a terminal well.
     logging.start(if matches!(command, Command::Demo(_)) { "warn" } else { "info" });
@@ -74,19 +73,6 @@ pub fn main() -> ExitCode {
         }
     }
 }
-
-/// glibc gives threads heaps of their own, and what one thread freed there another does not get: a step whose gradients
-/// are made by other threads than in the step before takes their memory once more, which no plan can know of. There are
-/// few threads here that ask for more than a thread keeps by itself, so they share one heap.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[expect(unsafe_code, reason = "a setting of the C library")]
-fn share_one_arena() {
-    // SAFETY: sets a number within the C library, before there is a second thread.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-}
-
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn share_one_arena() {}
 
 /// Between two of its element-wise operations candle's own threads spin for a while, and take from ours, which
 /// do everything else, a tenth of the machine: they are told to sleep at once.
