@@ -11,8 +11,9 @@ use crate::tune::{Arrangement, LoraConfig, PrefixConfig, TuningMethod};
 
 /// Bytes of a value: everything but NF4 computes in f32.
 const VALUE: u64 = 4;
-/// The program, its threads, the tokenizer and the data's pages, before there is a model.
-const PROCESS: u64 = 40 << 20;
+/// The program, its threads, the tokenizer and the data's pages, before there is a model; and what the heaps of threads
+/// keep for themselves: which thread makes the gradients of a step is chance, and the next has not got what it freed.
+const PROCESS: u64 = 48 << 20;
 /// A graph takes this part more than its values: what the allocator rounds up and cannot use again at once.
 const SLACK: u64 = 32;
 
