@@ -33,6 +33,13 @@ from compare import machine
 
 # What says which work it was.
 WORK = ["shape", "weights", "promptTokens", "newTokens", "requestsEach", "adapters", "ranks", "threads"]
+# What is measured: how it is printed, the name of its ratio, and which is better.
+MEASURES = {
+    "tokensPerSecond": ("tokens/s", "ratio", max),
+    "decodedPerSecond": ("tokens/s, decoding", "decodingRatio", max),
+    "firstTokenSeconds": ("s to first token", "firstTokenRatio", min),
+    "tokenSeconds": ("s per output token", "tokenRatio", min),
+}
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -150,45 +157,36 @@ def beside(ours, peers):
     """One row for each number of requests at once: medians over the rounds, and ratios against the better peer."""
     rows = []
     for at, row in enumerate(ours[0]["rows"]):
-        keys = [key for key in ("tokensPerSecond", "decodedPerSecond", "firstTokenSeconds", "tokenSeconds") if row[key]]
+        keys = [key for key in MEASURES if row[key]]
         middle = lambda runs: {key: statistics.median(run[at][key] for run in runs) for key in keys}
         figures = middle([run["rows"] for run in ours])
         others = {precision: middle([run for run in runs if run]) for precision, runs in peers.items() if any(runs)}
         row = {"concurrency": row["concurrency"], "requests": row["requests"], **figures, "peer": others}
         best = max(others, key=lambda precision: others[precision]["tokensPerSecond"], default=None)
         row["bestPeer"] = best
-        if best:
-            most = lambda key: max(one[key] for one in others.values())
-            least = lambda key: min(one[key] for one in others.values())
-            row["ratio"] = figures["tokensPerSecond"] / most("tokensPerSecond")
-            if "decodedPerSecond" in figures:
-                row["decodingRatio"] = figures["decodedPerSecond"] / most("decodedPerSecond")
-            row["firstTokenRatio"] = least("firstTokenSeconds") / figures["firstTokenSeconds"]
-            row["tokenRatio"] = least("tokenSeconds") / figures["tokenSeconds"]
+        for key in keys if best else []:
+            _, name, better = MEASURES[key]
+            row[name] = ratio(key, figures, {key: better(one[key] for one in others.values())})
         rows.append(row)
     return rows
 
 
+def ratio(key, own, other):
+    """How many times as good one's figure is as the other's."""
+    return own[key] / other[key] if MEASURES[key][2] is max else other[key] / own[key]
+
+
 def print_table(rows):
     print(f"{'at once':>8}{'requests':>9}  {'what':<22}{'tunesmith':>10}{'peer':>10}{'':>5}{'ratio':>7}")
-    measures = {
-        "tokensPerSecond": ("tokens/s", max),
-        "decodedPerSecond": ("tokens/s, decoding", max),
-        "firstTokenSeconds": ("s to first token", min),
-        "tokenSeconds": ("s per output token", min),
-    }
     for row in rows:
-        for key, (what, better) in measures.items():
-            if key not in row:
-                continue
+        for key in [key for key in MEASURES if key in row]:
+            what, _, _ = MEASURES[key]
             line = f"{row['concurrency']:>8}{row['requests']:>9}  {what:<22}{row[key]:>10.4g}"
             if not row["peer"]:
                 print(line + "  the peer failed")
                 continue
             for precision, other in row["peer"].items():
-                print(line + f"{other[key]:>10.4g}{precision:>5}", end="")
-                each = row[key] / other[key] if better is max else other[key] / row[key]
-                print(f"{each:>7.2f}")
+                print(line + f"{other[key]:>10.4g}{precision:>5}{ratio(key, row, other):>7.2f}")
                 line = " " * 51
 
 

@@ -1,7 +1,7 @@
 //! Requests as callers send them: so many callers, each with one request under way, who send the next as soon as
 //! one is answered, until all are. Their lengths are drawn by each request's number, so that whoever is measured
-//! beside this gets the same work, and what was seen is told in the terms in which serving is measured: tokens of
-//! all together, the time to a request's first token, and the time for each token after it.
+//! beside this gets the same work, and what was seen is told in the terms in which serving is measured: tokens per
+//! second of all together, time to first token, and time per output token.
 
 use std::ops::RangeInclusive;
 use std::str::FromStr;
