@@ -28,6 +28,7 @@ pub mod infer;
 pub mod jobs;
 pub mod kernels;
 pub mod models;
+pub mod net;
 pub mod objects;
 pub mod rng;
 pub mod routes;

@@ -9,7 +9,6 @@ pub mod health;
 pub mod identify;
 pub mod json;
 pub mod openapi;
-mod pace;
 pub mod page;
 pub mod policy;
 pub mod rate;
@@ -19,4 +18,4 @@ pub mod serve;
 pub mod sigv4;
 
 pub use auth::Caller;
-pub use serve::{Limits, serve};
+pub use serve::serve;

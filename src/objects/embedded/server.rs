@@ -1,21 +1,16 @@
-//! The listener: our own accept loop, because a half-sent request must not hold a connection for
-//! ever, and the few requests that `s3s` would take but we do not.
+//! The listener, and the few requests that `s3s` would take but we do not.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use percent_encoding::percent_decode_str;
 use s3s::auth::{S3Auth, SecretKey};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpResponse, S3Error, S3Result, s3_error};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::body::Patient;
@@ -23,11 +18,8 @@ use super::operations::Operations;
 use super::{Keys, Settings};
 use crate::clock::Clock;
 use crate::error::{Error, Kind, Result};
+use crate::net::{self, Limits};
 
-/// A request's head must arrive whole within this time.
-const HEAD: Duration = Duration::from_secs(5);
-/// Connections served at a time; more wait in the listener's queue.
-const CONNECTIONS: usize = 1024;
 /// AWS refuses presigned links that live longer than a week, and so do we.
 const PRESIGNED_SECONDS: u64 = 7 * 24 * 3600;
 
@@ -56,7 +48,11 @@ pub async fn start(settings: &Settings, keys: Arc<dyn Keys>, clock: Clock) -> Re
     let mut builder = S3ServiceBuilder::new(operations);
     builder.set_auth(Gate { keys });
     let (stop, stopped) = oneshot::channel();
-    let task = tokio::spawn(accept(listener, builder.build(), stopped));
+    let service = builder.build();
+    // Until it is told how long requests may take to end; dropped without a word, it ends at once.
+    let stopped = async move { stopped.await.unwrap_or_default() };
+    let answer = move |request| answer(service.clone(), request);
+    let task = tokio::spawn(net::serve(listener, Limits::default(), answer, stopped));
     tracing::info!(%address, folder = %settings.folder.display(), "the embedded S3 server listens");
     Ok(Server { address, stop: Some(stop), task })
 }
@@ -87,47 +83,6 @@ impl Drop for Server {
         if self.stop.is_some() {
             self.task.abort();
         }
-    }
-}
-
-async fn accept(listener: TcpListener, service: S3Service, mut stopped: oneshot::Receiver<Duration>) {
-    let mut http = auto::Builder::new(TokioExecutor::new());
-    http.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
-    http.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(20));
-    let graceful = GracefulShutdown::new();
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let grace = loop {
-        let accepted = tokio::select! {
-            grace = &mut stopped => break grace,
-            accepted = async {
-                // The semaphore is never closed.
-                let permit = Arc::clone(&room).acquire_owned().await.ok();
-                (listener.accept().await, permit)
-            } => accepted,
-        };
-        let (stream, permit) = match accepted {
-            (Ok((stream, _)), permit) => (stream, permit),
-            (Err(error), _) => {
-                // Out of file descriptors, most likely: connections that end will give some back.
-                tracing::warn!("the embedded S3 server cannot accept: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let service = service.clone();
-        let answer = service_fn(move |request| answer(service.clone(), request));
-        let connection = http.serve_connection(TokioIo::new(stream), answer).into_owned();
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            // A client that goes away is its own affair.
-            drop(connection.await);
-            drop(permit);
-        });
-    };
-    drop(listener);
-    let Ok(grace) = grace else { return };
-    if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
-        tracing::warn!("the embedded S3 server stopped with requests in flight");
     }
 }
 
