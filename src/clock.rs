@@ -13,6 +13,22 @@ pub type Millis = i64;
 pub struct Clock {
     /// Milliseconds added to the wall clock: tests make it jump; production leaves it at zero.
     offset_ms: Arc<AtomicI64>,
+    /// Milliseconds added to the database's clock, for the same reason.
+    database_ms: Arc<AtomicI64>,
+}
+
+/// The database's own clock, which leases run by. A statement reads it where it is executed, so no
+/// machine's wall clock decides who holds a job; what is kept here is only how far tests have moved it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DatabaseTime {
+    shift_ms: Millis,
+}
+
+impl DatabaseTime {
+    /// Milliseconds that a statement adds to the time it reads; zero outside of tests.
+    pub fn shift_ms(self) -> Millis {
+        self.shift_ms
+    }
 }
 
 impl Clock {
@@ -28,16 +44,25 @@ impl Clock {
         i64::try_from(since.as_millis()).unwrap_or(i64::MAX) + self.offset_ms.load(Ordering::Relaxed)
     }
 
-    /// Monotonic time: what leases and durations are measured with, because the wall clock may jump.
+    /// Monotonic time: what durations are measured with, because the wall clock may jump.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
     pub fn monotonic(&self) -> Instant {
         Instant::now()
     }
 
+    /// What statements over leases take instead of a time of ours.
+    pub fn database(&self) -> DatabaseTime {
+        DatabaseTime { shift_ms: self.database_ms.load(Ordering::Relaxed) }
+    }
+
     /// Moves the wall clock of every clone of this clock; for tests.
     pub fn jump(&self, by: Duration, backwards: bool) {
-        let millis = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-        self.offset_ms.fetch_add(if backwards { -millis } else { millis }, Ordering::Relaxed);
+        shift(&self.offset_ms, by, backwards);
+    }
+
+    /// Moves the database's clock as every clone of this clock sees it; for tests.
+    pub fn jump_database(&self, by: Duration, backwards: bool) {
+        shift(&self.database_ms, by, backwards);
     }
 
     /// Twelve characters of `[a-z0-9]`, the tail of every Bedrock ARN.
@@ -82,6 +107,11 @@ impl Clock {
     }
 }
 
+fn shift(offset_ms: &AtomicI64, by: Duration, backwards: bool) {
+    let millis = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+    offset_ms.fetch_add(if backwards { -millis } else { millis }, Ordering::Relaxed);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,5 +133,14 @@ mod tests {
         let before = clone.now();
         clock.jump(Duration::from_secs(3600), false);
         assert!(clone.now() >= before + 3_600_000);
+    }
+
+    #[test]
+    fn a_jump_of_the_wall_clock_leaves_the_databases_clock_alone() {
+        let clock = Clock::system();
+        clock.jump(Duration::from_secs(3600), false);
+        assert_eq!(clock.database(), DatabaseTime::default());
+        clock.jump_database(Duration::from_secs(2), true);
+        assert_eq!(clock.clone().database().shift_ms(), -2000);
     }
 }

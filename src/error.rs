@@ -194,8 +194,9 @@ impl From<sqlx::Error> for Error {
 
 /// Whether a database's code tells of a state that passes: a rival transaction, or a disk that is full.
 fn is_passing(code: &str) -> bool {
-    // Postgres: serialization failure and deadlock. SQLite, in the low byte of codes of at most four
-    // digits: busy, locked, I/O error, full.
-    matches!(code, "40001" | "40P01")
+    // Postgres: serialization failure, deadlock, a lock that was waited for too long, and a transaction that was ended
+    // because nothing was heard of it. SQLite, in the low byte of codes of at most four digits: busy, locked, I/O
+    // error, full.
+    matches!(code, "40001" | "40P01" | "55P03" | "25P03")
         || code.len() < 5 && code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13))
 }

@@ -14,3 +14,4 @@ mod memory;
 mod objects;
 mod reinforcement;
 mod support;
+mod upgrade;

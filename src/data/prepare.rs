@@ -253,7 +253,13 @@ fn next_chunk<R: Read>(lines: &mut Lines<R>) -> Result<Vec<Line>> {
 
 fn key(sources: &[Source], digests: &[String], encoder: &Encoder, options: &Options) -> String {
     let mut digest = Sha256::new();
-    let facts = format!("{VERSION} {:?} {} {}", options.objective, options.max_tokens, options.min_records);
+    // Part of what checkpoints know their run by: these words stay as they are.
+    let objective = match options.objective {
+        Objective::FineTuning => "FineTuning",
+        Objective::Preferences => "Preferences",
+        Objective::ContinuedPreTraining => "ContinuedPreTraining",
+    };
+    let facts = format!("{VERSION} {objective} {} {}", options.max_tokens, options.min_records);
     for part in [facts.as_str(), encoder.digest()] {
         digest.update(part);
         digest.update("\n");

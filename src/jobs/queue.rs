@@ -1,14 +1,20 @@
 //! How jobs are handed to workers so that every accepted job ends exactly once, whatever dies.
 //!
-//! 1. A claim raises `attempt` and sets `lease_until`: oldest job first, also one whose lease ran out.
+//! 1. A claim raises `attempt` and sets `lease_until`: oldest job first, also one whose lease ran out. Leases
+//!    are set and judged by the database's clock, in the statement itself: no machine's wall clock counts.
 //! 2. Every later write of the worker names the attempt; when no row changes, the job is no longer its.
-//! 3. The worker renews often, and stops by itself, by its own monotonic clock, before the lease ends.
+//! 3. The worker renews often. An outage of the database stops no work: renewal is by attempt, so a lease that
+//!    ran out meanwhile is renewed unless another attempt has taken the job, and only that ends the work.
 //! 4. What a worker writes to S3 lies under its attempt until one transaction decides for it.
 //! 5. A checkpoint is addressed by its step; the next attempt goes on from the newest whole one.
 //! 6. Stop, drain and lost lease are one flag to the trainer.
 //!
+//! A stale worker harms nothing while it goes on: by 2 it changes no row, and by 4 it changes no object that
+//! anybody reads but itself.
+//!
 //! A job whose attempts die without writing a checkpoint must not kill workers for ever: each attempt
-//! that dies costs strikes, a checkpoint clears them, and [`STRIKE_LIMIT`] of them end the job.
+//! that dies without one costs strikes, a checkpoint clears them, and [`STRIKE_LIMIT`] of them end the job. An
+//! attempt that wrote one costs none, however it dies: crashes of a neighbour are not held against it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,12 +26,13 @@ use crate::clock::{Clock, Millis};
 use crate::error::Result;
 use crate::store::custom_models::CustomModel;
 use crate::store::jobs::{Job, Progress};
-use crate::store::queue::{self, Fence};
+use crate::store::queue::{self, Fence, GivenBack, Taking};
 use crate::store::{Db, Status, Tasks};
 
 /// Strikes that end a job.
 pub const STRIKE_LIMIT: i64 = 12;
-/// A worker that vanished may have been killed for reasons of its own: the job is given many tries.
+/// A worker that vanished may have been killed for reasons of its own: the job is given many tries. The claim's
+/// statement counts it.
 pub const STRIKES_PER_LOST_LEASE: i64 = 1;
 /// A panic in training will most likely come again: three tries.
 pub const STRIKES_PER_CRASH: i64 = 4;
@@ -79,8 +86,8 @@ impl Queue {
 
     /// Takes the oldest job that nobody holds.
     pub async fn claim(&self, worker: &str) -> Result<Option<Claim>> {
-        let now = self.clock.now();
-        let job = queue::claim(&self.db, worker, now, now + self.lease_ms(), STRIKE_LIMIT).await?;
+        let taking = Taking { worker, lease_ms: self.lease_ms(), strike_limit: STRIKE_LIMIT, now: self.clock.now() };
+        let job = queue::claim(&self.db, taking, self.clock.database()).await?;
         Ok(job.map(|job| {
             let fence =
                 Fence { account_id: job.spec.account_id.clone(), job_id: job.spec.id.clone(), attempt: job.attempt };
@@ -90,10 +97,11 @@ impl Queue {
 
     /// Frees what a worker held that is known to be dead.
     pub async fn bury(&self, worker: &str) -> Result<u64> {
-        queue::bury(&self.db, worker, self.clock.now()).await
+        queue::bury(&self.db, worker, self.clock.database()).await
     }
 
-    fn lease_ms(&self) -> i64 {
+    /// The same in milliseconds.
+    pub fn lease_ms(&self) -> i64 {
         i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX / 2)
     }
 }
@@ -104,10 +112,10 @@ impl Claim {
         self.fence.attempt
     }
 
-    /// Prolongs the lease. `None`: the job is no longer ours. `Stopping`: somebody asked to stop it.
+    /// Prolongs the lease, also one that ran out during an outage. `None`: another attempt has the job, or it has
+    /// ended. `Stopping`: somebody asked to stop it.
     pub async fn renew(&self) -> Result<Option<Status>> {
-        let until = self.queue.clock.now() + self.queue.lease_ms();
-        queue::renew(&self.queue.db, &self.fence, until).await
+        queue::renew(&self.queue.db, &self.fence, self.queue.lease_ms(), self.queue.clock.database()).await
     }
 
     /// The job's status if it is still ours. Asked each second for a request to stop, and before
@@ -144,7 +152,7 @@ impl Claim {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Decides that the outputs this attempt has uploaded are the job's result.
+    /// Decides that the outputs this attempt has uploaded are the job's result; said again, it is the same decision.
     pub async fn publish(&self, published: &Value) -> Result<Held> {
         Ok(queue::publish(&self.queue.db, &self.fence, published, self.queue.clock.now()).await?.into())
     }
@@ -171,11 +179,22 @@ impl Claim {
 
     /// Gives the job back, so that the next claim takes it at once.
     pub async fn release(&self, why: &str) -> Result<Held> {
-        Ok(queue::release(&self.queue.db, &self.fence, 0, why, self.queue.clock.now()).await?.into())
+        Ok(queue::release(&self.queue.db, &self.fence, GivenBack::Released(why), self.queue.clock.now()).await?.into())
     }
 
     /// Gives the job back after an attempt that crashed, which counts against it.
     pub async fn crashed(&self, why: &str) -> Result<Held> {
-        Ok(queue::release(&self.queue.db, &self.fence, STRIKES_PER_CRASH, why, self.queue.clock.now()).await?.into())
+        let why = GivenBack::Crashed(why, STRIKES_PER_CRASH);
+        Ok(queue::release(&self.queue.db, &self.fence, why, self.queue.clock.now()).await?.into())
+    }
+
+    /// Writes an event of this attempt into the job's log.
+    pub async fn tell(&self, kind: &str, detail: &str) -> Result<Held> {
+        Ok(queue::tell(&self.queue.db, &self.fence, kind, detail, self.queue.clock.now()).await?.into())
+    }
+
+    /// An attempt that had lost the job may have written working objects after they were removed.
+    pub async fn left_behind(&self) -> Result<()> {
+        queue::scratch_left(&self.queue.db, &self.fence.job_id).await
     }
 }

@@ -60,7 +60,7 @@ pub async fn insert(db: &Db, deployment: &Deployment, tags: &[Tag]) -> Result<Pl
     if let Some(earlier) = earlier {
         return Ok(repeated(earlier, deployment));
     }
-    let rows = transaction!(db, |tx| {
+    let placed = transaction!(db, |tx| {
         hold_active_model!(tx, &deployment.account_id, &deployment.model_arn);
         let rows = sqlx::query(INSERT)
             .bind(&deployment.id)
@@ -91,10 +91,10 @@ pub async fn insert(db: &Db, deployment: &Deployment, tags: &[Tag]) -> Result<Pl
                     .await?;
             }
         }
-        rows
+        if rows == 1 { Placed::Done(deployment.clone()) } else { Placed::NameTaken }
     });
-    if rows == 1 {
-        return Ok(Placed::Done(deployment.clone()));
+    if placed != Placed::NameTaken {
+        return Ok(placed);
     }
     // Another request was faster: with the same token, or only with the same name.
     let earlier = by_token(db, &deployment.account_id, deployment.request_token.as_deref()).await?;

@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::custom_models::{self, CustomModel};
-use super::db::{Db, run, transaction};
+use super::db::{Db, name_lock, run, timed_sql, transaction};
 use super::imported_models::{self, ImportedModel};
 use super::page::{Cursor, Filter, Listed, Order};
 use super::status::{ImportKind, ImportStatus};
 use super::tags::{self, Tag};
 use super::text::Json;
-use crate::clock::Millis;
+use crate::clock::{DatabaseTime, Millis};
 use crate::error::Result;
 
 /// A request to bring in a model.
@@ -62,7 +62,7 @@ pub struct Import {
     pub end_time: Option<Millis>,
     /// How many times a worker took it.
     pub attempt: i64,
-    /// Attempts that came to no end.
+    /// Attempts that came to no end, weighted.
     pub strikes: i64,
 }
 
@@ -198,6 +198,7 @@ async fn try_insert_model(db: &Db, import: &Import, model: &CustomModel) -> Resu
     const PROMISED: &str = "SELECT COUNT(*) FROM customization_jobs
         WHERE account_id = $1 AND output_model_name = $2 AND status IN ('InProgress', 'Stopping')";
     Ok(transaction!(db, |tx| {
+        name_lock!(db, tx, &model.account_id, &model.name);
         let inserted = insert!(tx, import, Some((model.arn.as_str(), import.model_tags.as_slice())));
         let rows = custom_models::insert!(tx, model, custom_models::INSERT_NEW);
         // A running job was promised the name that its model will have.
@@ -286,28 +287,71 @@ pub async fn list_jobs(
     Ok(filter.page(rows, |row: &Import| Cursor { creation_time: row.creation_time, id: row.id.clone() }))
 }
 
-/// Gives the oldest request that nobody works on to a worker.
-pub async fn claim(db: &Db, worker: &str, now: Millis, lease_until: Millis) -> Result<Option<Import>> {
-    // The condition stands twice: a rival that waited for the row must find it taken.
-    const SQL: &str = concat!(
-        "UPDATE model_imports SET worker = $1, lease_until = $2, attempt = attempt + 1, strikes = strikes + 1
-         WHERE id = (SELECT id FROM model_imports WHERE status = 'InProgress' AND (lease_until IS NULL OR lease_until <= $3)
-                     ORDER BY creation_time, id LIMIT 1)
-            AND status = 'InProgress' AND (lease_until IS NULL OR lease_until <= $3)
-         RETURNING ",
-        columns!()
-    );
-    Ok(run!(db, |on| sqlx::query_as(SQL).bind(worker).bind(lease_until).bind(now).fetch_optional(on).await)?)
+/// Strikes that end a request.
+pub const STRIKE_LIMIT: i64 = 12;
+
+// An attempt that was lost while the model was being checked, which is what may take all memory, is a third of what a
+// request may cost; one that was lost while it downloaded, a twelfth. The condition stands twice: a rival that waited
+// for the row must find it taken.
+macro_rules! claim_sql {
+    ($now:literal) => {
+        concat!(
+            "UPDATE model_imports SET worker = $1, lease_until = ",
+            $now,
+            " + $2 + $3, attempt = attempt + 1, checking = 0,
+                strikes = strikes + CASE WHEN lease_until IS NULL THEN 0 WHEN checking = 1 THEN 4 ELSE 1 END
+             WHERE id = (SELECT id FROM model_imports
+                         WHERE status = 'InProgress' AND (lease_until IS NULL OR lease_until <= ",
+            $now,
+            " + $2) ORDER BY creation_time, id LIMIT 1)
+                AND status = 'InProgress' AND (lease_until IS NULL OR lease_until <= ",
+            $now,
+            " + $2)
+             RETURNING ",
+            columns!()
+        )
+    };
 }
 
-/// Keeps a claim. `false`: it is no longer the worker's, or nobody wants the model any more.
-pub async fn renew(db: &Db, import: &Import, lease_until: Millis) -> Result<bool> {
-    const SQL: &str = "UPDATE model_imports SET lease_until = $3
+/// Gives the oldest request that nobody works on to a worker. A lease that ran out, by the database's clock, costs
+/// strikes; what is done with a request that has [`STRIKE_LIMIT`] of them is the worker's to say.
+pub async fn claim(db: &Db, worker: &str, lease_ms: Millis, at: DatabaseTime) -> Result<Option<Import>> {
+    let sql = timed_sql!(db, claim_sql);
+    Ok(run!(db, |on| sqlx::query_as(sql).bind(worker).bind(at.shift_ms()).bind(lease_ms).fetch_optional(on).await)?)
+}
+
+macro_rules! renew_sql {
+    ($now:literal) => {
+        concat!(
+            "UPDATE model_imports SET lease_until = ",
+            $now,
+            " + $3 + $4 WHERE id = $1 AND attempt = $2 AND status = 'InProgress' AND lease_until IS NOT NULL"
+        )
+    };
+}
+
+/// Keeps a claim, also one whose lease has run out, as long as nobody else has taken the request. `false`: it is no
+/// longer the worker's, or nobody wants the model any more.
+pub async fn renew(db: &Db, import: &Import, lease_ms: Millis, at: DatabaseTime) -> Result<bool> {
+    let sql = timed_sql!(db, renew_sql);
+    let done = run!(db, |on| sqlx::query(sql)
+        .bind(&import.id)
+        .bind(import.attempt)
+        .bind(at.shift_ms())
+        .bind(lease_ms)
+        .execute(on)
+        .await
+        .map(|done| done.rows_affected()))?;
+    Ok(done == 1)
+}
+
+/// Says that all files are here and the check begins. `false`: the request is no longer the worker's.
+pub async fn begin_check(db: &Db, import: &Import) -> Result<bool> {
+    const SQL: &str = "UPDATE model_imports SET checking = 1
         WHERE id = $1 AND attempt = $2 AND status = 'InProgress' AND lease_until IS NOT NULL";
     let done = run!(db, |on| sqlx::query(SQL)
         .bind(&import.id)
         .bind(import.attempt)
-        .bind(lease_until)
         .execute(on)
         .await
         .map(|done| done.rows_affected()))?;
@@ -316,7 +360,7 @@ pub async fn renew(db: &Db, import: &Import, lease_until: Millis) -> Result<bool
 
 /// Gives a claim back, at no cost to the request.
 pub async fn release(db: &Db, import: &Import) -> Result<bool> {
-    const SQL: &str = "UPDATE model_imports SET worker = NULL, lease_until = NULL, strikes = strikes - 1
+    const SQL: &str = "UPDATE model_imports SET worker = NULL, lease_until = NULL
         WHERE id = $1 AND attempt = $2 AND status = 'InProgress' AND lease_until IS NOT NULL";
     let done = run!(db, |on| sqlx::query(SQL)
         .bind(&import.id)
@@ -327,10 +371,27 @@ pub async fn release(db: &Db, import: &Import) -> Result<bool> {
     Ok(done == 1)
 }
 
+macro_rules! bury_sql {
+    ($now:literal) => {
+        concat!(
+            "UPDATE model_imports SET lease_until = ",
+            $now,
+            " + $2 WHERE worker = $1 AND lease_until > ",
+            $now,
+            " + $2"
+        )
+    };
+}
+
 /// Ends the leases of a worker that is gone.
-pub async fn bury(db: &Db, worker: &str, now: Millis) -> Result<u64> {
-    const SQL: &str = "UPDATE model_imports SET lease_until = $2 WHERE worker = $1 AND lease_until > $2";
-    Ok(run!(db, |on| sqlx::query(SQL).bind(worker).bind(now).execute(on).await.map(|done| done.rows_affected()))?)
+pub async fn bury(db: &Db, worker: &str, at: DatabaseTime) -> Result<u64> {
+    let sql = timed_sql!(db, bury_sql);
+    Ok(run!(db, |on| sqlx::query(sql)
+        .bind(worker)
+        .bind(at.shift_ms())
+        .execute(on)
+        .await
+        .map(|done| done.rows_affected()))?)
 }
 
 const END: &str = "UPDATE model_imports SET status = $3, failure_message = $4, end_time = $5, last_modified_time = $5,

@@ -12,15 +12,18 @@ pub struct JobEvent {
     pub attempt: i64,
     /// When.
     pub at: Millis,
-    /// `Created`, `Claimed`, `Released`, `StopRequested`, `Published`, `Completed`, `Failed`, `Stopped` …
+    /// `Created`, `Claimed`, `Resumed`, `CheckpointRefused`, `Crashed`, `Released`, `StopRequested`, `Published`,
+    /// `Completed`, `Failed`, `Stopped`.
     pub kind: String,
     /// What a reader of the log should know besides.
     pub detail: String,
 }
 
-/// The statement that records an event: account, job, attempt, time, kind, detail.
-pub(super) const INSERT: &str =
-    "INSERT INTO job_events (account_id, job_id, attempt, at, kind, detail) VALUES ($1, $2, $3, $4, $5, $6)";
+/// The statement that records an event: account, job, attempt, time, kind, detail. Writers are on several
+/// machines whose clocks differ: an event is never told of as older than the one before it.
+pub(super) const INSERT: &str = "INSERT INTO job_events (account_id, job_id, attempt, at, kind, detail)
+    SELECT $1, $2, $3, CASE WHEN latest > $4 THEN latest ELSE $4 END, $5, $6
+    FROM (SELECT COALESCE(MAX(at), $4) AS latest FROM job_events WHERE job_id = $2) AS earlier";
 
 /// The job's events, oldest first.
 pub async fn list(db: &Db, account_id: &str, job_id: &str) -> Result<Vec<JobEvent>> {

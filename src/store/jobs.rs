@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::db::{Db, run, transaction};
+use super::db::{Db, name_lock, run, timed_sql, transaction};
 use super::job_events;
 use super::page::{Cursor, Filter, Listed, Order};
 use super::status::{CustomizationType, Status, Tasks};
 use super::tags::{self, Tag};
 use super::text::Json;
-use crate::clock::Millis;
+use crate::clock::{DatabaseTime, Millis};
 use crate::error::{Error, Result};
 
 /// What was asked for: set when the job is accepted and never changed.
@@ -200,6 +200,7 @@ async fn try_insert(db: &Db, spec: &JobSpec, job_tags: &[Tag]) -> Result<bool> {
         ON CONFLICT DO NOTHING";
     const MODEL: &str = "SELECT COUNT(*) FROM custom_models WHERE account_id = $1 AND name = $2";
     Ok(transaction!(db, |tx| {
+        name_lock!(db, tx, &spec.account_id, &spec.output_model_name);
         let rows = sqlx::query(SQL)
             .bind(&spec.id)
             .bind(&spec.account_id)
@@ -358,20 +359,43 @@ pub enum StopRequest {
     NotFound,
 }
 
+// The time is read once: all columns are decided by the same moment.
+macro_rules! stop_sql {
+    ($now:literal) => {
+        concat!(
+            "UPDATE customization_jobs SET
+                status = CASE WHEN lease_until > moment THEN 'Stopping' ELSE 'Stopped' END,
+                end_time = CASE WHEN lease_until > moment THEN NULL ELSE $3 END,
+                worker = CASE WHEN lease_until > moment THEN worker END,
+                lease_until = CASE WHEN lease_until > moment THEN lease_until END,
+                last_modified_time = $3
+             FROM (SELECT ",
+            $now,
+            " + $4 AS moment) AS database_clock
+             WHERE account_id = $1 AND (arn = $2 OR name = $2) AND status = 'InProgress'
+             RETURNING id, attempt, status"
+        )
+    };
+}
+
 /// Asks a running job to stop. A job that no worker holds stops at once: nobody else would say so.
-pub async fn request_stop(db: &Db, account_id: &str, identifier: &str, now: Millis) -> Result<StopRequest> {
-    const STOP: &str = "UPDATE customization_jobs SET
-            status = CASE WHEN lease_until IS NULL OR lease_until <= $3 THEN 'Stopped' ELSE 'Stopping' END,
-            end_time = CASE WHEN lease_until IS NULL OR lease_until <= $3 THEN $3 END,
-            worker = CASE WHEN lease_until > $3 THEN worker END,
-            lease_until = CASE WHEN lease_until > $3 THEN lease_until END,
-            last_modified_time = $3
-        WHERE account_id = $1 AND (arn = $2 OR name = $2) AND status = 'InProgress'
-        RETURNING id, attempt, status";
+pub async fn request_stop(
+    db: &Db,
+    account_id: &str,
+    identifier: &str,
+    now: Millis,
+    at: DatabaseTime,
+) -> Result<StopRequest> {
+    let stop = timed_sql!(db, stop_sql);
     const STATUS: &str = "SELECT status FROM customization_jobs WHERE account_id = $1 AND (arn = $2 OR name = $2)";
     let stopped = transaction!(db, |tx| {
-        let row: Option<(String, i64, Status)> =
-            sqlx::query_as(STOP).bind(account_id).bind(identifier).bind(now).fetch_optional(&mut *tx).await?;
+        let row: Option<(String, i64, Status)> = sqlx::query_as(stop)
+            .bind(account_id)
+            .bind(identifier)
+            .bind(now)
+            .bind(at.shift_ms())
+            .fetch_optional(&mut *tx)
+            .await?;
         if let Some((id, attempt, status)) = &row {
             let mut kinds = vec!["StopRequested"];
             kinds.extend((*status == Status::Stopped).then_some("Stopped"));

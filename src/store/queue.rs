@@ -5,13 +5,13 @@
 use serde_json::Value;
 
 use super::custom_models::{self, CustomModel};
-use super::db::{Db, run, transaction};
+use super::db::{Db, run, timed_sql, transaction};
 use super::job_events;
 use super::jobs::{Job, Progress, columns};
 use super::status::{Status, Tasks};
 use super::tags::{self, Tag};
 use super::text::Json;
-use crate::clock::Millis;
+use crate::clock::{DatabaseTime, Millis};
 use crate::error::Result;
 
 /// Which job, and in which attempt: what every write of a worker carries.
@@ -40,16 +40,29 @@ macro_rules! event {
     };
 }
 
+/// 1 when the attempt that holds the row has come to nothing: its lease was not given back, and it kept nothing
+/// that the next one goes on from.
+macro_rules! lost {
+    () => {
+        "(CASE WHEN lease_until IS NULL OR progress_attempt = attempt THEN 0 ELSE 1 END)"
+    };
+}
+
 macro_rules! claim_sql {
-    ($lock:literal) => {
+    ($now:literal, $lock:literal) => {
         concat!(
             "UPDATE customization_jobs SET
-                attempt = attempt + 1, worker = $1, lease_until = $2, scratch = 1,
-                strikes = strikes + CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END
-             WHERE id = (
+                attempt = attempt + 1, worker = $1, lease_until = ",
+            $now,
+            " + $2 + $3, scratch = 1, strikes = strikes + ",
+            lost!(),
+            " WHERE id = (
                 SELECT id FROM customization_jobs
-                WHERE status = 'InProgress' AND (lease_until IS NULL OR lease_until <= $3)
-                    AND strikes + CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END < $4
+                WHERE status = 'InProgress' AND (lease_until IS NULL OR lease_until <= ",
+            $now,
+            " + $2) AND strikes + ",
+            lost!(),
+            " < $4
                 ORDER BY creation_time, id LIMIT 1 ",
             $lock,
             ")
@@ -59,39 +72,75 @@ macro_rules! claim_sql {
     };
 }
 
-/// Takes the oldest job that nobody holds: one never begun, released, or whose lease ran out. A lease
-/// that ran out costs a strike; a job with `strike_limit` strikes is left for [`sweep`].
-pub async fn claim(db: &Db, worker: &str, now: Millis, lease_until: Millis, strike_limit: i64) -> Result<Option<Job>> {
+macro_rules! claim_skipping_rivals {
+    ($now:literal) => {
+        claim_sql!($now, "FOR UPDATE SKIP LOCKED")
+    };
+}
+
+macro_rules! claim_alone {
+    ($now:literal) => {
+        claim_sql!($now, "")
+    };
+}
+
+/// How a worker takes a job.
+#[derive(Debug, Clone, Copy)]
+pub struct Taking<'a> {
+    /// The name of the worker.
+    pub worker: &'a str,
+    /// How long the lease lasts.
+    pub lease_ms: Millis,
+    /// A job with as many strikes is left for [`sweep`].
+    pub strike_limit: i64,
+    /// What the event says of the time.
+    pub now: Millis,
+}
+
+/// Takes the oldest job that nobody holds: one never begun, released, or whose lease ran out by the database's
+/// clock. A lease that ran out costs a strike, unless the attempt had got somewhere.
+pub async fn claim(db: &Db, taking: Taking<'_>, at: DatabaseTime) -> Result<Option<Job>> {
     let sql = match db {
-        Db::Postgres(_) => claim_sql!("FOR UPDATE SKIP LOCKED"),
+        Db::Postgres(_) => timed_sql!(db, claim_skipping_rivals),
         // One writer at a time: there is no rival row lock to skip.
-        Db::Sqlite(_) => claim_sql!(""),
+        Db::Sqlite(_) => timed_sql!(db, claim_alone),
     };
     Ok(transaction!(db, |tx| {
         let job: Option<Job> = sqlx::query_as(sql)
-            .bind(worker)
-            .bind(lease_until)
-            .bind(now)
-            .bind(strike_limit)
+            .bind(taking.worker)
+            .bind(at.shift_ms())
+            .bind(taking.lease_ms)
+            .bind(taking.strike_limit)
             .fetch_optional(&mut *tx)
             .await?;
         if let Some(job) = &job {
-            event!(tx, &job.spec.account_id, &job.spec.id, job.attempt, now, "Claimed", worker);
+            event!(tx, &job.spec.account_id, &job.spec.id, job.attempt, taking.now, "Claimed", taking.worker);
         }
         job
     }))
 }
 
-/// Prolongs the lease. Returns the job's status, in which the worker sees a request to stop, or `None`
-/// when the job is no longer the worker's.
-pub async fn renew(db: &Db, fence: &Fence, lease_until: Millis) -> Result<Option<Status>> {
-    const SQL: &str = "UPDATE customization_jobs SET lease_until = $3
-        WHERE id = $1 AND attempt = $2 AND status IN ('InProgress', 'Stopping') AND lease_until IS NOT NULL
-        RETURNING status";
-    Ok(run!(db, |on| sqlx::query_scalar(SQL)
+macro_rules! renew_sql {
+    ($now:literal) => {
+        concat!(
+            "UPDATE customization_jobs SET lease_until = ",
+            $now,
+            " + $3 + $4
+             WHERE id = $1 AND attempt = $2 AND status IN ('InProgress', 'Stopping') AND lease_until IS NOT NULL
+             RETURNING status"
+        )
+    };
+}
+
+/// Prolongs the lease, also one that has run out, as long as no other attempt has taken the job. Returns the
+/// job's status, in which the worker sees a request to stop, or `None` when the job is no longer the worker's.
+pub async fn renew(db: &Db, fence: &Fence, lease_ms: Millis, at: DatabaseTime) -> Result<Option<Status>> {
+    let sql = timed_sql!(db, renew_sql);
+    Ok(run!(db, |on| sqlx::query_scalar(sql)
         .bind(&fence.job_id)
         .bind(fence.attempt)
-        .bind(lease_until)
+        .bind(at.shift_ms())
+        .bind(lease_ms)
         .fetch_optional(on)
         .await)?)
 }
@@ -103,9 +152,12 @@ pub async fn status(db: &Db, fence: &Fence) -> Result<Option<Status>> {
     Ok(run!(db, |on| sqlx::query_scalar(SQL).bind(&fence.job_id).bind(fence.attempt).fetch_optional(on).await)?)
 }
 
-/// Records how far the job is. `checkpointed` clears its strikes: attempts that get somewhere may go on.
+/// Records how far the job is. `checkpointed` clears its strikes, and the loss of this attempt will be none:
+/// attempts that get somewhere may go on.
 pub async fn progress(db: &Db, fence: &Fence, progress: &Progress, checkpointed: bool) -> Result<bool> {
-    const SQL: &str = "UPDATE customization_jobs SET progress = $3, strikes = CASE WHEN $4 = 1 THEN 0 ELSE strikes END
+    const SQL: &str = "UPDATE customization_jobs SET progress = $3,
+            strikes = CASE WHEN $4 = 1 THEN 0 ELSE strikes END,
+            progress_attempt = CASE WHEN $4 = 1 THEN attempt ELSE progress_attempt END
         WHERE id = $1 AND attempt = $2 AND status IN ('InProgress', 'Stopping') AND lease_until IS NOT NULL";
     let rows = run!(db, |on| sqlx::query(SQL)
         .bind(&fence.job_id)
@@ -133,12 +185,16 @@ pub async fn tasks(db: &Db, fence: &Fence, tasks: &Tasks, now: Millis) -> Result
     Ok(rows == 1)
 }
 
-/// Decides, once per job, that the outputs this attempt uploaded are the result. `false`: the job is
-/// no longer the worker's, or is being stopped, or was decided before.
+/// Decides, once per job, that the outputs this attempt uploaded are the result. Deciding the same again is
+/// no second decision: the answer to the first may have been lost. `false`: the job is no longer the worker's,
+/// or is being stopped, or was decided otherwise.
 pub async fn publish(db: &Db, fence: &Fence, published: &Value, now: Millis) -> Result<bool> {
     const SQL: &str = "UPDATE customization_jobs SET published_attempt = $2, published = $3
         WHERE id = $1 AND attempt = $2 AND status = 'InProgress' AND lease_until IS NOT NULL
             AND published_attempt IS NULL";
+    const SAME: &str = "SELECT COUNT(*) FROM customization_jobs
+        WHERE id = $1 AND attempt = $2 AND status = 'InProgress' AND lease_until IS NOT NULL
+            AND published_attempt = $2 AND published = $3";
     Ok(transaction!(db, |tx| {
         let rows = sqlx::query(SQL)
             .bind(&fence.job_id)
@@ -149,8 +205,16 @@ pub async fn publish(db: &Db, fence: &Fence, published: &Value, now: Millis) -> 
             .rows_affected();
         if rows == 1 {
             event!(tx, &fence.account_id, &fence.job_id, fence.attempt, now, "Published", "");
+            true
+        } else {
+            let same: i64 = sqlx::query_scalar(SAME)
+                .bind(&fence.job_id)
+                .bind(fence.attempt)
+                .bind(Json(published))
+                .fetch_one(&mut *tx)
+                .await?;
+            same == 1
         }
-        rows == 1
     }))
 }
 
@@ -235,12 +299,26 @@ pub async fn stopped(db: &Db, fence: &Fence, tasks: &Tasks, now: Millis) -> Resu
     }))
 }
 
-/// Gives the job back unfinished, so that the next claim takes it at once. `strikes` says how much the
-/// end of this attempt counts against the job: 0 for a drain. `false`: it is no longer the worker's, or
-/// is being stopped.
-pub async fn release(db: &Db, fence: &Fence, strikes: i64, why: &str, now: Millis) -> Result<bool> {
-    const SQL: &str = "UPDATE customization_jobs SET worker = NULL, lease_until = NULL, strikes = strikes + $3
+/// Why an attempt ended without an end of its job.
+#[derive(Debug, Clone, Copy)]
+pub enum GivenBack<'a> {
+    /// The process drains: nobody's fault.
+    Released(&'a str),
+    /// The trainer crashed with this message, which counts against the job by so many strikes unless the attempt
+    /// had got somewhere.
+    Crashed(&'a str, i64),
+}
+
+/// Gives the job back unfinished, so that the next claim takes it at once. `false`: it is no longer the
+/// worker's, or is being stopped.
+pub async fn release(db: &Db, fence: &Fence, why: GivenBack<'_>, now: Millis) -> Result<bool> {
+    const SQL: &str = "UPDATE customization_jobs SET worker = NULL, lease_until = NULL,
+            strikes = strikes + CASE WHEN progress_attempt = attempt THEN 0 ELSE $3 END
         WHERE id = $1 AND attempt = $2 AND status = 'InProgress' AND lease_until IS NOT NULL";
+    let (kind, detail, strikes) = match why {
+        GivenBack::Released(why) => ("Released", why, 0),
+        GivenBack::Crashed(panic, strikes) => ("Crashed", panic, strikes),
+    };
     Ok(transaction!(db, |tx| {
         let rows = sqlx::query(SQL)
             .bind(&fence.job_id)
@@ -250,40 +328,131 @@ pub async fn release(db: &Db, fence: &Fence, strikes: i64, why: &str, now: Milli
             .await?
             .rows_affected();
         if rows == 1 {
-            event!(tx, &fence.account_id, &fence.job_id, fence.attempt, now, "Released", why);
+            event!(tx, &fence.account_id, &fence.job_id, fence.attempt, now, kind, detail);
         }
         rows == 1
     }))
 }
 
+/// Writes down something that happened in this attempt. `false`: the job is no longer the worker's.
+pub async fn tell(db: &Db, fence: &Fence, kind: &str, detail: &str, now: Millis) -> Result<bool> {
+    // A write that changes nothing: it holds the row until the event is in.
+    const HOLD: &str = "UPDATE customization_jobs SET attempt = attempt
+        WHERE id = $1 AND attempt = $2 AND status IN ('InProgress', 'Stopping') AND lease_until IS NOT NULL";
+    Ok(transaction!(db, |tx| {
+        let rows = sqlx::query(HOLD).bind(&fence.job_id).bind(fence.attempt).execute(&mut *tx).await?.rows_affected();
+        if rows == 1 {
+            event!(tx, &fence.account_id, &fence.job_id, fence.attempt, now, kind, detail);
+        }
+        rows == 1
+    }))
+}
+
+macro_rules! bury_sql {
+    ($now:literal) => {
+        concat!(
+            "UPDATE customization_jobs SET lease_until = ",
+            $now,
+            " + $2 WHERE worker = $1 AND lease_until > ",
+            $now,
+            " + $2"
+        )
+    };
+}
+
 /// Frees what a worker held that is known to be dead, so that nobody waits for its leases to run out.
 /// Each counts as a lease that ran out.
-pub async fn bury(db: &Db, worker: &str, now: Millis) -> Result<u64> {
-    const SQL: &str = "UPDATE customization_jobs SET lease_until = $2 WHERE worker = $1 AND lease_until > $2";
-    Ok(run!(db, |on| sqlx::query(SQL).bind(worker).bind(now).execute(on).await.map(|done| done.rows_affected()))?)
+pub async fn bury(db: &Db, worker: &str, at: DatabaseTime) -> Result<u64> {
+    let sql = timed_sql!(db, bury_sql);
+    Ok(run!(db, |on| sqlx::query(sql)
+        .bind(worker)
+        .bind(at.shift_ms())
+        .execute(on)
+        .await
+        .map(|done| done.rows_affected()))?)
+}
+
+/// How the attempts of a job ended since it last got somewhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// The trainer crashed.
+    pub crashed: i64,
+    /// The worker was gone when the lease ran out.
+    pub lost: i64,
+}
+
+macro_rules! sweep_stopping_sql {
+    ($now:literal) => {
+        concat!(
+            "UPDATE customization_jobs SET status = 'Stopped', end_time = $1, last_modified_time = $1,
+                worker = NULL, lease_until = NULL
+             WHERE status = 'Stopping' AND (lease_until IS NULL OR lease_until <= ",
+            $now,
+            " + $2) RETURNING account_id, id, attempt"
+        )
+    };
+}
+
+macro_rules! worn_out_sql {
+    ($now:literal, $lock:literal) => {
+        concat!(
+            "SELECT account_id, id, attempt, COALESCE(progress_attempt, 0) FROM customization_jobs
+             WHERE status = 'InProgress' AND (lease_until IS NULL OR lease_until <= ",
+            $now,
+            " + $1) AND strikes + ",
+            lost!(),
+            " >= $2 ",
+            $lock
+        )
+    };
+}
+
+macro_rules! worn_out_skipping_rivals {
+    ($now:literal) => {
+        worn_out_sql!($now, "FOR UPDATE SKIP LOCKED")
+    };
+}
+
+macro_rules! worn_out_alone {
+    ($now:literal) => {
+        worn_out_sql!($now, "")
+    };
 }
 
 /// Ends what no worker will end: jobs being stopped whose worker is gone, and jobs that have used up
-/// their strikes. Returns how many it ended.
-pub async fn sweep(db: &Db, now: Millis, strike_limit: i64, failure_message: &str) -> Result<u64> {
-    const STOP: &str = "UPDATE customization_jobs SET status = 'Stopped', end_time = $1, last_modified_time = $1,
-            worker = NULL, lease_until = NULL
-        WHERE status = 'Stopping' AND (lease_until IS NULL OR lease_until <= $1)
-        RETURNING account_id, id, attempt";
-    const FAIL: &str = "UPDATE customization_jobs SET status = 'Failed', failure_message = $3, end_time = $1,
-            last_modified_time = $1, worker = NULL, lease_until = NULL
-        WHERE status = 'InProgress' AND (lease_until IS NULL OR lease_until <= $1)
-            AND strikes + CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END >= $2
-        RETURNING account_id, id, attempt";
+/// their strikes, with a message made of how their attempts ended. Returns how many it ended.
+pub async fn sweep(
+    db: &Db,
+    strike_limit: i64,
+    failure_message: impl Fn(Ends) -> String,
+    now: Millis,
+    at: DatabaseTime,
+) -> Result<u64> {
+    const CRASHED: &str = "SELECT COUNT(*) FROM job_events WHERE job_id = $1 AND attempt > $2 AND kind = 'Crashed'";
+    const RELEASED: &str = "SELECT COUNT(*) FROM job_events WHERE job_id = $1 AND attempt > $2 AND kind = 'Released'";
+    const FAIL: &str = "UPDATE customization_jobs SET status = 'Failed', failure_message = $2, end_time = $3,
+            last_modified_time = $3, worker = NULL, lease_until = NULL
+        WHERE id = $1 AND status = 'InProgress'";
+    let stop = timed_sql!(db, sweep_stopping_sql);
+    let worn_out = match db {
+        Db::Postgres(_) => timed_sql!(db, worn_out_skipping_rivals),
+        Db::Sqlite(_) => timed_sql!(db, worn_out_alone),
+    };
     Ok(transaction!(db, |tx| {
-        let stopped: Vec<(String, String, i64)> = sqlx::query_as(STOP).bind(now).fetch_all(&mut *tx).await?;
+        let stopped: Vec<(String, String, i64)> =
+            sqlx::query_as(stop).bind(now).bind(at.shift_ms()).fetch_all(&mut *tx).await?;
         for (account, job, attempt) in &stopped {
             event!(tx, account, job, attempt, now, "Stopped", "");
         }
-        let failed: Vec<(String, String, i64)> =
-            sqlx::query_as(FAIL).bind(now).bind(strike_limit).bind(failure_message).fetch_all(&mut *tx).await?;
-        for (account, job, attempt) in &failed {
-            event!(tx, account, job, attempt, now, "Failed", failure_message);
+        let failed: Vec<(String, String, i64, i64)> =
+            sqlx::query_as(worn_out).bind(at.shift_ms()).bind(strike_limit).fetch_all(&mut *tx).await?;
+        for (account, job, attempt, progressed) in &failed {
+            let crashed: i64 = sqlx::query_scalar(CRASHED).bind(job).bind(progressed).fetch_one(&mut *tx).await?;
+            let released: i64 = sqlx::query_scalar(RELEASED).bind(job).bind(progressed).fetch_one(&mut *tx).await?;
+            let lost = (attempt - progressed - crashed - released).max(0);
+            let message = failure_message(Ends { crashed, lost });
+            sqlx::query(FAIL).bind(job).bind(&message).bind(now).execute(&mut *tx).await?;
+            event!(tx, account, job, attempt, now, "Failed", &message);
         }
         (stopped.len() + failed.len()) as u64
     }))
@@ -313,9 +482,27 @@ pub async fn has_checkpoints(db: &Db, job_id: &str) -> Result<bool> {
     Ok(jobs > 0)
 }
 
+/// Says that the working objects of an ended job may not all be gone: an attempt that had lost the job wrote
+/// some late.
+pub async fn scratch_left(db: &Db, job_id: &str) -> Result<()> {
+    const SQL: &str = "UPDATE customization_jobs SET scratch = 1 WHERE id = $1 AND end_time IS NOT NULL";
+    run!(db, |on| sqlx::query(SQL).bind(job_id).execute(on).await.map(drop))?;
+    Ok(())
+}
+
+macro_rules! waiting_sql {
+    ($now:literal) => {
+        concat!(
+            "SELECT COUNT(*) FROM customization_jobs
+             WHERE status = 'InProgress' AND (lease_until IS NULL OR lease_until <= ",
+            $now,
+            " + $1)"
+        )
+    };
+}
+
 /// How many jobs wait for a worker: what a cluster scales its workers by.
-pub async fn waiting(db: &Db, now: Millis) -> Result<i64> {
-    const SQL: &str = "SELECT COUNT(*) FROM customization_jobs
-        WHERE status = 'InProgress' AND (lease_until IS NULL OR lease_until <= $1)";
-    Ok(run!(db, |on| sqlx::query_scalar(SQL).bind(now).fetch_one(on).await)?)
+pub async fn waiting(db: &Db, at: DatabaseTime) -> Result<i64> {
+    let sql = timed_sql!(db, waiting_sql);
+    Ok(run!(db, |on| sqlx::query_scalar(sql).bind(at.shift_ms()).fetch_one(on).await)?)
 }

@@ -65,7 +65,7 @@ pub async fn insert(db: &Db, throughput: &Throughput, tags: &[Tag], most_units: 
         // The transaction is the only writer already.
         Db::Sqlite(_) => "SELECT 1",
     };
-    let rows = transaction!(db, |tx| {
+    Ok(transaction!(db, |tx| {
         sqlx::query(turn).execute(&mut *tx).await?;
         let earlier: Option<Throughput> = sqlx::query_as(BY_TOKEN)
             .bind(&throughput.account_id)
@@ -115,10 +115,9 @@ pub async fn insert(db: &Db, throughput: &Throughput, tags: &[Tag], most_units: 
                     .await?;
             }
         }
-        rows
-    });
-    // Of a request with the same token nothing can have come in between.
-    Ok(if rows == 1 { Placed::Done(throughput.clone()) } else { Placed::NameTaken })
+        // Of a request with the same token nothing can have come in between.
+        if rows == 1 { Placed::Done(throughput.clone()) } else { Placed::NameTaken }
+    }))
 }
 
 /// The model units of all accounts.

@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 
 pub use self::shapes::{SHAPES, Shape};
 use super::flops::Flops;
+use super::identity::RunIdentity;
 use super::learner::Steps;
 use super::objective::Criteria;
 use super::run::Run;
@@ -126,7 +127,7 @@ pub fn bench(work: &Workload, observer: &mut dyn Observer) -> Result<Measurement
         .map(|device| Decoder::random(work.config.clone(), plan.seed, device, plan.form(&method, &work.config)));
     let copies = copies.collect::<Result<Vec<_>>>()?;
     let learned = (tuned, Criteria::sft(0));
-    let mut run = Run::resume(&plan, &decoder, learned, (&corpus, &[]), resolved, "bench", None)?;
+    let mut run = Run::resume(&plan, &decoder, learned, (&corpus, &[]), resolved, &RunIdentity::named("bench"), None)?;
     if !copies.is_empty() {
         let beside = |copy| Ok((copy, method.build(copy, Some(&corpus.record(0).tokens), plan.seed)?));
         run = run.beside(copies.iter().map(beside).collect::<Result<_>>()?)?;

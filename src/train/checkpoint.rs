@@ -1,6 +1,8 @@
 //! Checkpoints: a folder `step-XXXXXXXX` each, whole or not there. It is written under another name,
 //! its manifest with the digests of all files last, everything is synced, then it is renamed. A run
 //! goes on from the newest one whose digests hold and that belongs to the same run.
+//!
+//! The manifest names the format. 1 had none, and one digest for its run; 2 has the run's [`Identity`]. Both are read.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -9,6 +11,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::identity::{Identity, RunIdentity};
 use super::metrics::Table;
 use super::reference::REFERENCE;
 use crate::data::Cursor;
@@ -24,6 +27,8 @@ pub(crate) const WEIGHTS: &str = "weights.safetensors";
 pub(crate) const OPTIMIZER: &str = "optimizer.safetensors";
 /// The weights with the lowest validation loss.
 pub(crate) const BEST: &str = "best.safetensors";
+/// The format that is written.
+const FORMAT: u32 = 2;
 /// How many checkpoints stay: the newest, and one before it should the newest be damaged.
 const KEPT: usize = 2;
 
@@ -31,8 +36,11 @@ const KEPT: usize = 2;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct State {
-    /// Digest over all that the run depends on: a checkpoint of another run is not taken up.
+    /// Digest over all that the run depends on.
     pub(crate) run: String,
+    /// What that is: a checkpoint of another run is not taken up. Absent in format 1.
+    #[serde(default)]
+    pub(crate) identity: Option<Identity>,
     /// Steps taken.
     pub(crate) step: u64,
     /// Updates of the optimizer: steps less the skipped ones.
@@ -93,10 +101,17 @@ pub(crate) struct Contents<'a> {
     pub(crate) servable: &'a dyn Fn(&Path) -> Result<()>,
 }
 
-/// `manifest.json`: the digest of every other file.
+/// `manifest.json`: the format, and the digest of every other file.
 #[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Manifest {
+    #[serde(default = "first_format")]
+    format_version: u32,
     files: BTreeMap<String, String>,
+}
+
+fn first_format() -> u32 {
+    1
 }
 
 /// A checkpoint that was read and found whole.
@@ -139,7 +154,7 @@ pub(crate) fn save(root: &Path, contents: &Contents<'_>) -> Result<PathBuf> {
         File::open(&path)?.sync_all()?;
         files.insert(name, sha256_of(&path)?);
     }
-    fs::write(unfinished.join(MANIFEST), serde_json::to_vec_pretty(&Manifest { files })?)?;
+    fs::write(unfinished.join(MANIFEST), serde_json::to_vec_pretty(&Manifest { format_version: FORMAT, files })?)?;
     File::open(unfinished.join(MANIFEST))?.sync_all()?;
     File::open(&unfinished)?.sync_all()?;
     // A damaged one of the same step may be in the way.
@@ -153,20 +168,27 @@ pub(crate) fn save(root: &Path, contents: &Contents<'_>) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// The newest whole checkpoint of this run below `root`; what is wrong with newer ones goes to `warn`.
-pub(crate) fn newest(root: &Path, run: &str, warn: &mut dyn FnMut(&str)) -> Result<Option<Checkpoint>> {
+/// The newest whole checkpoint of this run below `root`; why newer ones are not used goes to `refused`.
+pub(crate) fn newest(root: &Path, run: &RunIdentity, refused: &mut dyn FnMut(&str)) -> Result<Option<Checkpoint>> {
     for (_, dir) in all(root)?.into_iter().rev() {
-        match open(&dir) {
-            Ok(checkpoint) if checkpoint.state.run == run => return Ok(Some(checkpoint)),
-            Ok(_) => warn(&format!("{} belongs to another run and is not used", name_of(&dir))),
-            Err(cause) => warn(&format!("{} is damaged and is not used: {cause:#}", name_of(&dir))),
+        match open(&dir, run) {
+            Ok(Ok(checkpoint)) => return Ok(Some(checkpoint)),
+            Ok(Err(why)) => refused(&format!("{} {why}", name_of(&dir))),
+            Err(cause) => refused(&format!("{} is damaged and is not used: {cause:#}", name_of(&dir))),
         }
     }
     Ok(None)
 }
 
-fn open(dir: &Path) -> anyhow::Result<Checkpoint> {
+/// A checkpoint, or why it is not of this run or this version's to read; the outer error is of a damaged one.
+fn open(dir: &Path, run: &RunIdentity) -> anyhow::Result<Result<Checkpoint, String>> {
     let manifest: Manifest = serde_json::from_slice(&fs::read(dir.join(MANIFEST))?)?;
+    let format = manifest.format_version;
+    if format > FORMAT {
+        return Ok(Err(format!(
+            "has format {format} and is not used: this version of the program reads formats 1 to {FORMAT}"
+        )));
+    }
     for (name, expected) in &manifest.files {
         // The manifest may come from an object store: it names files of this folder only.
         anyhow::ensure!(Path::new(name).components().count() == 1 && name != "..", "{name:?} is no file name");
@@ -176,7 +198,15 @@ fn open(dir: &Path) -> anyhow::Result<Checkpoint> {
     for name in [STATE, WEIGHTS, OPTIMIZER] {
         anyhow::ensure!(manifest.files.contains_key(name), "{name} is missing");
     }
-    Ok(Checkpoint { dir: dir.to_path_buf(), state: serde_json::from_slice(&fs::read(dir.join(STATE))?)? })
+    let state: State = serde_json::from_slice(&fs::read(dir.join(STATE))?)?;
+    let why = match format {
+        1 => run.refuses_format_1(&state.run),
+        _ => run.refuses(state.identity.as_ref()),
+    };
+    Ok(match why {
+        Some(why) => Err(format!("belongs to another run and is not used: {why}")),
+        None => Ok(Checkpoint { dir: dir.to_path_buf(), state }),
+    })
 }
 
 /// All checkpoint folders below `root` by step.
@@ -220,7 +250,8 @@ mod tests {
 
     fn save_at(root: &Path, step: u64) -> PathBuf {
         let state = State {
-            run: "run".into(),
+            run: String::new(),
+            identity: Some(RunIdentity::named("run").identity().clone()),
             step,
             updates: step,
             cursor: Cursor { epoch: 1, position: 2 },
@@ -251,7 +282,7 @@ mod tests {
 
     fn newest_step(root: &Path, run: &str) -> (Option<u64>, Vec<String>) {
         let mut warnings = Vec::new();
-        let found = newest(root, run, &mut |text| warnings.push(text.to_string())).unwrap();
+        let found = newest(root, &RunIdentity::named(run), &mut |text| warnings.push(text.to_string())).unwrap();
         (found.map(|checkpoint| checkpoint.state.step), warnings)
     }
 
@@ -262,7 +293,7 @@ mod tests {
             save_at(root.path(), step);
         }
         assert_eq!(names(root.path()).unwrap(), ["step-00000003", "step-00000004"]);
-        let checkpoint = newest(root.path(), "run", &mut |_| {}).unwrap().unwrap();
+        let checkpoint = newest(root.path(), &RunIdentity::named("run"), &mut |_| {}).unwrap().unwrap();
         assert_eq!(checkpoint.state.training_loss, Exact(0.1 + 0.2));
         assert_eq!(checkpoint.metrics(Table::Training).unwrap().unwrap(), b"lines");
         assert_eq!(checkpoint.metrics(Table::Validation).unwrap(), None);
@@ -300,7 +331,21 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         save_at(root.path(), 3);
         let (step, warnings) = newest_step(root.path(), "another");
-        assert_eq!((step, warnings.len()), (None, 1));
+        assert_eq!(step, None);
+        let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+        assert!(warning.starts_with("step-00000003 belongs to another run"), "{warning}");
+    }
+
+    #[test]
+    fn a_checkpoint_of_a_later_format_is_refused_by_its_number() {
+        let root = tempfile::tempdir().unwrap();
+        let path = save_at(root.path(), 3).join(MANIFEST);
+        let text = fs::read_to_string(&path).unwrap().replace("\"formatVersion\": 2", "\"formatVersion\": 3");
+        fs::write(&path, text).unwrap();
+        let (step, warnings) = newest_step(root.path(), "run");
+        assert_eq!(step, None);
+        let expected = "step-00000003 has format 3 and is not used: this version of the program reads formats 1 to 2";
+        assert_eq!(warnings, [expected]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use candle_core::{Device, Tensor};
 use super::backprop::{self, Gradients};
 use super::checkpoint::{self, BEST, Checkpoint, Contents, Exact, OPTIMIZER, State, WEIGHTS};
 use super::data_parallel::one_pass;
+use super::identity::RunIdentity;
 use super::metrics::{Metrics, Table};
 use super::objective::Criterion;
 use super::optim::{AdamW, AdamWSettings};
@@ -24,6 +25,11 @@ use crate::tune::Method;
 
 /// Time between checkpoints when no number of steps is set: what a killed run has to do again.
 pub const CHECKPOINT_TIME: Duration = Duration::from_secs(30);
+/// Time to the first checkpoint of an attempt; each further one takes twice as long, up to [`CHECKPOINT_TIME`]. An
+/// attempt that lives for two seconds of training leaves the next one further on.
+const FIRST_CHECKPOINT_TIME: Duration = Duration::from_secs(1);
+/// An early checkpoint is worth it while keeping one takes less than this part of the time between two.
+const EARLY_SHARE: u32 = 4;
 /// Names the number of updates among the moments that a run leaves.
 const UPDATES: &str = "updates";
 /// After this many steps in a row without a finite loss or gradient the run has diverged.
@@ -90,6 +96,8 @@ pub(super) struct Learner<'a> {
     best: Option<Vec<(String, Tensor)>>,
     /// When the last checkpoint was made, and after how many steps.
     saved: (Instant, u64),
+    /// How long after that the next one is due, where time decides.
+    pause: Duration,
     /// What is trained, once a checkpoint had to say so.
     tuned: OnceLock<TuningMethod>,
 }
@@ -101,7 +109,7 @@ impl<'a> Learner<'a> {
         plan: &'a Plan,
         (decoder, method): (&'a Decoder, Box<dyn Method>),
         resolved: Resolved,
-        run: &str,
+        run: &RunIdentity,
         columns: (&[&str], Option<&[&str]>),
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Self> {
@@ -115,7 +123,9 @@ impl<'a> Learner<'a> {
             optimizer.restore(method.trainables(), updates, |name, shape| moments.get(name, shape, &Device::Cpu))?;
         }
         if let Some(checkpoint) = checkpoint {
-            state = State { token_budget: resolved.token_budget, ..checkpoint.state.clone() };
+            // What is written from here on is of today's format.
+            let (token_budget, own) = (resolved.token_budget, State::beginning(run, resolved.token_budget));
+            state = State { token_budget, run: own.run, identity: own.identity, ..checkpoint.state.clone() };
             best = restore(&checkpoint.dir, &state, (decoder, &*method), &mut optimizer)?;
         }
         backprop::prepare(decoder, method.trainables());
@@ -140,6 +150,7 @@ impl<'a> Learner<'a> {
             lanes,
             best,
             saved,
+            pause: FIRST_CHECKPOINT_TIME,
             tuned: OnceLock::new(),
         })
     }
@@ -307,7 +318,7 @@ impl<'a> Learner<'a> {
         let (when, step) = self.saved;
         match self.plan.settings.checkpoint_interval {
             Some(interval) => self.state.step - step >= interval,
-            None => self.plan.clock.monotonic().duration_since(when) >= CHECKPOINT_TIME,
+            None => self.plan.clock.monotonic().duration_since(when) >= self.pause,
         }
     }
 
@@ -322,6 +333,7 @@ impl<'a> Learner<'a> {
         if step == self.saved.1 {
             return Ok(());
         }
+        let began = self.plan.clock.monotonic();
         let mut metrics = vec![(Table::Training, self.training_metrics.bytes()?)];
         if let Some(validation) = &self.validation_metrics {
             metrics.push((Table::Validation, validation.bytes()?));
@@ -340,7 +352,9 @@ impl<'a> Learner<'a> {
             },
         )?;
         observer.checkpoint(&dir, step)?;
-        self.saved = (self.plan.clock.monotonic(), step);
+        let now = self.plan.clock.monotonic();
+        self.saved = (now, step);
+        self.pause = next_pause(self.pause, now.duration_since(began));
         Ok(())
     }
 
@@ -376,6 +390,11 @@ impl<'a> Learner<'a> {
         }
         Ok(())
     }
+}
+
+/// The time to the next checkpoint, after a pause of this length and so long for keeping one.
+fn next_pause(pause: Duration, keeping: Duration) -> Duration {
+    (pause * 2).max(keeping * EARLY_SHARE).min(CHECKPOINT_TIME)
 }
 
 /// Takes up the weights and moments of the checkpoint in `dir`; the best weights, if it has some.
@@ -416,9 +435,10 @@ fn adamw(plan: &Plan, resolved: &Resolved) -> AdamWSettings {
 
 impl State {
     /// No step taken.
-    fn beginning(run: &str, token_budget: usize) -> Self {
+    fn beginning(run: &RunIdentity, token_budget: usize) -> Self {
         Self {
-            run: run.into(),
+            run: run.digest().into(),
+            identity: Some(run.identity().clone()),
             step: 0,
             updates: 0,
             cursor: Cursor::default(),
@@ -433,5 +453,22 @@ impl State {
             stale: 0,
             stopped_early: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_come_early_at_first_unless_they_are_dear() {
+        let mut pauses = vec![FIRST_CHECKPOINT_TIME];
+        while pauses.len() < 8 {
+            pauses.push(next_pause(pauses[pauses.len() - 1], Duration::from_millis(10)));
+        }
+        assert_eq!(pauses.iter().map(Duration::as_secs).collect::<Vec<_>>(), [1, 2, 4, 8, 16, 30, 30, 30]);
+        // Each early one of a large model would cost as much as the training between them.
+        assert_eq!(next_pause(FIRST_CHECKPOINT_TIME, Duration::from_secs(5)), Duration::from_secs(20));
+        assert_eq!(next_pause(FIRST_CHECKPOINT_TIME, Duration::from_secs(600)), CHECKPOINT_TIME);
     }
 }

@@ -14,6 +14,7 @@ mod flops;
 mod gradcheck;
 mod grader;
 mod hold_out;
+mod identity;
 mod learner;
 mod losses;
 mod metrics;

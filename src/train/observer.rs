@@ -86,6 +86,14 @@ pub trait Observer {
         Ok(())
     }
 
+    /// The run goes on from the checkpoint after `step` steps.
+    fn resumed(&mut self, _step: u64) {}
+
+    /// A checkpoint lies there and is not used; `message` names it and says why.
+    fn checkpoint_refused(&mut self, message: &str) {
+        self.warn(message);
+    }
+
     /// Something the owner of the run should read.
     fn warn(&mut self, _message: &str) {}
 }

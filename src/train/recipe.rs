@@ -40,7 +40,7 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
     let Some(sources) = Sources::read(plan, observer, stop)? else { return Ok(Outcome::Interrupted) };
 
     // How long, from where, and how it fits into memory: what does not is refused before the model is read.
-    let found = checkpoint::newest(&plan.checkpoints(), &sources.run, &mut |text| observer.warn(text))?;
+    let found = checkpoint::newest(&plan.checkpoints(), &sources.run, &mut |text| observer.checkpoint_refused(text))?;
     let (resolved, decision) = plan.resolve(&sources, found.as_ref(), observer)?;
 
     // Base model and tuning method.
@@ -55,7 +55,9 @@ pub fn run(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<
         return Ok(Outcome::Interrupted);
     };
     let mut run = Run::resume(plan, &decoder, (method, criteria), data, resolved, &sources.run, found.as_ref())?;
-    drop(found);
+    if let Some(found) = found {
+        observer.resumed(found.state.step);
+    }
     if !copies.is_empty() {
         let beside = |copy| Ok((copy, start::method(plan, &sources, copy)?));
         run = run.beside(copies.iter().map(beside).collect::<Result<_>>()?)?;
@@ -87,7 +89,7 @@ fn criteria(
     Ok(match plan.settings.objective {
         TrainingObjective::Sft => Some(Criteria::sft(sources.validation.len())),
         TrainingObjective::Dpo(config) => Reference::of(plan, sources, tuned, found, token_budget, stop)?
-            .map(|reference| Criteria::dpo(config, &reference, &sources.run)),
+            .map(|reference| Criteria::dpo(config, &reference, sources.run.digest())),
         TrainingObjective::Reward => Some(Criteria::reward(sources.validation.len())),
         objective @ TrainingObjective::Reinforcement(_) => return Err(objective.needs_a_grader()),
     })

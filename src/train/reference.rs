@@ -44,10 +44,11 @@ impl Reference {
         let corpora = || std::iter::once(&sources.training).chain(&sources.validation);
         let lengths: Vec<usize> = corpora().map(Corpus::len).collect();
         let kept = plan.work_dir.join("prepared").join(REFERENCE);
-        let places = checkpoint.map(|checkpoint| checkpoint.dir.join(REFERENCE)).into_iter().chain([kept.clone()]);
-        for place in places {
-            if let Some(found) = std::fs::read(place).ok().and_then(|bytes| Self::read(&bytes, &sources.run, &lengths))
-            {
+        // A checkpoint's was written by the program that wrote the checkpoint, which may have named the run otherwise.
+        let of_checkpoint =
+            checkpoint.map(|checkpoint| (checkpoint.dir.join(REFERENCE), checkpoint.state.run.as_str()));
+        for (place, run) in of_checkpoint.into_iter().chain([(kept.clone(), sources.run.digest())]) {
+            if let Some(found) = std::fs::read(place).ok().and_then(|bytes| Self::read(&bytes, run, &lengths)) {
                 return Ok(Some(found));
             }
         }
@@ -62,7 +63,7 @@ impl Reference {
         }
         let reference = Self::split(all)?;
         let unfinished = kept.with_extension("new");
-        std::fs::write(&unfinished, reference.bytes(&sources.run))?;
+        std::fs::write(&unfinished, reference.bytes(sources.run.digest()))?;
         std::fs::rename(&unfinished, &kept)?;
         Ok(Some(reference))
     }

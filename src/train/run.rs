@@ -4,6 +4,7 @@
 use super::backprop;
 use super::checkpoint::{Checkpoint, Exact};
 use super::data_parallel::{Passed, Slots};
+use super::identity::RunIdentity;
 use super::learner::{Learner, Steps};
 use super::metrics::Measured;
 use super::objective::{Criteria, Criterion};
@@ -35,7 +36,7 @@ impl<'a> Run<'a> {
         (method, criteria): (Box<dyn Method>, Criteria),
         data: (&'a Corpus, &'a [Corpus]),
         resolved: Resolved,
-        run: &str,
+        run: &RunIdentity,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<Self> {
         let columns = criteria.training.metrics();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::hold_out::hold_out;
+use super::identity::RunIdentity;
 use super::outputs::{Learned, facts};
 use super::{Base, Observer, Plan, Settings, StopFlag, start};
 use crate::data::corpus::sha256_of;
@@ -33,8 +34,8 @@ pub(super) struct Sources {
     pub(super) max_tokens: usize,
     /// SHA-256 over the base model's configuration and weights.
     pub(super) base_sha256: String,
-    /// SHA-256 over all that the run depends on.
-    pub(super) run: String,
+    /// All that the run depends on.
+    pub(super) run: RunIdentity,
 }
 
 impl Sources {
@@ -94,19 +95,8 @@ impl Sources {
         });
 
         let base_sha256 = base_digest(&plan.base)?;
-        let mut digest = Sha256::new();
-        // When checkpoints are made does not change what is computed.
-        let settings = Settings { checkpoint_interval: None, ..plan.settings.clone() };
-        let facts = format!("{} {:?} {settings:?} {}", plan.objective as u8, plan.seed(), env!("CARGO_PKG_VERSION"));
-        let start = start::digest(plan)?;
-        for part in [&base_sha256, &facts, &start, &training.manifest().key]
-            .into_iter()
-            .chain(validation.iter().map(|corpus| &corpus.manifest().key))
-        {
-            digest.update(part);
-            digest.update("\n");
-        }
-        let run = hex::encode(digest.finalize());
+        let held = validation.iter().map(|corpus| corpus.manifest().key.clone()).collect();
+        let run = RunIdentity::of(plan, &base_sha256, &training.manifest().key, held)?;
         Ok(Some(Self { config, method, text, tokenizer, training, validation, max_tokens, base_sha256, run }))
     }
 

@@ -10,9 +10,10 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::Worker;
-use super::halt::Halt;
+use super::halt::{Halt, Reason};
+use super::lease::Outage;
 use super::retry::patiently;
-use super::run::failure;
+use super::run::{failure, persist};
 use crate::artifacts::{QUANTIZATION, Received, WEIGHT_FILES, check_adapter, check_model};
 use crate::error::{Error, Result};
 use crate::objects::{Listed, Objects, Uri};
@@ -22,15 +23,14 @@ use crate::store::{ImportKind, Json};
 
 /// How often a free importer asks for work.
 const POLL: Duration = Duration::from_millis(500);
-/// Attempts that may end without an answer: the process was killed each time.
-const STRIKES: i64 = 3;
 /// More objects than any model consists of.
 const MOST_OBJECTS: usize = 10_000;
 /// The most bytes of a model (AWS, "Import a customized model").
 const MOST_BYTES: u64 = 200 << 30;
 
-const WORN_OUT: &str = "The process that checked the model ended unexpectedly each time it was tried. The usual \
-    reason is memory; the service's log says more. Then try again.";
+const WORN_OUT: &str = "The worker that had the model disappeared each time it was tried: its process was killed, its \
+    machine stopped or it froze. If it was killed while it checked the model, the reason may be memory: use a machine \
+    with more. The service's log says more. Then try again.";
 
 /// What was found in a folder.
 struct Found {
@@ -42,8 +42,8 @@ struct Found {
 /// Works on requests, one at a time, until the process drains.
 pub(super) async fn bring_in(worker: &Worker, mut draining: watch::Receiver<bool>) {
     while !*draining.borrow() {
-        let now = worker.app.clock.now();
-        match imports::claim(&worker.app.db, &worker.presence.worker, now, lease_end(worker)).await {
+        let (clock, lease_ms) = (&worker.app.clock, worker.queue.lease_ms());
+        match imports::claim(&worker.app.db, &worker.presence.worker, lease_ms, clock.database()).await {
             Ok(Some(import)) => {
                 attempt(worker, &import, &mut draining).await;
                 continue;
@@ -59,11 +59,9 @@ pub(super) async fn bring_in(worker: &Worker, mut draining: watch::Receiver<bool
     }
 }
 
-fn lease_end(worker: &Worker) -> i64 {
-    worker.app.clock.now() + i64::try_from(worker.queue.lease().as_millis()).unwrap_or(i64::MAX / 2)
-}
-
 async fn attempt(worker: &Worker, import: &Import, draining: &mut watch::Receiver<bool>) {
+    // What ends the patience of a last write.
+    let halt = Halt::default();
     info!(model.arn = import.model_arn, import.attempt, "import begun");
     let dir = worker.presence.work_dir.join(format!("import-{}-{}", import.id, import.attempt));
     let outcome = tokio::select! {
@@ -73,12 +71,22 @@ async fn attempt(worker: &Worker, import: &Import, draining: &mut watch::Receive
             None
         }
         _ = draining.wait_for(|draining| *draining) => {
-            persist(worker, "giving an import back", async || imports::release(&worker.app.db, import).await).await;
+            halt.raise(Reason::Drain);
+            let release = async || imports::release(&worker.app.db, import).await;
+            persist(worker, &halt, "giving an import back", release).await;
             None
         }
     };
     if let Some(outcome) = outcome {
-        settle(worker, import, outcome).await;
+        tokio::select! {
+            () = settle(worker, import, &halt, outcome) => {}
+            () = async {
+                // An error means that the pool was dropped: the same as a drain.
+                let _ = draining.wait_for(|draining| *draining).await;
+                halt.raise(Reason::Drain);
+                std::future::pending::<()>().await;
+            } => {}
+        }
     }
     if let Err(cause) = std::fs::remove_dir_all(&dir)
         && dir.exists()
@@ -87,31 +95,28 @@ async fn attempt(worker: &Worker, import: &Import, draining: &mut watch::Receive
     }
 }
 
-/// Ends when the request is no longer this worker's, or its lease could not be renewed.
+/// Ends when the request is no longer this worker's. An outage of the database ends nothing: see [`super::lease`].
 async fn keep(worker: &Worker, import: &Import) {
+    let mut outage = Outage::new(&worker.app.clock, format!("import of {}", import.model_arn));
     let lease = worker.queue.lease();
-    let mut renewed = worker.app.clock.monotonic();
     loop {
-        tokio::time::sleep(lease / 6).await;
-        let now = worker.app.clock.monotonic();
-        let left = (lease * 3 / 4).saturating_sub(now.duration_since(renewed));
-        let renewal = imports::renew(&worker.app.db, import, lease_end(worker));
-        match tokio::time::timeout(left, renewal).await {
-            Ok(Ok(true)) => renewed = now,
-            Ok(Ok(false)) => return,
-            Ok(Err(error)) => warn!(model.arn = import.model_arn, "the lease was not renewed: {}", error.log()),
-            Err(_) => return,
+        tokio::time::sleep(if outage.is_on() { lease / 30 } else { lease / 6 }).await;
+        let at = worker.app.clock.database();
+        match imports::renew(&worker.app.db, import, worker.queue.lease_ms(), at).await {
+            Ok(true) => outage.over(),
+            Ok(false) => return,
+            Err(error) => outage.goes_on(&error),
         }
     }
 }
 
-async fn settle(worker: &Worker, import: &Import, outcome: Result<(Uri, Found)>) {
+async fn settle(worker: &Worker, import: &Import, halt: &Halt, outcome: Result<(Uri, Found)>) {
     let db = &worker.app.db;
     let now = worker.app.clock.now();
     let ended = match outcome {
         Ok((source, Found { digests, whole })) => {
             let model = whole.map(|whole| imported_model(import, &source, digests.clone(), whole, now));
-            persist(worker, "completing an import", async || match (import.kind, &model) {
+            persist(worker, halt, "completing an import", async || match (import.kind, &model) {
                 (ImportKind::ImportedModel, Some(model)) => imports::complete_job(db, import, model).await,
                 _ => imports::complete_model(db, import, &digests, now).await,
             })
@@ -120,26 +125,13 @@ async fn settle(worker: &Worker, import: &Import, outcome: Result<(Uri, Found)>)
         Err(error) => {
             error!(model.arn = import.model_arn, "import failed: {}", error.log());
             let message = failure(&error, &import.id);
-            persist(worker, "failing an import", async || imports::fail(db, import, &message, now).await).await
+            persist(worker, halt, "failing an import", async || imports::fail(db, import, &message, now).await).await
         }
     };
     match ended {
         Some(true) => info!(model.arn = import.model_arn, "import ended"),
         Some(false) => info!(model.arn = import.model_arn, "the import was no longer ours"),
         None => warn!(model.arn = import.model_arn, "the end was not written; another attempt will follow"),
-    }
-}
-
-/// Repeats a last write through an outage, for as long as the lease may last.
-async fn persist(worker: &Worker, what: &str, write: impl AsyncFn() -> Result<bool>) -> Option<bool> {
-    let until = worker.queue.lease() * 3 / 4;
-    match tokio::time::timeout(until, patiently(&Halt::default(), what, async || write().await)).await {
-        Ok(Ok(held)) => Some(held),
-        Ok(Err(error)) => {
-            error!("{what}: {}", error.log());
-            None
-        }
-        Err(_) => None,
     }
 }
 
@@ -169,7 +161,7 @@ fn imported_model(
 
 /// Downloads and checks a model; gives its folder in S3 and what is in it.
 async fn work(worker: &Worker, import: &Import, dir: &Path) -> Result<(Uri, Found)> {
-    if import.strikes > STRIKES {
+    if import.strikes >= imports::STRIKE_LIMIT {
         return Err(Error::validation(WORN_OUT));
     }
     let uri = import.source_uri().ok_or_else(|| Error::validation("the source's s3DataSource.s3Uri is missing"))?;
@@ -194,6 +186,10 @@ async fn work(worker: &Worker, import: &Import, dir: &Path) -> Result<(Uri, Foun
         let fetched =
             patiently(&halt, "downloading a model", async || objects.get_to_file(&object.uri, &path).await).await?;
         digests.insert(object.uri.name().to_string(), fetched.sha256);
+    }
+    // From here on a death may be the model's doing.
+    if !patiently(&halt, "beginning a check", async || imports::begin_check(&worker.app.db, import).await).await? {
+        return Err(Error::unavailable(anyhow::anyhow!("the import is no longer ours")));
     }
     let (folder, place) = (dir.to_path_buf(), source.to_string());
     let check = move || {

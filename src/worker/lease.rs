@@ -1,13 +1,17 @@
-//! Keeps a claim alive behind a running attempt, and ends the attempt when it cannot. The lease in the
-//! database ends by the wall clock; the worker measures by its own monotonic clock and stops at three
-//! quarters, so it is silent before the database would give its job away.
+//! Keeps a claim alive behind a running attempt, and ends the attempt when another one has taken its job.
+//!
+//! An outage of the database ends nothing. Renewal is by attempt: a lease that ran out meanwhile is renewed if
+//! nobody else claimed the job, and then nothing was lost. If somebody did, the renewal finds no row, and until it
+//! could be asked the attempt did no harm: its statements name its attempt, its objects lie under its attempt, and
+//! both are nobody else's.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
 use super::halt::{Halt, Reason};
 use crate::clock::Clock;
+use crate::error::Error;
 use crate::jobs::Claim;
 use crate::store::Status;
 
@@ -17,18 +21,18 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Renews the lease each sixth of it, and looks for a request to stop each second, until the future is
 /// dropped or the job is lost.
 pub(crate) async fn keep(claim: &Claim, lease: Duration, clock: &Clock, halt: &Halt) {
+    let mut outage = Outage::new(clock, format!("job {}", claim.job.spec.id));
     let mut renewed = clock.monotonic();
     loop {
         tokio::time::sleep(LOOK.min(lease / 6)).await;
         // Taken before the statement is sent: the lease runs from no later than this.
         let now = clock.monotonic();
-        let due = now.duration_since(renewed) >= lease / 6;
-        // A database that hangs must not hang the watch over the lease.
-        let left = (lease * 3 / 4).saturating_sub(now.duration_since(renewed));
-        let seen =
-            tokio::time::timeout(left, async { if due { claim.renew().await } else { claim.status().await } }).await;
-        match seen {
-            Ok(Ok(Some(status))) => {
+        // After an outage the first word is a renewal, so that the lease is there again.
+        let due = outage.is_on() || now.duration_since(renewed) >= lease / 6;
+        let asked = async { if due { claim.renew().await } else { claim.status().await } };
+        match asked.await {
+            Ok(Some(status)) => {
+                outage.over();
                 if due {
                     renewed = now;
                 }
@@ -37,16 +41,50 @@ pub(crate) async fn keep(claim: &Claim, lease: Duration, clock: &Clock, halt: &H
                     halt.raise(Reason::Stop);
                 }
             }
-            Ok(Ok(None)) => {
+            Ok(None) => {
                 warn!(job.id = claim.job.spec.id, job.attempt = claim.attempt(), "the job is no longer ours");
                 return halt.raise(Reason::Lost);
             }
-            Ok(Err(error)) => warn!(job.id = claim.job.spec.id, "the lease could not be renewed: {}", error.log()),
-            Err(_) => {}
+            Err(error) => outage.goes_on(&error),
         }
-        if clock.monotonic().duration_since(renewed) >= lease * 3 / 4 {
-            warn!(job.id = claim.job.spec.id, job.attempt = claim.attempt(), "the lease is about to end: stopping");
-            return halt.raise(Reason::Lost);
+    }
+}
+
+/// An outage of the database behind a running attempt, told once when it begins and once when it is over.
+pub(crate) struct Outage<'a> {
+    clock: &'a Clock,
+    what: String,
+    since: Option<Instant>,
+}
+
+impl<'a> Outage<'a> {
+    /// None so far, for the work named `what`.
+    pub(crate) fn new(clock: &'a Clock, what: String) -> Self {
+        Self { clock, what, since: None }
+    }
+
+    /// Whether the last statement failed.
+    pub(crate) fn is_on(&self) -> bool {
+        self.since.is_some()
+    }
+
+    /// A statement failed.
+    pub(crate) fn goes_on(&mut self, error: &Error) {
+        if self.since.is_none() {
+            self.since = Some(self.clock.monotonic());
+            let cause = error.log();
+            warn!(
+                "{}: the lease could not be renewed; the work goes on and it will be tried again: {cause}",
+                self.what
+            );
+        }
+    }
+
+    /// A statement was answered.
+    pub(crate) fn over(&mut self) {
+        if let Some(since) = self.since.take() {
+            let seconds = self.clock.monotonic().duration_since(since).as_secs();
+            info!("{}: the lease is renewed after {seconds} s without the database", self.what);
         }
     }
 }

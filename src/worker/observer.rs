@@ -1,8 +1,10 @@
 //! What the training thread tells the rest. The trainer calls from its own thread; progress is left
 //! where the reporter picks the newest up, and a checkpoint is brought to S3 before training goes on:
-//! an outage of S3 stops training when a checkpoint is due, and not before.
+//! an outage of S3 stops training when a checkpoint is due, and not before. An outage of the database stops
+//! nothing: that a checkpoint was kept is told to it when it is there again.
 
 use std::path::Path;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -10,18 +12,25 @@ use tracing::{info, warn};
 
 use super::checkpoints::Checkpoints;
 use super::halt::Reason;
-use super::retry::patiently;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::jobs::job::Stage;
 use crate::jobs::{Claim, Held};
 use crate::store::jobs::Progress;
 use crate::train::{self, Phase, StepMetrics, ValidationMetrics};
+
+/// How long training waits for the database to learn of a checkpoint; then the reporter tells it.
+const RECORDING: Duration = Duration::from_secs(3);
 
 /// What the reporter should write down.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct News {
     pub(crate) progress: Progress,
     pub(crate) stage: Option<Stage>,
+    /// Checkpoints that were kept, and of how many of them the database knows.
+    pub(crate) kept: u64,
+    pub(crate) recorded: u64,
+    /// Events of the job's log that are still to be written: kind and detail.
+    pub(crate) events: Vec<(&'static str, String)>,
 }
 
 /// The trainer's listener.
@@ -74,25 +83,38 @@ impl train::Observer for Observer {
         if self.checkpoints.halt.reason() >= Some(Reason::Stop) {
             return Ok(());
         }
-        let progress = self.news.borrow().progress.clone();
-        let kept = self.runtime.block_on(async {
-            self.checkpoints.upload(dir, step).await?;
-            // Told to the database at once: it clears the strikes of attempts that got nowhere.
-            patiently(&self.checkpoints.halt, "recording a checkpoint", async || {
-                self.claim.progress(&progress, true).await
-            })
-            .await
-        });
-        match kept {
-            Ok(Held::Yes) => info!(job.id = self.claim.job.spec.id, checkpoint.step = step, "checkpoint kept"),
-            Ok(Held::No) => self.checkpoints.halt.raise(Reason::Lost),
+        match self.runtime.block_on(self.checkpoints.upload(dir, step)) {
+            Ok(()) => info!(job.id = self.claim.job.spec.id, checkpoint.step = step, "checkpoint kept"),
             // Told to end while S3 is away: the next attempt goes on from the checkpoint before.
             Err(error) if self.checkpoints.halt.reason().is_some() => {
                 warn!(job.id = self.claim.job.spec.id, checkpoint.step = step, "checkpoint not kept: {}", error.log());
+                return Ok(());
             }
             Err(error) => return Err(error),
         }
+        self.news.send_modify(|news| news.kept += 1);
+        // Told to the database at once if it is there: the loss of this attempt is no strike any more.
+        let (progress, kept) = (self.news.borrow().progress.clone(), self.news.borrow().kept);
+        let recorded = self.runtime.block_on(async {
+            tokio::time::timeout(RECORDING, self.claim.progress(&progress, true)).await.map_err(Error::unavailable)?
+        });
+        match recorded {
+            Ok(Held::Yes) => self.news.send_modify(|news| news.recorded = kept),
+            Ok(Held::No) => self.checkpoints.halt.raise(Reason::Lost),
+            Err(error) => {
+                warn!(job.id = self.claim.job.spec.id, checkpoint.step = step, "not recorded yet: {}", error.log());
+            }
+        }
         Ok(())
+    }
+
+    fn resumed(&mut self, step: u64) {
+        self.news.send_modify(|news| news.events.push(("Resumed", format!("step {step}"))));
+    }
+
+    fn checkpoint_refused(&mut self, message: &str) {
+        warn!(job.id = self.claim.job.spec.id, "{message}");
+        self.news.send_modify(|news| news.events.push(("CheckpointRefused", message.to_string())));
     }
 
     fn warn(&mut self, message: &str) {

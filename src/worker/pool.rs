@@ -46,8 +46,8 @@ impl Pool {
         let devices = TrainingDevice::parse(&app.config.devices)?;
         let queue = Queue::new(app.db.clone(), app.clock.clone(), app.config.lease());
         for dead in presence::dead(&app.config.data_dir)? {
-            let freed =
-                queue.bury(&dead.worker).await? + store::imports::bury(&app.db, &dead.worker, app.clock.now()).await?;
+            let imports = store::imports::bury(&app.db, &dead.worker, app.clock.database()).await?;
+            let freed = queue.bury(&dead.worker).await? + imports;
             info!(worker = dead.worker, jobs = freed, "a worker of this folder was killed: its jobs are free");
             dead.remove()?;
         }

@@ -11,8 +11,9 @@ use tracing::warn;
 use super::halt::Halt;
 use super::observer::News;
 use crate::app::layout::{Layout, TRAINING_METRICS, TRAJECTORIES};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::jobs::Claim;
+use crate::jobs::job::Stage;
 use crate::objects::Objects;
 
 const ROWS: Duration = Duration::from_secs(1);
@@ -20,22 +21,59 @@ const FILES: Duration = Duration::from_secs(3);
 /// What is shown while it grows.
 const GROWING: [&str; 2] = [TRAINING_METRICS, TRAJECTORIES];
 
-/// Writes news until the sender is gone.
-pub(crate) async fn progress(claim: Claim, mut news: watch::Receiver<News>) {
+/// Writes news until dropped; what could not be written is written when the database is there again.
+pub(crate) async fn progress(claim: &Claim, news: &watch::Sender<News>) {
+    let mut heard = news.subscribe();
     let mut stage = None;
-    while news.changed().await.is_ok() {
-        let latest = news.borrow_and_update().clone();
-        if latest.stage != stage {
-            match claim.record_tasks().await {
-                Ok(_) => stage = latest.stage,
-                Err(error) => warn!(job.id = claim.job.spec.id, "a stage was not recorded: {}", error.log()),
+    let mut told = false;
+    while heard.changed().await.is_ok() {
+        while let Err(error) = write(claim, news, &mut heard, &mut stage).await {
+            if !told {
+                warn!(job.id = claim.job.spec.id, "progress is not recorded for now: {}", error.log());
             }
+            told = true;
+            tokio::time::sleep(ROWS).await;
         }
-        if let Err(error) = claim.progress(&latest.progress, false).await {
-            warn!(job.id = claim.job.spec.id, "progress was not recorded: {}", error.log());
-        }
+        told = false;
         tokio::time::sleep(ROWS).await;
     }
+}
+
+/// Writes what is still to be written when the trainer has ended: its last events, if they can be.
+pub(crate) async fn last_words(claim: &Claim, news: &watch::Sender<News>) {
+    let mut heard = news.subscribe();
+    let mut stage = heard.borrow().stage;
+    let writing = write(claim, news, &mut heard, &mut stage);
+    if let Err(error) = tokio::time::timeout(ROWS * 3, writing).await.map_err(Error::unavailable).flatten() {
+        warn!(job.id = claim.job.spec.id, "the last progress was not recorded: {}", error.log());
+    }
+}
+
+async fn write(
+    claim: &Claim,
+    news: &watch::Sender<News>,
+    heard: &mut watch::Receiver<News>,
+    stage: &mut Option<Stage>,
+) -> Result<()> {
+    // Whether the row is still ours the lease finds out.
+    let latest = heard.borrow_and_update().clone();
+    if latest.stage != *stage {
+        _ = claim.record_tasks().await?;
+        *stage = latest.stage;
+    }
+    for (kind, detail) in &latest.events {
+        _ = claim.tell(kind, detail).await?;
+        news.send_if_modified(|news| {
+            news.events.remove(0);
+            false
+        });
+    }
+    _ = claim.progress(&latest.progress, latest.kept > latest.recorded).await?;
+    news.send_if_modified(|news| {
+        news.recorded = news.recorded.max(latest.kept);
+        false
+    });
+    Ok(())
 }
 
 /// Uploads the training metrics, and what a policy says, whenever they have grown, until dropped.

@@ -118,6 +118,10 @@ impl Attempt {
 async fn settle(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &std::path::Path, outcome: Result<End>) {
     let id = claim.job.spec.id.as_str();
     if halt.reason() == Some(Reason::Lost) {
+        // The job may have ended while this attempt could not ask: what it wrote since is to be removed.
+        if let Err(error) = claim.left_behind().await {
+            warn!(job.id = id, "working objects of the abandoned attempt may stay: {}", error.log());
+        }
         return info!(job.id = id, job.attempt = claim.attempt(), "attempt abandoned");
     }
     let held = match (outcome, halt.reason()) {
@@ -125,14 +129,16 @@ async fn settle(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &std::pat
             return info!(job.id = id, job.attempt = claim.attempt(), "job completed");
         }
         // A job that is being stopped ends as stopped, whatever else went wrong meanwhile.
-        (_, Some(Reason::Stop)) => persist(worker, "stopping the job", || claim.stopped()).await,
+        (_, Some(Reason::Stop)) => persist(worker, halt, "stopping the job", async || claim.stopped().await).await,
         (Ok(End::Crashed(panic)), _) => {
             error!(job.id = id, job.attempt = claim.attempt(), "training panicked: {panic}");
-            persist(worker, "giving the job back", || claim.crashed(&panic)).await
+            persist(worker, halt, "giving the job back", async || claim.crashed(&panic).await).await
         }
-        (Ok(End::Interrupted), _) => persist(worker, "giving the job back", || claim.release("drained")).await,
+        (Ok(End::Interrupted), _) => {
+            persist(worker, halt, "giving the job back", async || claim.release("drained").await).await
+        }
         (Err(error), Some(Reason::Drain)) if error.kind() == Kind::Unavailable => {
-            persist(worker, "giving the job back", || claim.release("drained")).await
+            persist(worker, halt, "giving the job back", async || claim.release("drained").await).await
         }
         (Err(error), _) => {
             error!(job.id = id, job.attempt = claim.attempt(), "job failed: {}", error.log());
@@ -141,27 +147,39 @@ async fn settle(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &std::pat
                 warn!(job.id = id, "reports of the failed job were not kept: {}", error.log());
             }
             let message = failure(&error, id);
-            persist(worker, "failing the job", || claim.fail(&message)).await
+            persist(worker, halt, "failing the job", async || claim.fail(&message).await).await
         }
     };
     match held {
         Some(Held::Yes) => info!(job.id = id, job.attempt = claim.attempt(), "attempt ended"),
         // A stop arrived between the last look and the write: the job is still ours, and is to be stopped.
-        Some(Held::No) => drop(persist(worker, "stopping the job", || claim.stopped()).await),
+        Some(Held::No) => drop(persist(worker, halt, "stopping the job", async || claim.stopped().await).await),
         None => warn!(job.id = id, "the end was not written; the lease will run out and another attempt follow"),
     }
 }
 
-/// Repeats a last write through an outage, for as long as the lease may last.
-async fn persist<F: Future<Output = Result<Held>>>(worker: &Worker, what: &str, write: impl Fn() -> F) -> Option<Held> {
-    let until = worker.queue.lease() * 3 / 4;
-    match tokio::time::timeout(until, patiently(&Halt::default(), what, async || write().await)).await {
-        Ok(Ok(held)) => Some(held),
-        Ok(Err(error)) => {
-            error!("{what}: {}", error.log());
-            None
-        }
-        Err(_) => None,
+/// Repeats a last write through an outage, however long: the claim holds by its attempt, and a write that comes too
+/// late finds no row. A process that drains waits for as long as a lease may last.
+pub(super) async fn persist<T>(
+    worker: &Worker,
+    halt: &Halt,
+    what: &str,
+    write: impl AsyncFn() -> Result<T>,
+) -> Option<T> {
+    let patience = async {
+        halt.reached(Reason::Drain).await;
+        tokio::time::sleep(worker.queue.lease() * 3 / 4).await;
+    };
+    let nothing_else = Halt::default();
+    tokio::select! {
+        written = patiently(&nothing_else, what, async || write().await) => match written {
+            Ok(written) => Some(written),
+            Err(error) => {
+                error!("{what}: {}", error.log());
+                None
+            }
+        },
+        () = patience => None,
     }
 }
 

@@ -249,9 +249,9 @@ fn an_adapter_made_elsewhere_becomes_a_custom_model() {
 
         // A worker that died over it holds nobody up for longer than its lease.
         let (db, clock) = (&app.service.app.db, &app.service.app.clock);
-        let lost = imports::claim(db, "killed", clock.now(), clock.now() + 60_000).await.unwrap().unwrap();
-        assert_eq!(imports::claim(db, "other", clock.now(), clock.now() + 60_000).await.unwrap(), None);
-        clock.jump(Duration::from_secs(61), false);
+        let lost = imports::claim(db, "killed", 60_000, clock.database()).await.unwrap().unwrap();
+        assert_eq!(imports::claim(db, "other", 60_000, clock.database()).await.unwrap(), None);
+        clock.jump_database(Duration::from_secs(61), false);
         let pool = Pool::start(app.service.app.clone()).await.unwrap();
         let active = settled(&app, "/custom-models", "brought", "modelStatus", "Creating").await;
         assert_eq!(active["modelStatus"], "Active", "{active}");
@@ -327,7 +327,7 @@ fn a_custom_model_that_cannot_be_made_is_refused_or_fails_with_the_reason() {
 
         let (db, clock) = (&app.service.app.db, &app.service.app.clock);
         let mut claimed = Vec::new();
-        while let Some(import) = imports::claim(db, "test", clock.now(), clock.now() + 1000).await.unwrap() {
+        while let Some(import) = imports::claim(db, "test", 60_000, clock.database()).await.unwrap() {
             assert_eq!(import.account_id, ACCOUNT);
             claimed.push(import);
         }

@@ -22,7 +22,8 @@ fn a_running_job_is_stopped_within_seconds_and_makes_no_model() {
 
         let clock = Clock::system();
         let asked = clock.monotonic();
-        let answer = jobs::request_stop(&house.db, &spec.account_id, &spec.name, clock.now()).await.unwrap();
+        let answer =
+            jobs::request_stop(&house.db, &spec.account_id, &spec.name, clock.now(), clock.database()).await.unwrap();
         assert_eq!(answer, StopRequest::Accepted);
         until("the job is stopped", async || (house.job(&spec).await.status == Status::Stopped).then_some(())).await;
         let took = clock.monotonic().duration_since(asked);

@@ -1,14 +1,19 @@
 //! The queue of models to bring in: one worker at a time, and no word from one that lost its claim.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde_json::json;
+use tunesmith::clock::{Clock, DatabaseTime};
 use tunesmith::store::imported_models::{self, ImportedModel};
 use tunesmith::store::imports::{self, Accepted, Import};
 use tunesmith::store::{Db, Filter, ImportKind, ImportStatus, Json};
 
 use super::ACCOUNT;
 use super::database::on_both;
+
+const LEASE_MS: i64 = 60_000;
+const HOUR: Duration = Duration::from_secs(3600);
 
 fn import(n: i64) -> Import {
     Import {
@@ -60,17 +65,25 @@ on_both! {
         for n in [2, 1] {
             assert_eq!(imports::insert_job(&db, &import(n), &[]).await.unwrap(), Accepted::Inserted);
         }
-        let first = imports::claim(&db, "a", 5000, 6000).await.unwrap().unwrap();
-        assert_eq!((first.id.as_str(), first.attempt, first.strikes), ("job1", 1, 1));
-        let second = imports::claim(&db, "b", 5000, 6000).await.unwrap().unwrap();
+        let clock = Clock::system();
+        let claim = async |worker: &str| imports::claim(&db, worker, LEASE_MS, clock.database()).await.unwrap();
+        let renew = async |import: &Import| imports::renew(&db, import, LEASE_MS, clock.database()).await.unwrap();
+        let first = claim("a").await.unwrap();
+        assert_eq!((first.id.as_str(), first.attempt, first.strikes), ("job1", 1, 0));
+        let second = claim("b").await.unwrap();
         assert_eq!(second.id, "job2");
-        assert_eq!(imports::claim(&db, "c", 5999, 7000).await.unwrap(), None);
+        // A wall clock that is ahead gives nothing away.
+        clock.jump(HOUR, false);
+        assert_eq!(claim("c").await, None);
 
         // The lease of the first runs out; another worker takes it, and the first may write nothing more.
-        assert!(imports::renew(&db, &second, 9000).await.unwrap());
-        let taken = imports::claim(&db, "c", 6000, 9000).await.unwrap().unwrap();
-        assert_eq!((taken.id.as_str(), taken.attempt, taken.strikes), ("job1", 2, 2));
-        assert!(!imports::renew(&db, &first, 9000).await.unwrap());
+        clock.jump_database(HOUR, false);
+        assert!(renew(&second).await, "renewed by its attempt, although its lease ran out: nobody else has it");
+        let taken = claim("c").await.unwrap();
+        assert_eq!((taken.id.as_str(), taken.attempt, taken.strikes), ("job1", 2, 1));
+        assert_eq!(claim("d").await, None, "the lease of the second is there again");
+        assert!(!renew(&first).await);
+        assert!(!imports::begin_check(&db, &first).await.unwrap());
         assert!(!imports::release(&db, &first).await.unwrap());
         assert!(!imports::fail(&db, &first, "no", 7000).await.unwrap());
         assert!(!imports::complete_job(&db, &first, &model(&first)).await.unwrap());
@@ -78,10 +91,13 @@ on_both! {
 
         // Given back, it costs no strike; a worker that is gone frees what it held.
         assert!(imports::release(&db, &taken).await.unwrap());
-        let again = imports::claim(&db, "d", 6000, 9000).await.unwrap().unwrap();
-        assert_eq!((again.attempt, again.strikes), (3, 2));
-        assert_eq!(imports::bury(&db, "d", 6500).await.unwrap(), 1);
-        let last = imports::claim(&db, "e", 6500, 9000).await.unwrap().unwrap();
+        let again = claim("d").await.unwrap();
+        assert_eq!((again.attempt, again.strikes), (3, 1));
+        // Lost in the middle of the check, it counts for more.
+        assert!(imports::begin_check(&db, &again).await.unwrap());
+        assert_eq!(imports::bury(&db, "d", clock.database()).await.unwrap(), 1);
+        let last = claim("e").await.unwrap();
+        assert_eq!((last.attempt, last.strikes), (4, 5));
         assert!(imports::complete_job(&db, &last, &model(&last)).await.unwrap());
         assert!(!imports::complete_job(&db, &last, &model(&last)).await.unwrap(), "it ends once");
         assert_eq!(imported_models::find(&db, ACCOUNT, "model-1").await.unwrap(), Some(model(&last)));
@@ -101,7 +117,7 @@ on_both! {
             let db = db.clone();
             tokio::spawn(async move {
                 let mut ids = Vec::new();
-                while let Some(import) = imports::claim(&db, &format!("worker-{n}"), 5000, 6000).await.unwrap() {
+                while let Some(import) = imports::claim(&db, &format!("worker-{n}"), LEASE_MS, DatabaseTime::default()).await.unwrap() {
                     ids.push(import.id);
                 }
                 ids
@@ -112,7 +128,7 @@ on_both! {
             ids.extend(claimed.await.unwrap());
         }
         // A claimer that met a rival sees nothing and leaves; what it left, one more round takes.
-        while let Some(import) = imports::claim(&db, "last", 5000, 6000).await.unwrap() {
+        while let Some(import) = imports::claim(&db, "last", LEASE_MS, DatabaseTime::default()).await.unwrap() {
             ids.push(import.id);
         }
         ids.sort();
@@ -129,7 +145,7 @@ on_both! {
         assert_eq!(insert(Import { request_token: token, ..import(2) }).await, Accepted::TokenConflict);
         assert_eq!(insert(Import { name: Some("job-1".into()), ..import(2) }).await, Accepted::NameTaken);
         assert_eq!(insert(Import { model_name: "model-1".into(), ..import(2) }).await, Accepted::ModelNameTaken);
-        let claimed = imports::claim(&db, "a", 5000, 6000).await.unwrap().unwrap();
+        let claimed = imports::claim(&db, "a", LEASE_MS, DatabaseTime::default()).await.unwrap().unwrap();
         assert!(imports::complete_job(&db, &claimed, &model(&claimed)).await.unwrap());
         assert_eq!(insert(Import { model_name: "model-1".into(), ..import(2) }).await, Accepted::ModelNameTaken);
         assert!(imported_models::delete(&db, ACCOUNT, "model-1").await.unwrap().is_some());

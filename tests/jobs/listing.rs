@@ -1,5 +1,6 @@
 //! Listings: every row once, in order, however they are paged and whatever arrives meanwhile.
 
+use tunesmith::clock::DatabaseTime;
 use tunesmith::store::jobs::{self, JobSpec};
 use tunesmith::store::{Db, Filter, Order, Status};
 
@@ -45,7 +46,7 @@ on_both! {
 on_both! {
     async fn filters_narrow_and_times_are_strict(db: Db) {
         seven(&db).await;
-        jobs::request_stop(&db, ACCOUNT, "job-5", 9).await.unwrap();
+        jobs::request_stop(&db, ACCOUNT, "job-5", 9, DatabaseTime::default()).await.unwrap();
         assert_eq!(names(&db, Some(Status::Stopped), &Filter::default(), 10).await, ["job-5"]);
         assert_eq!(names(&db, Some(Status::InProgress), &Filter::default(), 2).await.len(), 6);
 

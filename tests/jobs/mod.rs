@@ -4,8 +4,10 @@ pub(crate) mod database;
 
 mod imports;
 mod listing;
+mod names;
 mod queue;
 mod serving;
+mod silence;
 mod store;
 mod worlds;
 

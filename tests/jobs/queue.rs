@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use tunesmith::clock::Clock;
+use tunesmith::clock::{Clock, DatabaseTime};
 use tunesmith::jobs::job::Stage;
 use tunesmith::jobs::queue::STRIKE_LIMIT;
 use tunesmith::jobs::{Held, Queue, sweep};
 use tunesmith::store::custom_models::Deleted;
 use tunesmith::store::jobs::{self, Accepted, Progress, StopRequest};
+use tunesmith::store::queue as queue_table;
 use tunesmith::store::{Db, Status, TaskStatus, custom_models, job_events, tags};
 
 use super::database::on_both;
@@ -66,7 +67,7 @@ on_both! {
         jobs::insert(&db, &spec(1), &[]).await.unwrap();
         let stale = queue.claim("a").await.unwrap().unwrap();
         assert!(queue.claim("b").await.unwrap().is_none());
-        clock.jump(LEASE + Duration::from_secs(1), false);
+        clock.jump_database(LEASE + Duration::from_secs(1), false);
         let fresh = queue.claim("b").await.unwrap().unwrap();
         assert_eq!(fresh.attempt(), 2);
 
@@ -107,6 +108,10 @@ on_both! {
         assert!(begun.is_some() && begun != Some(2_000_000));
         assert_eq!(claim.publish(&serde_json::json!({"files": {}})).await.unwrap(), Held::Yes);
         assert_eq!(claim.publish(&serde_json::json!({})).await.unwrap(), Held::No, "decided once");
+        // The answer to the first was lost: the same decision is known again, and made once.
+        assert_eq!(claim.publish(&serde_json::json!({"files": {}})).await.unwrap(), Held::Yes);
+        let events = job_events::list(&db, ACCOUNT, &wanted.id).await.unwrap();
+        assert_eq!(events.iter().filter(|event| event.kind == "Published").count(), 1);
         let model = model_of(&claim.job, 2_000_000);
         assert_eq!(claim.complete(&model).await.unwrap(), Held::Yes);
         assert_eq!(claim.complete(&model).await.unwrap(), Held::No, "ended once");
@@ -142,9 +147,9 @@ on_both! {
         let claim = queue.claim("a").await.unwrap().unwrap();
         assert_eq!(claim.renew().await.unwrap(), Some(Status::InProgress));
         assert_eq!(claim.stopped().await.unwrap(), Held::No, "nobody asked");
-        assert_eq!(jobs::request_stop(&db, ACCOUNT, "job-1", 9).await.unwrap(), StopRequest::Accepted);
+        assert_eq!(jobs::request_stop(&db, ACCOUNT, "job-1", 9, DatabaseTime::default()).await.unwrap(), StopRequest::Accepted);
         assert_eq!(status(&db, 1).await, Status::Stopping);
-        assert_eq!(jobs::request_stop(&db, ACCOUNT, "job-1", 9).await.unwrap(), StopRequest::AlreadyStopping);
+        assert_eq!(jobs::request_stop(&db, ACCOUNT, "job-1", 9, DatabaseTime::default()).await.unwrap(), StopRequest::AlreadyStopping);
         assert_eq!(claim.renew().await.unwrap(), Some(Status::Stopping));
 
         assert_eq!(claim.publish(&serde_json::json!({})).await.unwrap(), Held::No);
@@ -161,9 +166,9 @@ on_both! {
         let (queue, clock) = queue(&db);
         jobs::insert(&db, &spec(1), &[]).await.unwrap();
         let claim = queue.claim("a").await.unwrap().unwrap();
-        jobs::request_stop(&db, ACCOUNT, "job-1", 9).await.unwrap();
+        jobs::request_stop(&db, ACCOUNT, "job-1", 9, DatabaseTime::default()).await.unwrap();
         assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 0, "its worker may still confirm");
-        clock.jump(LEASE + Duration::from_secs(1), false);
+        clock.jump_database(LEASE + Duration::from_secs(1), false);
         assert!(queue.claim("b").await.unwrap().is_none(), "nobody takes up a job that is being stopped");
         assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 1);
         assert_eq!(status(&db, 1).await, Status::Stopped);
@@ -200,15 +205,118 @@ on_both! {
         assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 1);
         let job = jobs::find(&db, ACCOUNT, "job-1").await.unwrap().unwrap();
         assert_eq!(job.status, Status::Failed);
-        assert!(job.failure_message.unwrap().contains("batchSize"));
+        let message = job.failure_message.unwrap();
+        assert!(message.contains("crashed 3 times") && message.contains("batchSize"), "{message}");
 
-        // A job that writes checkpoints may be killed as often as the machine likes.
+        // One whose workers vanish is told so.
         jobs::insert(&db, &spec(2), &[]).await.unwrap();
-        for _ in 0..STRIKE_LIMIT * 3 {
+        for _ in 0..STRIKE_LIMIT {
+            queue.claim("a").await.unwrap().unwrap();
+            assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 0);
+            clock.jump_database(LEASE + Duration::from_secs(1), false);
+        }
+        assert!(queue.claim("a").await.unwrap().is_none());
+        assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 1);
+        let message = jobs::find(&db, ACCOUNT, "job-2").await.unwrap().unwrap().failure_message.unwrap();
+        assert!(message.contains("disappeared 12 times") && !message.contains("crashed"), "{message}");
+    }
+}
+
+on_both! {
+    async fn an_attempt_that_got_somewhere_costs_no_strike_however_it_ends(db: Db) {
+        let (queue, clock) = queue(&db);
+        jobs::insert(&db, &spec(1), &[]).await.unwrap();
+        for n in 0..STRIKE_LIMIT * 3 {
             let claim = queue.claim("a").await.unwrap().unwrap();
+            assert_eq!(claim.job.strikes, 0);
             assert_eq!(claim.progress(&Progress::default(), true).await.unwrap(), Held::Yes);
-            clock.jump(LEASE + Duration::from_secs(1), false);
+            // A crash of its own, a drain, or the crash of a neighbour that takes the whole process down.
+            match n % 3 {
+                0 => assert_eq!(claim.crashed("panic").await.unwrap(), Held::Yes),
+                1 => assert_eq!(claim.release("drained").await.unwrap(), Held::Yes),
+                _ => clock.jump_database(LEASE + Duration::from_secs(1), false),
+            }
             assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 0);
         }
+        // What counts is the attempt's own progress, not that of the one before it.
+        queue.claim("a").await.unwrap().unwrap();
+        clock.jump_database(LEASE + Duration::from_secs(1), false);
+        assert_eq!(queue.claim("a").await.unwrap().unwrap().job.strikes, 1);
+    }
+}
+
+on_both! {
+    async fn a_worker_whose_clock_is_an_hour_off_takes_nothing_from_others(db: Db) {
+        let (queue, _) = queue(&db);
+        jobs::insert(&db, &spec(1), &[]).await.unwrap();
+        jobs::insert(&db, &spec(2), &[]).await.unwrap();
+        let running = queue.claim("a").await.unwrap().unwrap();
+        let stopping = queue.claim("a").await.unwrap().unwrap();
+        let clock = Clock::system();
+        let stop = async |name: &str| {
+            jobs::request_stop(&db, ACCOUNT, name, clock.now(), clock.database()).await.unwrap()
+        };
+        assert_eq!(stop("job-2").await, StopRequest::Accepted);
+        for (n, by, backwards) in [(3, 3600, false), (4, 7200, true)] {
+            clock.jump(Duration::from_secs(by), backwards);
+            let other = Queue::new(db.clone(), clock.clone(), LEASE);
+            assert!(other.claim("b").await.unwrap().is_none());
+            assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 0);
+            // The lease that it sets itself is as long as any.
+            jobs::insert(&db, &spec(n), &[]).await.unwrap();
+            let claim = other.claim("b").await.unwrap().unwrap();
+            assert!(queue.claim("a").await.unwrap().is_none());
+            assert_eq!(claim.fail("enough").await.unwrap(), Held::Yes);
+            assert_eq!(running.renew().await.unwrap(), Some(Status::InProgress));
+            assert_eq!(stopping.renew().await.unwrap(), Some(Status::Stopping));
+        }
+        assert_eq!(stop("job-1").await, StopRequest::Accepted);
+        assert_eq!(status(&db, 1).await, Status::Stopping, "its worker is alive, and confirms the stop itself");
+
+        // Whatever the clocks of those who wrote them, events are told in order.
+        for n in 1..=4 {
+            let times: Vec<_> =
+                job_events::list(&db, ACCOUNT, &spec(n).id).await.unwrap().iter().map(|event| event.at).collect();
+            assert!(times.is_sorted(), "{times:?}");
+        }
+    }
+}
+
+on_both! {
+    async fn a_lease_that_ran_out_in_an_outage_is_renewed_unless_another_took_the_job(db: Db) {
+        let (queue, clock) = queue(&db);
+        jobs::insert(&db, &spec(1), &[]).await.unwrap();
+        let claim = queue.claim("a").await.unwrap().unwrap();
+        // Ten minutes without the database: nobody else could claim the job either.
+        clock.jump_database(Duration::from_secs(600), false);
+        assert_eq!(claim.renew().await.unwrap(), Some(Status::InProgress));
+        assert!(queue.claim("b").await.unwrap().is_none(), "the lease is there again");
+        let job = jobs::find(&db, ACCOUNT, "job-1").await.unwrap().unwrap();
+        assert_eq!((job.attempt, job.strikes), (1, 0), "nothing was lost");
+
+        // Another was faster: then, and only then, the job is lost.
+        clock.jump_database(Duration::from_secs(600), false);
+        let taken = queue.claim("b").await.unwrap().unwrap();
+        assert_eq!(claim.renew().await.unwrap(), None);
+        // What the loser wrote late is removed when the job has ended.
+        assert_eq!(taken.complete(&model_of(&taken.job, 5)).await.unwrap(), Held::Yes);
+        queue_table::scratch_removed(&db, &spec(1).id).await.unwrap();
+        claim.left_behind().await.unwrap();
+        assert!(queue_table::has_checkpoints(&db, &spec(1).id).await.unwrap());
+    }
+}
+
+on_both! {
+    async fn what_happened_in_an_attempt_is_told_by_that_attempt_alone(db: Db) {
+        let (queue, clock) = queue(&db);
+        jobs::insert(&db, &spec(1), &[]).await.unwrap();
+        let stale = queue.claim("a").await.unwrap().unwrap();
+        assert_eq!(stale.tell("Resumed", "step 3").await.unwrap(), Held::Yes);
+        clock.jump_database(LEASE + Duration::from_secs(1), false);
+        let _fresh = queue.claim("b").await.unwrap().unwrap();
+        assert_eq!(stale.tell("Resumed", "step 4").await.unwrap(), Held::No);
+        let events = job_events::list(&db, ACCOUNT, &spec(1).id).await.unwrap();
+        let told: Vec<_> = events.iter().map(|event| (event.kind.as_str(), event.detail.as_str())).collect();
+        assert_eq!(told, [("Created", "job-1"), ("Claimed", "a"), ("Resumed", "step 3"), ("Claimed", "b")]);
     }
 }

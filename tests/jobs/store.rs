@@ -1,5 +1,6 @@
 //! What is accepted, found, tagged, stopped and revoked.
 
+use tunesmith::clock::DatabaseTime;
 use tunesmith::store::jobs::{self, Accepted, StopRequest};
 use tunesmith::store::keys::{self, Key, KeyKind};
 use tunesmith::store::tags::{self, Tag, Tagged};
@@ -39,7 +40,7 @@ on_both! {
         jobs::insert(&db, &mine, &[]).await.unwrap();
         assert_eq!(jobs::find(&db, STRANGER, &mine.arn).await.unwrap(), None);
         assert_eq!(jobs::find(&db, STRANGER, &mine.name).await.unwrap(), None);
-        assert_eq!(jobs::request_stop(&db, STRANGER, &mine.name, 2).await.unwrap(), StopRequest::NotFound);
+        assert_eq!(jobs::request_stop(&db, STRANGER, &mine.name, 2, DatabaseTime::default()).await.unwrap(), StopRequest::NotFound);
         assert_eq!(tags::put(&db, STRANGER, &mine.arn, &[tag("a", "b")]).await.unwrap(), Tagged::NoSuchResource);
         assert_eq!(tags::list(&db, STRANGER, &mine.arn).await.unwrap(), None);
         assert!(!tags::remove(&db, STRANGER, &mine.arn, &["a".into()]).await.unwrap());
@@ -121,12 +122,12 @@ on_both! {
     async fn a_job_that_nobody_holds_stops_at_once(db: Db) {
         let wanted = spec(1);
         jobs::insert(&db, &wanted, &[]).await.unwrap();
-        assert_eq!(jobs::request_stop(&db, ACCOUNT, "job-1", 77).await.unwrap(), StopRequest::Accepted);
+        assert_eq!(jobs::request_stop(&db, ACCOUNT, "job-1", 77, DatabaseTime::default()).await.unwrap(), StopRequest::Accepted);
         let job = jobs::find(&db, ACCOUNT, "job-1").await.unwrap().unwrap();
         assert_eq!((job.status, job.end_time, job.last_modified_time), (Status::Stopped, Some(77), 77));
-        let again = jobs::request_stop(&db, ACCOUNT, &wanted.arn, 78).await.unwrap();
+        let again = jobs::request_stop(&db, ACCOUNT, &wanted.arn, 78, DatabaseTime::default()).await.unwrap();
         assert_eq!(again, StopRequest::Ended(Status::Stopped));
-        assert_eq!(jobs::request_stop(&db, ACCOUNT, "absent", 78).await.unwrap(), StopRequest::NotFound);
+        assert_eq!(jobs::request_stop(&db, ACCOUNT, "absent", 78, DatabaseTime::default()).await.unwrap(), StopRequest::NotFound);
         // Its name stays taken, the name of the model that it did not make is free.
         let mut next = spec(2);
         next.output_model_name = wanted.output_model_name;

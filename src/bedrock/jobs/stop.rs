@@ -24,7 +24,7 @@ use crate::store::jobs::{self, StopRequest};
 )]
 pub async fn stop(State(app): State<Arc<App>>, caller: Caller, Segment(identifier): Segment) -> Result<()> {
     check("jobIdentifier", &ModelCustomizationJobIdentifier(identifier.clone()))?;
-    match jobs::request_stop(&app.db, &caller.account, &identifier, app.clock.now()).await? {
+    match jobs::request_stop(&app.db, &caller.account, &identifier, app.clock.now(), app.clock.database()).await? {
         StopRequest::Accepted | StopRequest::AlreadyStopping => Ok(()),
         StopRequest::NotFound => Err(no_such_job(&identifier)),
         StopRequest::Ended(status) => {

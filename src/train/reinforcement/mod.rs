@@ -47,7 +47,7 @@ pub fn reinforce(plan: &Plan, grader: &dyn Grader, observer: &mut dyn Observer, 
     // Data: every line is checked before the model is touched.
     observer.phase(Phase::Preparing);
     let sources = Sources::read(plan, observer)?;
-    let found = checkpoint::newest(&plan.checkpoints(), &sources.run, &mut |text| observer.warn(text))?;
+    let found = checkpoint::newest(&plan.checkpoints(), &sources.run, &mut |text| observer.checkpoint_refused(text))?;
     let resolved = sources.resolve(plan, found.as_ref())?;
 
     // Base model, tuning method, and what the policy is held to.
@@ -55,7 +55,9 @@ pub fn reinforce(plan: &Plan, grader: &dyn Grader, observer: &mut dyn Observer, 
     let decoder = recipe::load(plan, (&sources.method, &sources.config), &device)?;
     let method = start::method_on(plan, (&sources.method, None), &decoder)?;
     let mut run = Run::resume(plan, grader, &sources, &decoder, method, resolved, found.as_ref())?;
-    drop(found);
+    if let Some(found) = found {
+        observer.resumed(found.state.step);
+    }
 
     // Train.
     observer.phase(Phase::Training);

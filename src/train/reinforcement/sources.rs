@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
 use super::super::checkpoint::Checkpoint;
+use super::super::identity::RunIdentity;
 use super::super::planner::{Largest, Question};
 use super::super::settings::Resolved;
 use super::super::sources::base_digest;
-use super::super::{Base, Observer, Plan, Settings, TrainingDevice, TrainingObjective, recipe, side_by_side, start};
+use super::super::{Base, Observer, Plan, TrainingDevice, TrainingObjective, recipe, side_by_side, start};
 use super::{Algorithm, Reinforcement};
 use crate::data::{Encoder, Prompts, REPORT_FILE, ReadPrompts, Source};
 use crate::error::{Error, Result};
@@ -35,8 +34,8 @@ pub(super) struct Sources {
     pub(super) max_answer_tokens: usize,
     /// SHA-256 over the base model's configuration and weights.
     pub(super) base_sha256: String,
-    /// SHA-256 over all that the run depends on.
-    pub(super) run: String,
+    /// All that the run depends on.
+    pub(super) run: RunIdentity,
 }
 
 impl Sources {
@@ -93,17 +92,8 @@ impl Sources {
         }
 
         let base_sha256 = base_digest(&plan.base)?;
-        // When checkpoints are made does not change what is computed.
-        let settings = Settings { checkpoint_interval: None, ..plan.settings.clone() };
-        let facts = format!("reinforcement {:?} {settings:?} {}", plan.seed(), env!("CARGO_PKG_VERSION"));
-        let start = start::digest(plan)?;
-        let mut digest = Sha256::new();
-        let keys = validation.iter().chain([&training]).map(|prompts| &prompts.key);
-        for part in [&base_sha256, &facts, &start].into_iter().chain(keys) {
-            digest.update(part);
-            digest.update("\n");
-        }
-        let run = hex::encode(digest.finalize());
+        let held = validation.iter().map(|prompts| prompts.key.clone()).collect();
+        let run = RunIdentity::of(plan, &base_sha256, &training.key, held)?;
         Ok(Self {
             config,
             method,

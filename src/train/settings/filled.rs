@@ -51,9 +51,89 @@ impl Settings {
             Some(_) => put("stepCount", &resolved.steps),
             None => put("epochCount", &self.epoch_count),
         }
+        put("learningRateWarmupSteps", &resolved.warmup_steps);
+        self.options(&mut put);
+        match resolved.form {
+            Form::Frozen => put("computePrecision", &"float32"),
+            Form::Bf16 => put("computePrecision", &"bfloat16"),
+            Form::Trainable | Form::Nf4 | Form::Served => {}
+        }
+        if self.merged_weights {
+            put("mergedWeights", &true);
+        }
+        if self.save_optimizer_state {
+            put("saveOptimizerState", &true);
+        }
+        put("maxSequenceLength", &resolved.max_sequence_length);
+        put("microBatchTokens", &resolved.token_budget);
+        put("evaluationInterval", &resolved.evaluation_interval);
+        put("seed", &resolved.seed);
+        map
+    }
+
+    /// Every hyperparameter that changes what a run comes to, by its name, as it was asked for: what depends on the
+    /// data or the machine and was not asked for is left out.
+    pub(crate) fn identity(&self) -> BTreeMap<String, String> {
+        let mut map = BTreeMap::new();
+        let mut put = |name: &str, value: &dyn ToString| drop(map.insert(name.to_string(), value.to_string()));
+        // Named one by one, so that a new setting is either put here or said to change nothing.
+        let Self {
+            epoch_count,
+            step_count,
+            warmup_steps,
+            max_sequence_length,
+            micro_batch_tokens,
+            evaluation_interval,
+            compute_precision,
+            // Put below.
+            batch_size: _,
+            learning_rate: _,
+            schedule: _,
+            early_stopping: _,
+            eval_percentage: _,
+            objective: _,
+            grader: _,
+            method: _,
+            weight_decay: _,
+            max_gradient_norm: _,
+            adam_beta1: _,
+            adam_beta2: _,
+            adam_epsilon: _,
+            weight_precision: _,
+            continue_optimizer_state: _,
+            // The plan's, which a caller's goes before.
+            seed: _,
+            // What is written beside the result, and when, changes nothing of what is learned.
+            checkpoint_interval: _,
+            merged_weights: _,
+            save_optimizer_state: _,
+            method_given: _,
+        } = self;
+        match step_count {
+            Some(steps) => put("stepCount", steps),
+            None => put("epochCount", epoch_count),
+        }
+        for (name, value) in [("learningRateWarmupSteps", warmup_steps), ("evaluationInterval", evaluation_interval)] {
+            if let Some(value) = value {
+                put(name, value);
+            }
+        }
+        for (name, value) in [("maxSequenceLength", max_sequence_length), ("microBatchTokens", micro_batch_tokens)] {
+            if let Some(value) = value {
+                put(name, value);
+            }
+        }
+        if let Some(precision) = compute_precision {
+            put("computePrecision", &named(*precision));
+        }
+        self.options(&mut put);
+        map
+    }
+
+    /// The part of both that depends on nothing else.
+    fn options(&self, put: &mut dyn FnMut(&str, &dyn ToString)) {
         put("batchSize", &self.batch_size);
         put("learningRate", &self.learning_rate);
-        put("learningRateWarmupSteps", &resolved.warmup_steps);
         put(
             "learningRateSchedule",
             &match self.schedule {
@@ -68,6 +148,14 @@ impl Settings {
         }
         if let Some(percentage) = self.eval_percentage {
             put("evalPercentage", &percentage);
+        }
+        put("weightDecay", &self.weight_decay);
+        put("maxGradientNorm", &self.max_gradient_norm.unwrap_or(0.0));
+        put("adamBeta1", &self.adam_beta1);
+        put("adamBeta2", &self.adam_beta2);
+        put("adamEpsilon", &self.adam_epsilon);
+        if self.continue_optimizer_state {
+            put("continueOptimizerState", &true);
         }
         match self.objective {
             TrainingObjective::Sft => {}
@@ -162,33 +250,16 @@ impl Settings {
             }
             TuningMethod::Head => {}
             TuningMethod::Full => {
-                put("weightPrecision", &if self.weight_precision == Precision::F32 { "float32" } else { "bfloat16" });
+                put("weightPrecision", &named(self.weight_precision));
             }
         }
-        match resolved.form {
-            Form::Frozen => put("computePrecision", &"float32"),
-            Form::Bf16 => put("computePrecision", &"bfloat16"),
-            Form::Trainable | Form::Nf4 | Form::Served => {}
-        }
-        if self.merged_weights {
-            put("mergedWeights", &true);
-        }
-        if self.save_optimizer_state {
-            put("saveOptimizerState", &true);
-        }
-        if self.continue_optimizer_state {
-            put("continueOptimizerState", &true);
-        }
-        put("weightDecay", &self.weight_decay);
-        put("maxGradientNorm", &self.max_gradient_norm.unwrap_or(0.0));
-        put("adamBeta1", &self.adam_beta1);
-        put("adamBeta2", &self.adam_beta2);
-        put("adamEpsilon", &self.adam_epsilon);
-        put("maxSequenceLength", &resolved.max_sequence_length);
-        put("microBatchTokens", &resolved.token_budget);
-        put("evaluationInterval", &resolved.evaluation_interval);
-        put("seed", &resolved.seed);
-        map
+    }
+}
+
+fn named(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "float32",
+        Precision::Bf16 => "bfloat16",
     }
 }
 

@@ -14,6 +14,7 @@ use crate::artifacts::write_adapter;
 use crate::infer::{Batch, Request, Sampling, complete};
 use crate::models::{DecoderConfig, Form, Frozen, Precision, Tokenizer, Tuning, Weights, save_tensors};
 use crate::train::backprop::{Gradients, MicroBatch, loss_and_gradients};
+use crate::train::identity::RunIdentity;
 use crate::train::learner::Steps;
 use crate::train::objective::Criteria;
 use crate::train::objective::golden::{fresh, read_expected, root, values, worst};
@@ -201,9 +202,16 @@ fn three_steps_of_every_method_give_the_losses_of_its_library_and_an_artifact_th
         let plan = Plan { start: Some(case.file("before")), ..plan(dir.path(), &settings) };
         std::fs::create_dir_all(plan.checkpoints()).unwrap();
         let resolved = resolved(&plan);
-        let mut run =
-            Run::resume(&plan, &case.decoder, (tuning, Criteria::sft(0)), (&corpus, &[]), resolved, "run", None)
-                .unwrap();
+        let mut run = Run::resume(
+            &plan,
+            &case.decoder,
+            (tuning, Criteria::sft(0)),
+            (&corpus, &[]),
+            resolved,
+            &RunIdentity::named("run"),
+            None,
+        )
+        .unwrap();
         let (mut logits, mut greedy, mut tensors) = (None, Vec::new(), Vec::new());
         for (step, expected) in case.expected.losses.iter().enumerate() {
             if step == 3 {

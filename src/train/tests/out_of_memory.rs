@@ -10,6 +10,7 @@ use super::*;
 use crate::kernels::Weight;
 use crate::models::{Site, Tuning};
 use crate::train::checkpoint;
+use crate::train::identity::RunIdentity;
 use crate::train::learner::Steps;
 use crate::train::run::Run;
 use crate::tune::{Method, Trainable};
@@ -62,7 +63,9 @@ fn a_run_that_meets_too_little_memory_ends_as_one_that_was_cut_smaller_from_that
         }
         (weights, budget) = (values(run), run.learner.state.token_budget);
         run.save(&mut ()).unwrap();
-        let kept = checkpoint::newest(&run.learner.plan.checkpoints(), "run", &mut |_| {}).unwrap().unwrap();
+        let kept = checkpoint::newest(&run.learner.plan.checkpoints(), &RunIdentity::named("run"), &mut |_| {})
+            .unwrap()
+            .unwrap();
         assert_eq!(kept.state.token_budget, first.tokens as usize / 2, "a run that goes on is cut the same way");
     });
     assert_eq!(listener.warnings.len(), 1);

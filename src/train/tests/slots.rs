@@ -12,6 +12,7 @@ use crate::tune::Method;
 use super::super::objective::Criteria;
 use super::super::run::Run;
 use super::super::settings::Resolved;
+use crate::train::identity::RunIdentity;
 use crate::train::learner::Steps;
 
 /// Records of uneven length, partly learned.
@@ -42,8 +43,16 @@ fn train(plan: &Plan, corpus: &Corpus, devices: &[Device]) -> (Vec<f64>, Vec<Vec
     let parts = devices.len().next_power_of_two();
     let resolved = Resolved { parts, ..resolved(plan) };
     let first = methods.pop().unwrap();
-    let mut run =
-        Run::resume(plan, &decoders[0], (first, Criteria::sft(0)), (corpus, &[]), resolved, "run", None).unwrap();
+    let mut run = Run::resume(
+        plan,
+        &decoders[0],
+        (first, Criteria::sft(0)),
+        (corpus, &[]),
+        resolved,
+        &RunIdentity::named("run"),
+        None,
+    )
+    .unwrap();
     if devices.len() > 1 {
         run = run.beside(others).unwrap();
     }

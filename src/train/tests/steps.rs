@@ -12,6 +12,7 @@ use crate::tune::{Lora, LoraConfig, Method};
 
 use super::super::objective::Criteria;
 use super::super::run::Run;
+use crate::train::identity::RunIdentity;
 use crate::train::learner::Steps;
 
 /// `lora/expected.json`: a batch, and what peft and torch's AdamW made of it.
@@ -69,8 +70,16 @@ pub(super) fn with_method(
     }
     let resolved = resolved(&plan);
     let method = wrap(Box::new(lora));
-    let mut run =
-        Run::resume(&plan, &decoder, (method, Criteria::sft(0)), (&corpus, &[]), resolved, "run", None).unwrap();
+    let mut run = Run::resume(
+        &plan,
+        &decoder,
+        (method, Criteria::sft(0)),
+        (&corpus, &[]),
+        resolved,
+        &RunIdentity::named("run"),
+        None,
+    )
+    .unwrap();
     test(&mut run);
 }
 

@@ -98,11 +98,12 @@ impl Publisher<'_> {
 
     /// A write found that the attempt may not go on: says why through the halt.
     async fn not_ours(&self) -> Error {
-        let reason = match self.claim.status().await {
-            Ok(Some(_)) => Reason::Stop,
-            Ok(None) | Err(_) => Reason::Lost,
-        };
-        self.halt.raise(reason);
+        match patiently(self.halt, "asking whose the job is", async || self.claim.status().await).await {
+            Ok(Some(_)) => self.halt.raise(Reason::Stop),
+            Ok(None) => self.halt.raise(Reason::Lost),
+            // Told to end meanwhile, for a reason that stands already.
+            Err(error) => return error,
+        }
         Error::unavailable(anyhow::anyhow!("the job may not be completed by this attempt"))
     }
 

@@ -35,11 +35,11 @@ pub(crate) async fn train(
     plan: Plan,
     grader: Option<Box<dyn Grader>>,
 ) -> Result<Trained> {
-    let (news, heard) = watch::channel(News::default());
+    let news = watch::Sender::new(News::default());
     let observer = Observer {
         claim: attempt.claim.clone(),
         checkpoints: checkpoints(worker, attempt),
-        news,
+        news: news.clone(),
         runtime: Handle::current(),
     };
     let output = plan.output();
@@ -53,7 +53,7 @@ pub(crate) async fn train(
     })?;
 
     let metrics = reporter::metrics(&attempt.claim, &worker.app.objects, &attempt.layout, &output, &attempt.halt);
-    let progress = reporter::progress(attempt.claim.clone(), heard);
+    let progress = reporter::progress(&attempt.claim, &news);
     let watching = async {
         tokio::join!(metrics, progress);
     };
@@ -61,6 +61,7 @@ pub(crate) async fn train(
         outcome = ended => outcome.map_err(Error::internal)?,
         () = watching => return Err(Error::internal(anyhow::anyhow!("the reporter ended before the trainer"))),
     };
+    reporter::last_words(&attempt.claim, &news).await;
     match outcome {
         Ok(Ok(Outcome::Completed(summary))) => Ok(Trained::Completed(summary)),
         Ok(Ok(Outcome::Interrupted)) => Ok(Trained::Interrupted),
