@@ -245,6 +245,18 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn a_full_sqlite_is_an_outage_that_is_named() {
+        let db = Db::connect("sqlite::memory:").await.unwrap();
+        let Db::Sqlite(pool) = &db else { panic!("{db:?}") };
+        sqlx::query("CREATE TABLE t (x BLOB)").execute(pool).await.unwrap();
+        sqlx::query("PRAGMA max_page_count = 3").execute(pool).await.unwrap();
+        let cause = sqlx::query("INSERT INTO t VALUES (zeroblob(1000000))").execute(pool).await.unwrap_err();
+        let error = Error::from(cause);
+        assert_eq!(error.kind(), crate::error::Kind::Unavailable);
+        assert!(error.log().contains("full"), "{}", error.log());
+    }
+
+    #[tokio::test]
     async fn the_database_file_and_its_journals_are_for_their_owner_only() {
         let folder = tempfile::tempdir().unwrap();
         let db = Db::connect(&format!("sqlite://{}", folder.path().join("new/tunesmith.db").display())).await.unwrap();

@@ -24,10 +24,10 @@ use crate::models::{Decoder, Precision, Weights, save_tensors};
 use crate::tune::Method;
 
 /// Time between checkpoints when no number of steps is set: what a killed run has to do again.
-pub const CHECKPOINT_TIME: Duration = Duration::from_secs(30);
+const CHECKPOINT_TIME: Duration = Duration::from_secs(30);
 /// Time to the first checkpoint of an attempt; each further one takes twice as long, up to [`CHECKPOINT_TIME`]. An
 /// attempt that lives for two seconds of training leaves the next one further on.
-const FIRST_CHECKPOINT_TIME: Duration = Duration::from_secs(1);
+pub const FIRST_CHECKPOINT_TIME: Duration = Duration::from_secs(1);
 /// An early checkpoint is worth it while keeping one takes less than this part of the time between two.
 const EARLY_SHARE: u32 = 4;
 /// Names the number of updates among the moments that a run leaves.

@@ -43,7 +43,7 @@ pub use device::TrainingDevice;
 pub use estimate::{DataFacts, Estimate, RunFacts, estimate};
 pub use flops::Flops;
 pub use grader::{Grade, Graded, Grader, Sample};
-pub use learner::CHECKPOINT_TIME;
+pub use learner::FIRST_CHECKPOINT_TIME;
 pub use losses::{LossSum, RecordLoss};
 pub use objective::TrainingObjective;
 pub use observer::{Observer, Outcome, Phase, StepMetrics, StopFlag, Summary, ValidationMetrics};

@@ -193,7 +193,7 @@ fn a_job_without_a_checkpoint_says_what_it_waits_for() {
         let arn = app.create("waiting").await;
         let reply = ask(&app, &arn).await;
         assert_eq!((reply.status, reply.error()), (429, "ModelNotReadyException"));
-        let said = "has no checkpoint to answer with yet: it waits for a worker. The first is due about 30 seconds after \
+        let said = "has no checkpoint to answer with yet: it waits for a worker. The first is due about 1 s after \
                     training has begun.";
         assert!(reply.message().ends_with(said), "{}", reply.message());
         app.call("POST", "/model-customization-jobs/waiting/stop", None).await;

@@ -1,5 +1,6 @@
 //! What dies, freezes or is asked to end in the middle of the work, with the real binary.
 
+mod database_away;
 mod drain;
 mod kill;
 mod process;

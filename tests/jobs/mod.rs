@@ -7,7 +7,7 @@ mod listing;
 mod names;
 mod queue;
 mod serving;
-mod silence;
+pub(crate) mod silence;
 mod store;
 mod worlds;
 

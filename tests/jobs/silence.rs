@@ -21,13 +21,13 @@ const LEASE: Duration = Duration::from_secs(60);
 const BOUND: Duration = Duration::from_secs(30);
 
 /// Forwards bytes to Postgres, or swallows them.
-struct Line {
-    port: u16,
+pub(crate) struct Line {
+    pub(crate) port: u16,
     silent: Arc<watch::Sender<bool>>,
 }
 
 impl Line {
-    async fn to(server: String) -> Self {
+    pub(crate) async fn to(server: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let silent = Arc::new(watch::Sender::new(false));
@@ -48,7 +48,7 @@ impl Line {
         Self { port, silent }
     }
 
-    fn silence(&self, silent: bool) {
+    pub(crate) fn silence(&self, silent: bool) {
         self.silent.send_replace(silent);
     }
 }

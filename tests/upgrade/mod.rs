@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use sha2::Digest;
 use tunesmith::clock::Clock;
 use tunesmith::objects::{Endpoint, Objects, Put, Uri};
 use tunesmith::store::jobs::{self, Job, JobSpec};
@@ -29,13 +30,19 @@ fn left_by(version: &str) -> PathBuf {
 fn a_job_that_0_1_0_left_running_is_finished_from_its_checkpoint_on_sqlite() {
     block_on(async {
         let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", folder.path().join("tunesmith.db").display());
-        let db = Db::connect(&url).await.unwrap();
-        let Db::Sqlite(pool) = &db else { panic!("{url}") };
-        let dump = std::fs::read_to_string(left_by("0.1.0").join("sqlite.sql")).unwrap();
-        sqlx::raw_sql(sqlx::AssertSqlSafe(dump)).execute(pool).await.unwrap();
+        let db = sqlite(folder.path()).await;
         finished("0.1.0", folder.path(), &db, None).await;
     });
+}
+
+/// The database that was left, where a service of this data folder looks for it.
+async fn sqlite(folder: &Path) -> Db {
+    let url = format!("sqlite://{}", folder.join("tunesmith.db").display());
+    let db = Db::connect(&url).await.unwrap();
+    let Db::Sqlite(pool) = &db else { panic!("{url}") };
+    let dump = std::fs::read_to_string(left_by("0.1.0").join("sqlite.sql")).unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(dump)).execute(pool).await.unwrap();
+    db
 }
 
 #[test]
@@ -62,30 +69,12 @@ async fn finished(version: &str, folder: &Path, db: &Db, url: Option<&str>) {
     let job = jobs::find(db, ACCOUNT, LEFT).await.unwrap().unwrap();
     assert_eq!((job.status, job.attempt), (Status::InProgress, 1));
 
-    let mut service = Service::start(folder, &left, url);
-    let objects = service.objects();
-    until(&mut service, "the object store answers", async || objects.ensure_bucket("tuning").await.ok()).await;
-    let put = async |key: &str, path: &Path| {
-        objects.put_file(&Uri::new("tuning", key), path, &Put::default()).await.unwrap();
-    };
-    for name in ["train.jsonl", "validation.jsonl"] {
-        put(name, &left.join(name)).await;
-    }
-    let root = Uri::parse(&job.spec.output_prefix().unwrap()).unwrap().key().to_string();
     let checkpoint = left.join("checkpoint/checkpoints/step-00000120");
-    for entry in std::fs::read_dir(&checkpoint).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        put(&format!("{root}/attempt-1/checkpoints/step-00000120/{name}"), &path).await;
-    }
-
-    // Only now is there somebody to take the job.
-    service.work();
+    let mut service = take_up(folder, &left, db, url, &checkpoint).await;
+    let objects = service.objects();
     let resumed = service.completed(db, &job.spec).await;
     assert_eq!(resumed.attempt, 2);
-    let events = job_events::list(db, ACCOUNT, &job.spec.id).await.unwrap();
-    let told: Vec<_> = events.iter().map(|event| (event.kind.as_str(), event.detail.as_str())).collect();
-    assert!(told.contains(&("Resumed", "step 120")), "{told:?}");
+    assert!(told(db, &job.spec).await.contains(&("Resumed".into(), "step 120".into())));
 
     // The same job, from its beginning.
     let whole = JobSpec {
@@ -120,34 +109,94 @@ async fn finished(version: &str, folder: &Path, db: &Db, url: Option<&str>) {
     }
 }
 
+/// Starts this version on the database, with the data and this checkpoint in its store.
+async fn take_up(folder: &Path, left: &Path, db: &Db, url: Option<&str>, checkpoint: &Path) -> Service {
+    let job = jobs::find(db, ACCOUNT, LEFT).await.unwrap().unwrap();
+    let mut service = Service::start(folder, &left.join("models"), url);
+    let objects = service.objects();
+    until(&mut service, "the object store answers", async || objects.ensure_bucket("tuning").await.ok()).await;
+    let put = async |key: &str, path: &Path| {
+        objects.put_file(&Uri::new("tuning", key), path, &Put::default()).await.unwrap();
+    };
+    for name in ["train.jsonl", "validation.jsonl"] {
+        put(name, &left.join(name)).await;
+    }
+    let root = Uri::parse(&job.spec.output_prefix().unwrap()).unwrap().key().to_string();
+    for entry in std::fs::read_dir(checkpoint).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        put(&format!("{root}/attempt-1/checkpoints/step-00000120/{name}"), &path).await;
+    }
+    // Only now is there somebody to take the job.
+    service.work(url);
+    service
+}
+
+/// The events of a job.
+async fn told(db: &Db, spec: &JobSpec) -> Vec<(String, String)> {
+    let events = job_events::list(db, &spec.account_id, &spec.id).await.unwrap();
+    events.into_iter().map(|event| (event.kind, event.detail)).collect()
+}
+
+#[test]
+fn a_checkpoint_of_a_format_to_come_is_refused_by_name_and_the_job_begins_again() {
+    block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let left = left_by("0.1.0");
+        let db = sqlite(folder.path()).await;
+        db.migrate().await.unwrap();
+        // The manifest names another format, and the listing knows the manifest.
+        let checkpoint = folder.path().join("from-the-future");
+        std::fs::create_dir(&checkpoint).unwrap();
+        for entry in std::fs::read_dir(left.join("checkpoint/checkpoints/step-00000120")).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, checkpoint.join(path.file_name().unwrap())).unwrap();
+        }
+        let read = |name: &str| -> serde_json::Value {
+            serde_json::from_slice(&std::fs::read(checkpoint.join(name)).unwrap()).unwrap()
+        };
+        let (mut manifest, mut listing) = (read("manifest.json"), read("listing.json"));
+        manifest["formatVersion"] = 9.into();
+        let bytes = serde_json::to_vec(&manifest).unwrap();
+        let entry = serde_json::json!({ "size": bytes.len(), "sha256": hex::encode(sha2::Sha256::digest(&bytes)) });
+        listing["files"]["manifest.json"] = entry;
+        std::fs::write(checkpoint.join("manifest.json"), bytes).unwrap();
+        std::fs::write(checkpoint.join("listing.json"), serde_json::to_vec(&listing).unwrap()).unwrap();
+
+        let mut service = take_up(folder.path(), &left, &db, None, &checkpoint).await;
+        let job = jobs::find(&db, ACCOUNT, LEFT).await.unwrap().unwrap();
+        service.completed(&db, &job.spec).await;
+        let told = told(&db, &job.spec).await;
+        let why = "step-00000120 has format 9 and is not used: this version of the program reads formats 1 to 2";
+        assert!(told.contains(&("CheckpointRefused".into(), why.into())), "{told:?}");
+        assert!(told.iter().all(|(kind, _)| kind != "Resumed"), "{told:?}");
+    });
+}
+
 /// The binary of this version on a data folder: first its API and object store, then a worker beside them.
-struct Service {
+pub(crate) struct Service {
     children: Vec<Child>,
     folder: PathBuf,
     models: PathBuf,
-    database: Option<String>,
     listen: [String; 2],
 }
 
 impl Service {
-    fn start(folder: &Path, left: &Path, database: Option<&str>) -> Self {
+    pub(crate) fn start(folder: &Path, models: &Path, database: Option<&str>) -> Self {
+        std::fs::create_dir_all(folder).unwrap();
         let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let mut service = Self {
-            children: Vec::new(),
-            folder: folder.into(),
-            models: left.join("models"),
-            database: database.map(str::to_string),
-            listen: [free(), free()],
-        };
-        service.spawn(&["serve", "--role", "api"]);
+        let mut service =
+            Self { children: Vec::new(), folder: folder.into(), models: models.into(), listen: [free(), free()] };
+        service.spawn(&["serve", "--role", "api"], database);
         service
     }
 
-    fn work(&mut self) {
-        self.spawn(&["worker"]);
+    /// Starts a worker, which may reach the database by a way of its own.
+    pub(crate) fn work(&mut self, database: Option<&str>) {
+        self.spawn(&["worker", "--lease-seconds", "4"], database);
     }
 
-    fn spawn(&mut self, arguments: &[&str]) {
+    fn spawn(&mut self, arguments: &[&str], database: Option<&str>) {
         let log = std::fs::File::options().create(true).append(true).open(self.folder.join("log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tunesmith"));
         command
@@ -160,14 +209,14 @@ impl Service {
             .env("TUNESMITH_ROOT_SECRET_KEY", SECRET_KEY)
             .env_remove("DATABASE_URL")
             .env_remove("S3_ENDPOINT")
-            .envs(self.database.iter().map(|url| ("DATABASE_URL", url)))
+            .envs(database.map(|url| ("DATABASE_URL", url)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         self.children.push(command.spawn().unwrap());
     }
 
-    fn objects(&self) -> Objects {
+    pub(crate) fn objects(&self) -> Objects {
         Objects::new(&Endpoint {
             url: format!("http://{}", self.listen[1]),
             access_key: ACCESS_KEY.into(),
@@ -176,7 +225,7 @@ impl Service {
         })
     }
 
-    async fn completed(&mut self, db: &Db, spec: &JobSpec) -> Job {
+    pub(crate) async fn completed(&mut self, db: &Db, spec: &JobSpec) -> Job {
         until(self, "the job is completed", async || {
             let job = jobs::find(db, &spec.account_id, &spec.name).await.unwrap().unwrap();
             assert!(!matches!(job.status, Status::Failed | Status::Stopped), "{:?}", job.failure_message);
@@ -199,7 +248,7 @@ impl Drop for Service {
     }
 }
 
-async fn until<T>(service: &mut Service, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn until<T>(service: &mut Service, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let clock = Clock::system();
     let begun = clock.monotonic();
     loop {

@@ -11,7 +11,7 @@ use crate::app::{App, preview};
 use crate::error::{Error, Kind, Result};
 use crate::store::jobs::{self, Job, Progress};
 use crate::store::{CustomizationType, Status, custom_models};
-use crate::train::{CHECKPOINT_TIME, Settings, reinforcement_hyper_parameters};
+use crate::train::{FIRST_CHECKPOINT_TIME, Settings, reinforcement_hyper_parameters};
 
 /// Says that a checkpoint answered, and which.
 const HEADER: HeaderName = HeaderName::from_static("x-tunesmith-preview");
@@ -76,7 +76,7 @@ fn nothing_yet(app: &App, job: &Job) -> Error {
     }
     let due = match interval(app, job) {
         Some(steps) => format!("after step {steps}"),
-        None => format!("about {} seconds after training has begun", CHECKPOINT_TIME.as_secs()),
+        None => format!("about {} s after training has begun", FIRST_CHECKPOINT_TIME.as_secs()),
     };
     let stands = match job.progress.as_deref() {
         None => "it waits for a worker".to_string(),

@@ -280,7 +280,7 @@ pub(super) const TABLE: &[Setting] = &[
         "tokens that go through the model at a time; changes memory and speed, not the result",
     ),
     integer("evaluationInterval", 1, 10_000_000, "a tenth of the run", "steps between validations"),
-    integer("checkpointInterval", 1, 10_000_000, "30 seconds", "steps between checkpoints"),
+    integer("checkpointInterval", 1, 10_000_000, "30 seconds, at first 1, 2, 4, 8 and 16", "steps between checkpoints"),
     one_of(
         "computePrecision",
         &["float32", "bfloat16"],
