@@ -139,19 +139,27 @@ fn every_connection_to_postgres_has_its_limits_and_a_migration_has_none() {
         assert_eq!(limit("lock_timeout").await, "5s");
         assert_eq!(limit("idle_in_transaction_session_timeout").await, "15s");
         // A statement that is too slow is an outage, and no fault of the caller's or ours.
-        sqlx::query("SET statement_timeout = 50").execute(pool).await.unwrap();
-        let slow: sqlx::Error = sqlx::query("SELECT pg_sleep(5)").execute(pool).await.unwrap_err();
+        let mut one = pool.acquire().await.unwrap();
+        sqlx::query("SET statement_timeout = 50").execute(&mut *one).await.unwrap();
+        let slow: sqlx::Error = sqlx::query("SELECT pg_sleep(5)").execute(&mut *one).await.unwrap_err();
         assert_eq!(tunesmith::error::Error::from(slow).kind(), Kind::Unavailable);
+        one.close().await.unwrap();
 
-        // Migrations take the time they need: they wait for one that another process is at.
-        let mut other = pool.begin().await.unwrap();
-        let held: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM pg_settings WHERE name = 'lock_timeout'")
-            .fetch_one(&mut *other)
-            .await
-            .unwrap();
-        assert_eq!(held, 1);
-        other.rollback().await.unwrap();
+        // A migration that waits for a lock waits longer than a statement may: for one that another process is at.
         db.migrate().await.unwrap();
+        let mut other = pool.begin().await.unwrap();
+        sqlx::query("LOCK TABLE _sqlx_migrations").execute(&mut *other).await.unwrap();
+        let begun = Clock::system().monotonic();
+        let waiting = tokio::spawn({
+            let db = db.clone();
+            async move { db.migrate().await }
+        });
+        while Clock::system().monotonic().duration_since(begun) < Duration::from_secs(6) {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            sqlx::query("SELECT 1").execute(&mut *other).await.unwrap();
+        }
+        other.rollback().await.unwrap();
+        waiting.await.unwrap().unwrap();
 
         // What the operator's URL says stands.
         let own = format!("{}&options[lock_timeout]=1s", schema.url);
