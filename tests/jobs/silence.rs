@@ -150,16 +150,15 @@ fn every_connection_to_postgres_has_its_limits_and_a_migration_has_none() {
         let mut other = pool.begin().await.unwrap();
         sqlx::query("LOCK TABLE _sqlx_migrations").execute(&mut *other).await.unwrap();
         let begun = Clock::system().monotonic();
-        let waiting = tokio::spawn({
-            let db = db.clone();
-            async move { db.migrate().await }
-        });
-        while Clock::system().monotonic().duration_since(begun) < Duration::from_secs(6) {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            sqlx::query("SELECT 1").execute(&mut *other).await.unwrap();
-        }
-        other.rollback().await.unwrap();
-        waiting.await.unwrap().unwrap();
+        let release = async move {
+            while Clock::system().monotonic().duration_since(begun) < Duration::from_secs(6) {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                sqlx::query("SELECT 1").execute(&mut *other).await.unwrap();
+            }
+            other.rollback().await.unwrap();
+        };
+        let (migrated, ()) = tokio::join!(db.migrate(), release);
+        migrated.unwrap();
 
         // What the operator's URL says stands.
         let own = format!("{}&options[lock_timeout]=1s", schema.url);
