@@ -8,6 +8,7 @@ pub(crate) mod layout;
 pub mod models;
 pub mod preview;
 pub mod rounds;
+pub mod walls;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,11 +19,12 @@ use tracing::warn;
 
 use self::door::Door;
 use self::preview::Previews;
+use self::walls::Walls;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::infer::{Capacity, Engine, Limits};
 use crate::models::Registry;
-use crate::objects::Objects;
+use crate::objects::{Objects, Wall};
 use crate::store::Db;
 
 /// The service's parts. Handlers take it as `State<Arc<App>>`.
@@ -33,8 +35,11 @@ pub struct App {
     pub clock: Clock,
     /// What the service remembers.
     pub db: Db,
-    /// Data sets in, artifacts out.
+    /// Data sets in, artifacts out, with the rights of the service itself: for what belongs to an account see
+    /// [`App::objects_of`].
     pub objects: Objects,
+    /// What each account may use of object storage.
+    pub walls: Arc<dyn Wall>,
     /// The base models.
     pub registry: Registry,
     /// Answers prompts; it blocks, so it is called from a blocking thread.
@@ -58,6 +63,8 @@ impl App {
         let job_memory = config.job_memory().ok();
         let serving = &config.serving;
         let door = Door::new(serving.answers);
+        let embedded = config.s3_endpoint.is_none().then(|| objects.clone());
+        let walls = Arc::new(Walls::new(db.clone(), &config.account_id, embedded));
         let limits = Limits { sequences: serving.sequences, cache: serving.cache_memory.0 };
         let capacity = Capacity { bases: serving.base_bytes(), adapters: serving.adapter_memory.0, limits };
         Self {
@@ -66,6 +73,7 @@ impl App {
             clock,
             db,
             objects,
+            walls,
             registry,
             engine: Arc::new(Engine::new(Device::Cpu, capacity, quantized)),
             door,
@@ -73,6 +81,11 @@ impl App {
             job_accepted: Notify::new(),
             deployment_accepted: Notify::new(),
         }
+    }
+
+    /// Object storage as an account may use it.
+    pub fn objects_of(&self, account: &str) -> Objects {
+        self.objects.within(account, Arc::clone(&self.walls))
     }
 
     /// Looks how many model units provisioned throughput keeps by now. What cannot be told at this moment is looked at

@@ -2,6 +2,8 @@
 //! means. The doc comments are the `--help` text. Read once by clap, checked once by
 //! [`Config::checked`]; nothing else in the crate looks at the environment.
 
+mod accounts;
+mod data_dir;
 mod memory;
 mod prefix;
 mod roles;
@@ -12,6 +14,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use accounts::{Accounts, ListedAccount, is_account_id};
 pub use memory::{ByteSize, MemorySettings};
 pub use prefix::Prefix;
 pub use roles::{Grant, Roles};
@@ -142,6 +145,11 @@ pub struct Config {
     #[arg(long, env = "TUNESMITH_ROLES", value_parser = Roles::load)]
     pub roles: Option<Roles>,
 
+    /// File (TOML or JSON) that assigns parts of object storage to accounts; the same for every API process of a
+    /// database. `tunesmith accounts` does so one by one
+    #[arg(long, env = "TUNESMITH_ACCOUNTS", value_parser = Accounts::load)]
+    pub accounts: Option<Accounts>,
+
     /// How many requests a key may send per second in the long run, fractions too; no limit when absent
     #[arg(long, env = "TUNESMITH_RATE_LIMIT")]
     pub rate_limit: Option<f64>,
@@ -163,7 +171,7 @@ impl Config {
     /// Refuses settings that cannot work, with a sentence that says what to change.
     pub fn checked(self) -> Result<Self> {
         let wrong = |what: String| Err(Error::validation(what));
-        if self.account_id.len() != 12 || !self.account_id.bytes().all(|b| b.is_ascii_digit()) {
+        if !is_account_id(&self.account_id) {
             return wrong(format!("TUNESMITH_ACCOUNT_ID must be 12 digits, not {:?}", self.account_id));
         }
         if self.region.is_empty()

@@ -187,6 +187,10 @@ impl From<sqlx::Error> for Error {
             sqlx::Error::Database(ref inner) if inner.code().is_some_and(|code| is_passing(&code)) => {
                 Self::unavailable(cause)
             }
+            // Postgres: a character that its text cannot hold, U+0000. Whatever sent it, sending it again is no use.
+            sqlx::Error::Database(ref inner) if inner.code().is_some_and(|code| code == "22021") => {
+                Self::validation("The request holds the character U+0000, which no field allows").because(cause)
+            }
             _ => Self::internal(cause),
         }
     }

@@ -1,6 +1,8 @@
 //! Starts everything in the order in which one thing needs the other (database, first keys, object store,
 //! base models, API, workers), and ends it in the reverse order on SIGTERM or Ctrl-C.
 
+mod storage_keys;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,9 +14,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use self::storage_keys::{SERVICE_KEY, StorageKeys, service_secret};
 use crate::app::{App, deployments, rounds};
 use crate::clock::Clock;
-use crate::config::{Config, Role};
+use crate::config::{Config, Role, Secret};
 use crate::error::{Error, Result};
 use crate::http::credentials::{self, RootKeys};
 use crate::http::serve;
@@ -22,7 +25,8 @@ use crate::models::{Registry, starter};
 use crate::net::Limits;
 use crate::objects::{Endpoint, Objects, embedded};
 use crate::routes;
-use crate::store::{Db, keys};
+use crate::store::Db;
+use crate::store::accounts::{self, Assignment, Source};
 use crate::worker::Pool;
 
 /// How long the embedded object store waits for requests in flight, after everything of ours has ended.
@@ -32,8 +36,8 @@ const LAST_OBJECTS: Duration = Duration::from_secs(2);
 pub struct Service {
     /// What it is built from.
     pub app: Arc<App>,
-    /// The keys that open everything.
-    pub keys: RootKeys,
+    /// The keys that open everything; `None` for a worker, and where they were revoked.
+    pub keys: Option<RootKeys>,
     /// Where the API listens; `None` for a worker.
     pub api: Option<SocketAddr>,
     stop: watch::Sender<bool>,
@@ -52,12 +56,14 @@ impl Service {
     /// `Unavailable` when the database or the object store is away.
     pub async fn start(config: Config, role: Role) -> Result<Self> {
         let config = config.checked()?;
+        config.open_data_dir()?;
         let clock = Clock::system();
         let db = Db::connect(config.database().expose()).await?;
         db.migrate().await?;
-        let keys = credentials::ensure_root(&config, &clock, &db).await?;
-        let embedded = embedded_store(&config, role, &db, &clock).await?;
-        let objects = Objects::new(&endpoint(&config, &keys, embedded.as_ref()));
+        let keys = if role == Role::Worker { None } else { first_of_the_api(&config, &clock, &db).await? };
+        let secret = service_secret(&db, &clock).await?;
+        let embedded = embedded_store(&config, role, &db, &clock, &secret).await?;
+        let objects = Objects::new(&endpoint(&config, &secret, embedded.as_ref()));
         let registry = Registry::open(&model_folders(&config)?)?;
         let mut app = App::new(config, clock, db, objects, registry);
         if role == Role::Api && app.config.memory.memory.is_none() {
@@ -146,13 +152,13 @@ pub async fn run(config: Config, role: Role, ready_file: Option<PathBuf>) -> Res
     Ok(())
 }
 
-/// Says on standard output where the service is and, at the first start, shows its keys: this once.
+/// Says on standard output where the service is and, at the first start, where its keys lie. The keys themselves are
+/// never shown: standard output is kept by whatever runs the process.
 fn announce(service: &Service) {
-    if let Some(path) = &service.keys.written_to {
-        println!("First start. These keys open the service; they are kept in {}, for its owner only:", path.display());
-        println!("AWS_ACCESS_KEY_ID={}", service.keys.access_key);
-        println!("AWS_SECRET_ACCESS_KEY={}", service.keys.secret_key.expose());
-        println!("AWS_BEARER_TOKEN_BEDROCK={}", service.keys.bearer_key.expose());
+    if let Some(path) = service.keys.as_ref().and_then(|keys| keys.written_to.as_deref()) {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        println!("First start. The keys that open the service are in a file for its owner only. To use them:");
+        println!("export AWS_SHARED_CREDENTIALS_FILE={}", path.display());
     }
     if let Some(address) = service.api {
         println!("The API listens on http://{address}");
@@ -163,7 +169,7 @@ fn announce(service: &Service) {
 }
 
 /// The object store of the settings, or the embedded one.
-fn endpoint(config: &Config, keys: &RootKeys, embedded: Option<&embedded::Server>) -> Endpoint {
+fn endpoint(config: &Config, service_secret: &Secret, embedded: Option<&embedded::Server>) -> Endpoint {
     let region = config.region.clone();
     match (&config.s3_endpoint, &config.s3_access_key, &config.s3_secret_key) {
         (Some(url), Some(access_key), Some(secret_key)) => Endpoint {
@@ -175,8 +181,9 @@ fn endpoint(config: &Config, keys: &RootKeys, embedded: Option<&embedded::Server
         _ => Endpoint {
             // A worker without a store of its own uses the one that the API process of this machine runs.
             url: embedded.map_or_else(|| format!("http://{}", config.s3_listen), embedded::Server::endpoint),
-            access_key: keys.access_key.clone(),
-            secret_key: keys.secret_key.expose().to_string(),
+            // No user's key: revoking every one of them does not touch jobs.
+            access_key: SERVICE_KEY.to_string(),
+            secret_key: service_secret.expose().to_string(),
             region,
         },
     }
@@ -184,7 +191,13 @@ fn endpoint(config: &Config, keys: &RootKeys, embedded: Option<&embedded::Server
 
 /// Starts the embedded object store where no other is configured. A lone worker does not: the API
 /// process of its machine runs it.
-async fn embedded_store(config: &Config, role: Role, db: &Db, clock: &Clock) -> Result<Option<embedded::Server>> {
+async fn embedded_store(
+    config: &Config,
+    role: Role,
+    db: &Db,
+    clock: &Clock,
+    service_secret: &Secret,
+) -> Result<Option<embedded::Server>> {
     if config.s3_endpoint.is_some() || role == Role::Worker {
         return Ok(None);
     }
@@ -192,32 +205,28 @@ async fn embedded_store(config: &Config, role: Role, db: &Db, clock: &Clock) -> 
         listen: config.s3_listen,
         folder: config.data_dir.join("objects"),
         region: config.region.clone(),
+        account: config.account_id.clone(),
     };
-    let keys = AccountKeys { db: db.clone(), clock: clock.clone(), account_id: config.account_id.clone() };
+    let keys = StorageKeys { db: db.clone(), clock: clock.clone(), service_secret: service_secret.clone() };
     Ok(Some(embedded::start(&settings, Arc::new(keys), clock.clone()).await?))
 }
 
-/// The account's lasting and unlimited access keys open its embedded object store. A temporary key does
-/// not, because the store asks for no session token; nor does a key with a policy, because the store
-/// would not keep it.
-struct AccountKeys {
-    db: Db,
-    clock: Clock,
-    account_id: String,
-}
-
-#[async_trait::async_trait]
-impl embedded::Keys for AccountKeys {
-    async fn secret(&self, access_key: &str) -> Result<Option<String>> {
-        let found = keys::signing(&self.db, access_key).await?;
-        let opens = found.filter(|found| {
-            found.key.account_id == self.account_id
-                && found.key.is_valid(self.clock.now())
-                && found.key.policy.is_none()
-                && found.token_digest.is_none()
-        });
-        Ok(opens.map(|found| found.secret))
+/// What a process of the API does before anybody may call: the root keys are there, and the file of accounts is in force.
+async fn first_of_the_api(config: &Config, clock: &Clock, db: &Db) -> Result<Option<RootKeys>> {
+    let keys = credentials::ensure_root(config, clock, db).await?;
+    let now = clock.now();
+    accounts::insert(db, &config.account_id, "root", now).await?;
+    let listed: Vec<_> = config.accounts.iter().flat_map(|file| file.iter()).collect();
+    let names: Vec<_> = listed.iter().map(|(id, account)| ((*id).clone(), account.name.clone())).collect();
+    let mut assignments = Vec::new();
+    for (id, account) in listed {
+        for place in &account.storage {
+            let (bucket, folder) = (place.bucket().to_string(), place.folder().to_string());
+            assignments.push(Assignment { account_id: id.clone(), bucket, folder, source: Source::File });
+        }
     }
+    accounts::take_file(db, &names, &assignments, now).await?;
+    Ok(keys)
 }
 
 /// The folders of base models: the starter's, unpacked from this binary, and the configured one.

@@ -18,19 +18,32 @@ use crate::store::imported_models::ImportedModel;
 pub struct Files<'a> {
     id: &'a str,
     arn: &'a str,
+    account: &'a str,
     uri: &'a str,
     digests: &'a BTreeMap<String, String>,
 }
 
 impl<'a> From<&'a CustomModel> for Files<'a> {
     fn from(model: &'a CustomModel) -> Self {
-        Self { id: &model.id, arn: &model.arn, uri: &model.artifact_uri, digests: &model.artifact_digests }
+        Self {
+            id: &model.id,
+            arn: &model.arn,
+            account: &model.account_id,
+            uri: &model.artifact_uri,
+            digests: &model.artifact_digests,
+        }
     }
 }
 
 impl<'a> From<&'a ImportedModel> for Files<'a> {
     fn from(model: &'a ImportedModel) -> Self {
-        Self { id: &model.id, arn: &model.arn, uri: &model.artifact_uri, digests: &model.artifact_digests }
+        Self {
+            id: &model.id,
+            arn: &model.arn,
+            account: &model.account_id,
+            uri: &model.artifact_uri,
+            digests: &model.artifact_digests,
+        }
     }
 }
 
@@ -70,14 +83,14 @@ pub async fn bring(app: &App, model: &Files<'_>) -> Result<Artifact> {
 }
 
 async fn download(app: &App, model: &Files<'_>, staging: &Path) -> Result<()> {
-    let root = Uri::parse(model.uri)?;
+    let (root, objects) = (Uri::parse(model.uri)?, app.objects_of(model.account));
     for (name, digest) in model.digests.iter() {
         let uri = root.join(name);
         let file = staging.join(name);
         if let Some(parent) = file.parent() {
             tokio::fs::create_dir_all(parent).await?;
         }
-        let fetched = app.objects.get_to_file(&uri, &file).await.map_err(|error| match error.kind() {
+        let fetched = objects.get_to_file(&uri, &file).await.map_err(|error| match error.kind() {
             Kind::NotFound | Kind::AccessDenied => {
                 Error::new(Kind::Model, format!("The model's file {uri} is gone or cannot be read: put it back"))
                     .because(anyhow::anyhow!("{}", error.log()))

@@ -15,7 +15,7 @@ use super::layout::{Layout, checkpoint_of};
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Adapter, Target};
 use crate::models::{FoundationModel, copy_tokenizer};
-use crate::objects::{FOLDER_LISTING, Folder, Uri};
+use crate::objects::{FOLDER_LISTING, Folder, Objects, Uri};
 use crate::store::jobs::Job;
 use crate::store::{Status, queue};
 
@@ -142,9 +142,9 @@ fn known(found: &Result<Option<Found>>) -> Result<Option<Found>> {
 
 /// Looks for the newest checkpoint and brings it here.
 async fn look(app: &App, job: &Job, base: &FoundationModel, brought: &mut Brought) -> Result<Option<Found>> {
-    let layout = Layout::of(&job.spec)?;
+    let (layout, objects) = (Layout::of(&job.spec)?, app.objects_of(&job.spec.account_id));
     for _ in 0..LOOKS {
-        let there = checkpoints(app, &layout, job.attempt).await?;
+        let there = checkpoints(&objects, &layout, job.attempt).await?;
         if there.is_empty() {
             return Ok(None);
         }
@@ -198,10 +198,10 @@ pub async fn sweep(app: &App) {
 }
 
 /// The whole checkpoints of the last attempt that has any, newest first: each attempt goes on from those before it.
-async fn checkpoints(app: &App, layout: &Layout, attempts: i64) -> Result<Vec<(i64, u64)>> {
+async fn checkpoints(objects: &Objects, layout: &Layout, attempts: i64) -> Result<Vec<(i64, u64)>> {
     for attempt in (1..=attempts).rev() {
-        let objects = app.objects.list(&layout.checkpoints(attempt)).all().await?;
-        let whole = objects.iter().filter(|object| object.uri.name() == FOLDER_LISTING);
+        let listed = objects.list(&layout.checkpoints(attempt)).all().await?;
+        let whole = listed.iter().filter(|object| object.uri.name() == FOLDER_LISTING);
         let found: BTreeSet<_> = whole.filter_map(|object| checkpoint_of(object.uri.key())).collect();
         if !found.is_empty() {
             return Ok(found.into_iter().rev().collect());
@@ -219,8 +219,8 @@ async fn bring(
     layout: &Layout,
     (attempt, step): (i64, u64),
 ) -> Result<Option<Found>> {
-    let from = layout.checkpoint(attempt, step);
-    let Some(listing) = app.objects.folder(&from).await? else { return Ok(None) };
+    let (from, objects) = (layout.checkpoint(attempt, step), app.objects_of(&job.spec.account_id));
+    let Some(listing) = objects.folder(&from).await? else { return Ok(None) };
     let has = |name: &str| listing.files.contains_key(name);
     let whole = !has("adapter_config.json") && has("config.json");
     let weights = if has(ADAPTER) { ADAPTER } else { WEIGHTS };
@@ -239,7 +239,7 @@ async fn bring(
     let place = folder(app, &job.spec.id).join(&name);
     if !tokio::fs::try_exists(&place).await? {
         let staging = Staging(place.with_extension(app.clock.id()));
-        if !download(app, &from, &listing, &wanted, &staging.0).await? {
+        if !download(&objects, &from, &listing, &wanted, &staging.0).await? {
             return Ok(None);
         }
         if whole {
@@ -273,10 +273,16 @@ impl Drop for Staging {
 }
 
 /// `false` when a file is gone or is not what the listing says.
-async fn download(app: &App, from: &Uri, listing: &Folder, wanted: &[(&str, &str)], into: &Path) -> Result<bool> {
+async fn download(
+    objects: &Objects,
+    from: &Uri,
+    listing: &Folder,
+    wanted: &[(&str, &str)],
+    into: &Path,
+) -> Result<bool> {
     tokio::fs::create_dir_all(into).await?;
     for (name, local) in wanted {
-        match app.objects.get_to_file(&from.join(name), &into.join(local)).await {
+        match objects.get_to_file(&from.join(name), &into.join(local)).await {
             Ok(fetched) if listing.files.get(*name).is_some_and(|entry| entry.sha256 == fetched.sha256) => {}
             Ok(_) => return Ok(false),
             Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Conflict) => return Ok(false),

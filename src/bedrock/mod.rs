@@ -16,3 +16,4 @@ pub mod runtime;
 pub mod shapes;
 pub mod tags;
 pub mod throughputs;
+mod walls;

@@ -102,6 +102,7 @@ impl Demo {
             account_id: "000000000000".into(),
             region: "us-east-1".into(),
             roles: None,
+            accounts: None,
             rate_limit: None,
             rate_burst: None,
             lambda_endpoint: None,
@@ -115,7 +116,11 @@ impl Demo {
     async fn journey(&self, service: &Service, clock: &Clock) -> Result<()> {
         let app = &service.app;
         let address = service.api.ok_or_else(|| Error::internal(anyhow::anyhow!("the service has no API")))?;
-        let client = Client { address, key: service.keys.bearer_key.clone() };
+        let key = service.keys.as_ref().and_then(|keys| keys.bearer_key.clone());
+        let key = key.ok_or_else(|| {
+            Error::validation("The root keys of this data folder are not at hand: choose another --data-dir")
+        })?;
+        let client = Client { address, key };
         let tickets = tickets::held_out()?;
 
         println!("Uploading {} tickets to s3://{BUCKET}/data/ …", tickets::TRAIN.lines().count());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::clock::{Clock, Millis};
 use crate::config::{Config, Prefix};
 use crate::error::{Error, Result};
-use crate::http::credentials::{draw_bearer, draw_pair, draw_temporary};
+use crate::http::credentials::{self, draw_bearer, draw_pair, draw_temporary};
 use crate::http::policy::Operations;
 use crate::routes;
 use crate::store::Db;
@@ -26,12 +26,18 @@ pub(super) enum Keys {
     List(List),
     /// Refuse a key from now on
     Revoke(Revoke),
+    /// Draw new root keys, revoke those before them, and keep them in the data folder's file
+    Rotate(Rotate),
 }
 
 #[derive(clap::Args)]
 pub(super) struct Create {
     #[command(flatten)]
     config: Config,
+
+    /// Whose the key is; the account that TUNESMITH_ACCOUNT_ID names when absent
+    #[arg(long = "account", value_name = "ID", value_parser = super::accounts::account_id)]
+    account: Option<String>,
 
     /// A bearer key instead of an access key pair
     #[arg(long, conflicts_with = "temporary")]
@@ -73,6 +79,10 @@ fn ttl(text: &str) -> Result<Duration, String> {
 pub(super) struct List {
     #[command(flatten)]
     config: Config,
+
+    /// Whose keys; the account that TUNESMITH_ACCOUNT_ID names when absent
+    #[arg(long = "account", value_name = "ID", value_parser = super::accounts::account_id)]
+    account: Option<String>,
 }
 
 #[derive(clap::Args)]
@@ -80,8 +90,18 @@ pub(super) struct Revoke {
     #[command(flatten)]
     config: Config,
 
+    /// Whose the key is; the account that TUNESMITH_ACCOUNT_ID names when absent
+    #[arg(long = "account", value_name = "ID", value_parser = super::accounts::account_id)]
+    account: Option<String>,
+
     /// The key's id, as listed
     id: String,
+}
+
+#[derive(clap::Args)]
+pub(super) struct Rotate {
+    #[command(flatten)]
+    config: Config,
 }
 
 impl Keys {
@@ -90,12 +110,14 @@ impl Keys {
             Self::Create(create) => create.run().await,
             Self::List(list) => list.run().await,
             Self::Revoke(revoke) => revoke.run().await,
+            Self::Rotate(rotate) => rotate.run().await,
         }
     }
 }
 
-async fn open(config: Config) -> Result<(Config, Clock, Db)> {
+pub(super) async fn open(config: Config) -> Result<(Config, Clock, Db)> {
     let config = config.checked()?;
+    config.open_data_dir()?;
     let db = Db::connect(config.database().expose()).await?;
     db.migrate().await?;
     Ok((config, Clock::system(), db))
@@ -139,9 +161,13 @@ impl Create {
         let (lifetime, policy) = (self.lifetime()?, self.policy()?);
         let (config, clock, db) = open(self.config).await?;
         let now = clock.now();
+        let account_id = match self.account {
+            Some(id) if id != config.account_id => super::accounts::expect(&db, &id).await?.id,
+            _ => config.account_id,
+        };
         let key = |id: &str, kind| Key {
             id: id.to_string(),
-            account_id: config.account_id.clone(),
+            account_id: account_id.clone(),
             kind,
             note: self.note.clone(),
             created_at: now,
@@ -174,7 +200,7 @@ impl List {
         let (config, clock, db) = open(self.config).await?;
         let now = clock.now();
         println!("{:<24} {:<7} {:<8} {:<25} {:<25} {:<12} NOTE", "ID", "KIND", "STATE", "CREATED", "ENDS", "MAY");
-        for key in keys::list(&db, &config.account_id).await? {
+        for key in keys::list(&db, self.account.as_ref().unwrap_or(&config.account_id)).await? {
             let state = match (key.revoked_at, key.is_valid(now)) {
                 (Some(_), _) => "revoked",
                 (None, false) => "expired",
@@ -203,10 +229,26 @@ fn may(policy: Option<&Policy>) -> String {
 impl Revoke {
     async fn run(self) -> Result<()> {
         let (config, clock, db) = open(self.config).await?;
-        if !keys::revoke(&db, &config.account_id, &self.id, clock.now()).await? {
+        if !keys::revoke(&db, self.account.as_ref().unwrap_or(&config.account_id), &self.id, clock.now()).await? {
             return Err(Error::not_found(format!("There is no valid key {:?}; see `tunesmith keys list`", self.id)));
         }
         println!("{} is revoked.", self.id);
+        Ok(())
+    }
+}
+
+impl Rotate {
+    async fn run(self) -> Result<()> {
+        let (config, clock, db) = open(self.config).await?;
+        if config.root_access_key.is_some() || config.root_bearer_key.is_some() {
+            return Err(Error::validation(
+                "The root keys are preset by TUNESMITH_ROOT_*: to rotate, set others there and restart the service",
+            ));
+        }
+        let path = credentials::rotate(&config, &clock, &db).await?;
+        let path = path.canonicalize().unwrap_or(path);
+        println!("The root keys before are revoked. The new ones are in a file for its owner only. To use them:");
+        println!("export AWS_SHARED_CREDENTIALS_FILE={}", path.display());
         Ok(())
     }
 }

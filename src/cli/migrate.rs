@@ -13,6 +13,7 @@ pub(super) struct Migrate {
 impl Migrate {
     pub(super) async fn run(self) -> Result<()> {
         let config = self.config.checked()?;
+        config.open_data_dir()?;
         let db = Db::connect(config.database().expose()).await?;
         db.migrate().await?;
         println!("The database is up to date.");

@@ -1,6 +1,7 @@
 //! The command line: one file per command. Settings are flags with environment variables of the same
 //! meaning; each command's `--help` explains them.
 
+mod accounts;
 mod bench;
 mod demo;
 mod estimate;
@@ -50,6 +51,9 @@ enum Command {
     /// Add, list and revoke the keys that open the API
     #[command(subcommand)]
     Keys(keys::Keys),
+    /// Make, list and disable accounts, and assign parts of object storage to them
+    #[command(subcommand)]
+    Accounts(accounts::Accounts),
     /// Look at the base models, and merge adapters into them
     #[command(subcommand)]
     Models(models::Models),
@@ -63,6 +67,9 @@ pub fn main() -> ExitCode {
     let Cli { command, logging } = Cli::parse();
     // A progress bar and log lines do not share a terminal well.
     logging.start(if matches!(command, Command::Demo(_)) { "warn" } else { "info" });
+    if command.keeps_data() {
+        create_files_for_the_owner_only();
+    }
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -86,6 +93,21 @@ fn rest_between_operations() {
     }
 }
 
+/// Everything this process creates from now on is closed to other users: database, objects, caches, checkpoints.
+#[expect(unsafe_code, reason = "the standard library has no call for it")]
+fn create_files_for_the_owner_only() {
+    // SAFETY: umask(2) cannot fail and touches no memory; no other thread creates files yet.
+    unsafe { libc::umask(0o077) };
+}
+
+impl Command {
+    /// Whether the command writes into the service's data folder, rather than files that its user asked for.
+    fn keeps_data(&self) -> bool {
+        use Command::{Accounts, Demo, Keys, Migrate, Serve, Worker};
+        matches!(self, Demo(_) | Serve(_) | Worker(_) | Migrate(_) | Keys(_) | Accounts(_))
+    }
+}
+
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo(demo) => block_on(demo.run()),
@@ -96,6 +118,7 @@ fn run(command: Command) -> Result<()> {
         Command::Bench(bench) => bench.run(),
         Command::Estimate(args) => estimate::run(&args),
         Command::Keys(keys) => block_on(keys.run()),
+        Command::Accounts(accounts) => block_on(accounts.run()),
         Command::Models(models) => models.run(),
         Command::Openapi => {
             openapi::run();

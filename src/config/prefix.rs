@@ -26,6 +26,18 @@ impl Prefix {
     }
 }
 
+impl Prefix {
+    /// The bucket's name.
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    /// The folder, without a slash at its end; empty for the whole bucket.
+    pub fn folder(&self) -> &str {
+        &self.folder
+    }
+}
+
 fn split(uri: &str) -> Option<(&str, &str)> {
     let rest = uri.strip_prefix("s3://")?;
     Some(rest.split_once('/').unwrap_or((rest, "")))

@@ -22,6 +22,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Segment {
         let Path(text) = Path::<String>::from_request_parts(parts, state)
             .await
             .map_err(|_| Error::validation("The path holds bytes that are not UTF-8"))?;
+        without_nul(&text, "path")?;
         Ok(Self(text))
     }
 }
@@ -42,7 +43,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
         let decode = |text: &str| {
             let decoded = percent_decode_str(text).decode_utf8();
-            decoded.map(String::from).map_err(|_| Error::validation("The query holds bytes that are not UTF-8"))
+            let decoded = decoded.map_err(|_| Error::validation("The query holds bytes that are not UTF-8"))?;
+            without_nul(&decoded, "query")?;
+            Ok::<_, Error>(String::from(decoded))
         };
         let mut values = BTreeMap::new();
         for pair in parts.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
@@ -50,6 +53,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
             values.insert(decode(name)?, decode(value)?);
         }
         Ok(Self(values))
+    }
+}
+
+/// Postgres stores no NUL in text, and no name, filter or token has a use for one.
+fn without_nul(text: &str, place: &str) -> Result<()> {
+    match text.contains('\0') {
+        true => Err(Error::validation(format!("The {place} holds the character U+0000, which no parameter allows"))),
+        false => Ok(()),
     }
 }
 
@@ -86,6 +97,15 @@ mod tests {
         assert!(parse::<Value>(b"[]").is_err());
         assert!(parse::<Value>(b"{\"a\":\"\\u0000\"}").is_err());
         assert!(parse::<Value>(b"{\"a\":\xff}").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_nul_in_the_query_is_refused() {
+        for query in ["nameContains=a%00b", "a%00b=1", "nextToken=%00"] {
+            let request = axum::http::Request::get(format!("/x?{query}")).body(()).unwrap();
+            let refused = Query::from_request_parts(&mut request.into_parts().0, &()).await.map(drop).unwrap_err();
+            assert!(refused.message().contains("U+0000"), "{query}: {refused}");
+        }
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ pub mod identify;
 pub mod json;
 pub mod openapi;
 pub mod page;
+pub mod places;
 pub mod policy;
 pub mod rate;
 pub mod receive;

@@ -31,6 +31,10 @@ pub fn read(token: &str, scope: &[&str]) -> Result<Cursor> {
     let (claimed, time) = head.split_at(DIGEST_BYTES);
     let time = time.try_into().map_err(|_| invalid())?;
     let id = String::from_utf8(id.to_vec()).map_err(|_| invalid())?;
+    // Whoever forges a token can compute its digest; no id of ours holds a control character.
+    if id.chars().any(char::is_control) {
+        return Err(invalid());
+    }
     let cursor = Cursor { creation_time: i64::from_be_bytes(time), id };
     if digest(&cursor, scope) != claimed { Err(invalid()) } else { Ok(cursor) }
 }
@@ -61,6 +65,14 @@ mod tests {
         assert_eq!(read(&token, &["000000000000", "jobs", "Completed"]).unwrap(), cursor);
         for other in [["000000000001", "jobs", "Completed"], ["000000000000", "jobsC", "ompleted"]] {
             assert!(read(&token, &other).is_err());
+        }
+    }
+
+    #[test]
+    fn a_forged_token_with_a_nul_in_its_id_is_refused() {
+        for id in ["a\0b", "\0", "a\nb"] {
+            let forged = Cursor { creation_time: 1_700_000_000_000, id: id.into() };
+            assert!(read(&write(&forged, &["000000000000"]), &["000000000000"]).is_err(), "{id:?}");
         }
     }
 

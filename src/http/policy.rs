@@ -10,12 +10,10 @@ use serde_json::Value;
 use utoipa::openapi::OpenApi;
 
 use super::json::parse;
+use super::places::{in_control_plane, in_runtime};
 use crate::config::Prefix;
 use crate::error::{Error, Kind, Result};
 use crate::store::keys::{Key, Policy};
-
-/// The members of requests that name a place in object storage.
-const PLACES: [&str; 2] = ["s3Uri", "uri"];
 
 /// The name of every operation, by method and path.
 #[derive(Debug, Default)]
@@ -64,7 +62,7 @@ impl Operations {
         }
         let prefixes: Vec<Prefix> = policy.buckets.iter().map(|text| text.parse()).collect::<Result<_>>()?;
         let request: Value = parse(body)?;
-        match stranger(&request, &prefixes) {
+        match stranger(&request, parts.uri.path().starts_with("/model/"), &prefixes) {
             Some(uri) => Err(denied(name, &key.id, &format!("its policy does not allow the use of {uri}"))),
             None => Ok(()),
         }
@@ -78,17 +76,11 @@ fn may(policy: &Policy, name: &str) -> bool {
 }
 
 /// The first place named anywhere in the request that lies in none of the prefixes.
-fn stranger<'a>(value: &'a Value, prefixes: &[Prefix]) -> Option<&'a str> {
-    match value {
-        Value::Array(items) => items.iter().find_map(|item| stranger(item, prefixes)),
-        Value::Object(members) => members.iter().find_map(|(name, value)| match value {
-            Value::String(uri) if PLACES.contains(&name.as_str()) => {
-                (!prefixes.iter().any(|prefix| prefix.holds(uri))).then_some(uri.as_str())
-            }
-            value => stranger(value, prefixes),
-        }),
-        _ => None,
-    }
+fn stranger(request: &Value, runtime: bool, prefixes: &[Prefix]) -> Option<String> {
+    let places = if runtime { in_runtime(request) } else { in_control_plane(request) };
+    // Whoever uses a place trims it first.
+    let held = |uri: &str| prefixes.iter().any(|prefix| prefix.holds(uri.trim()));
+    places.into_iter().map(|place| place.uri).find(|uri| !held(uri))
 }
 
 fn denied(what: &str, key: &str, why: &str) -> Error {
@@ -126,10 +118,15 @@ mod tests {
     #[test]
     fn a_place_is_found_wherever_it_stands_in_a_request() {
         let prefixes = ["s3://mine/a".parse().unwrap(), "s3://ours".parse().unwrap()];
-        let request =
-            |uri: &str| json!({ "a": [{ "b": { "s3Uri": uri } }], "s3Uri": "s3://ours/x", "text": "s3://no" });
-        assert_eq!(stranger(&request("s3://mine/a/b"), &prefixes), None);
-        assert_eq!(stranger(&request("s3://mine/b"), &prefixes), Some("s3://mine/b"));
-        assert_eq!(stranger(&json!({ "s3DataSource": { "s3Uri": "rubbish" } }), &prefixes), Some("rubbish"));
+        let request = |uri: &str| json!({ "a": [{ "b": { "s3Uri": uri } }], "s3Uri": "s3://ours/x", "text": "no" });
+        let found = |request: &Value| stranger(request, false, &prefixes);
+        assert_eq!(found(&request("s3://mine/a/b")), None);
+        assert_eq!(found(&request("s3://mine/b")).unwrap(), "s3://mine/b");
+        assert_eq!(found(&json!({ "s3DataSource": { "s3Uri": "rubbish" } })).unwrap(), "rubbish");
+        let grader = |uri: &str| json!({ "hyperParameters": { "grader": uri } });
+        assert_eq!(found(&grader("s3://theirs/grader.json")).unwrap(), "s3://theirs/grader.json");
+        assert_eq!(found(&grader(" s3://ours/grader.json")), None);
+        assert_eq!(found(&grader(r#"{"file": "s3://theirs/x"}"#)).unwrap(), "s3://theirs/x");
+        assert_eq!(stranger(&json!({ "prompt": "s3://theirs/x" }), true, &prefixes), None);
     }
 }

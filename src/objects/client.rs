@@ -15,6 +15,7 @@ use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration};
 
 use super::failure::{WRITE_PROBE, explain, unreadable, unwritable};
+use super::wall::{Access, Scope};
 use super::{Put, Uri};
 use crate::clock::Millis;
 use crate::error::{Error, Kind, Result};
@@ -42,7 +43,9 @@ impl fmt::Debug for Endpoint {
 #[derive(Debug, Clone)]
 pub struct Objects {
     pub(super) s3: Client,
-    region: String,
+    pub(super) region: String,
+    /// The account on whose behalf it asks; `None` is the service itself.
+    pub(super) scope: Option<Scope>,
 }
 
 /// What is known about an object without reading it.
@@ -90,7 +93,7 @@ impl Objects {
                 StalledStreamProtectionConfig::enabled().grace_period(Duration::from_secs(30)).build(),
             )
             .build();
-        Self { s3: Client::from_conf(config), region: endpoint.region.clone() }
+        Self { s3: Client::from_conf(config), region: endpoint.region.clone(), scope: None }
     }
 
     /// Size, ETag and type of an object.
@@ -98,12 +101,14 @@ impl Objects {
     /// # Errors
     /// `NotFound`, `AccessDenied`, `Unavailable`.
     pub async fn head(&self, uri: &Uri) -> Result<Head> {
+        self.enter(uri, Access::Read).await?;
         let found = self.s3.head_object().bucket(uri.bucket()).key(uri.key()).send().await;
         Ok(Head::from(found.map_err(|error| explain("HeadObject", uri, error))?))
     }
 
     /// Removes an object. Removing what is not there succeeds.
     pub async fn delete(&self, uri: &Uri) -> Result<()> {
+        self.enter(uri, Access::Write).await?;
         let removed = self.s3.delete_object().bucket(uri.bucket()).key(uri.key()).send().await;
         removed.map_err(|error| explain("DeleteObject", uri, error)).map(drop)
     }
@@ -124,6 +129,20 @@ impl Objects {
             }
         }
         Ok(removed)
+    }
+
+    /// Whether the bucket is there and belongs to the account, by S3's own question (`x-amz-expected-bucket-owner`).
+    ///
+    /// # Errors
+    /// `Unavailable` when the store is away.
+    pub async fn is_owner(&self, account: &str, bucket: &str) -> Result<bool> {
+        match self.s3.head_bucket().bucket(bucket).expected_bucket_owner(account).send().await {
+            Ok(_) => Ok(true),
+            Err(error) => match explain("HeadBucket", &Uri::new(bucket, ""), error) {
+                error if matches!(error.kind(), Kind::NotFound | Kind::AccessDenied | Kind::Validation) => Ok(false),
+                error => Err(error),
+            },
+        }
     }
 
     /// Makes the bucket unless it is there and ours.

@@ -2,6 +2,7 @@
 
 use super::client::{bare, size};
 use super::failure::explain;
+use super::wall::{Access, refusal};
 use super::{Objects, Uri};
 use crate::clock::Millis;
 use crate::error::Result;
@@ -41,6 +42,11 @@ impl Pages {
         if self.done {
             return Ok(None);
         }
+        // Only what the account may use is shown, also where a prefix reaches beyond its folder.
+        let grants = self.objects.grants(self.prefix.bucket()).await?;
+        if grants.as_ref().is_some_and(|grants| !grants.holds(self.prefix.key())) {
+            return Err(refusal(&self.prefix, Access::Read));
+        }
         let page = self
             .objects
             .s3
@@ -59,7 +65,8 @@ impl Pages {
             etag: bare(object.e_tag()),
             modified: object.last_modified().and_then(|at| at.to_millis().ok()).unwrap_or_default(),
         });
-        Ok(Some(found.collect()))
+        let may_see = |object: &Listed| grants.as_ref().is_none_or(|grants| grants.holds(object.uri.key()));
+        Ok(Some(found.filter(may_see).collect()))
     }
 
     /// All pages together; for prefixes we wrote ourselves and know to be small.

@@ -9,6 +9,7 @@ mod folder;
 mod listing;
 mod read;
 mod uri;
+mod wall;
 mod write;
 
 pub use client::{Endpoint, Head, Objects};
@@ -17,4 +18,5 @@ pub use folder::{Entry, FOLDER_LISTING, Folder};
 pub use listing::{Listed, Pages};
 pub use read::{Fetched, Opened};
 pub use uri::Uri;
+pub use wall::{Grants, Wall};
 pub use write::Put;

@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufRead, AsyncWriteExt};
 
 use super::client::{bare, size};
 use super::failure::{broken_off, explain};
+use super::wall::Access;
 use super::{Head, Objects, Uri};
 use crate::error::{Error, Kind, Result};
 
@@ -120,6 +121,7 @@ impl Objects {
 
     /// The object's bytes from `from` on, provided that it still is the one with `etag`.
     async fn get(&self, uri: &Uri, from: u64, etag: Option<&str>) -> Result<GetObjectOutput> {
+        self.enter(uri, Access::Read).await?;
         let mut get = self.s3.get_object().bucket(uri.bucket()).key(uri.key());
         if from > 0 {
             get = get.range(format!("bytes={from}-"));

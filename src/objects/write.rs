@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
 use super::failure::explain;
+use super::wall::Access;
 use super::{Fetched, Objects, Uri};
 use crate::error::{Error, Result};
 
@@ -42,6 +43,7 @@ impl Objects {
     /// # Errors
     /// `NotFound` when there is no such bucket, `AccessDenied`, `Unavailable`.
     pub async fn put_bytes(&self, uri: &Uri, bytes: impl Into<Bytes>, put: &Put<'_>) -> Result<()> {
+        self.enter(uri, Access::Write).await?;
         self.s3
             .put_object()
             .bucket(uri.bucket())
@@ -78,6 +80,7 @@ impl Objects {
     }
 
     async fn put_parts(&self, uri: &Uri, file: tokio::fs::File, size: u64, put: &Put<'_>) -> Result<Fetched> {
+        self.enter(uri, Access::Write).await?;
         let upload = self
             .s3
             .create_multipart_upload()

@@ -6,6 +6,7 @@ use super::page::{Cursor, Filter, Listed, Order};
 use super::serving::{Placed, hold_active_model};
 use super::status::{DeploymentStatus, UpdateStatus};
 use super::tags::{self, Tag};
+use super::text::storable;
 use crate::clock::Millis;
 use crate::error::Result;
 
@@ -208,7 +209,7 @@ pub async fn settle(db: &Db, seen: &Deployment, outcome: &Outcome, now: Millis) 
     let sql = if seen.status == DeploymentStatus::Creating { CREATED } else { UPDATED };
     let message = match outcome {
         Outcome::Ready => None,
-        Outcome::Failed(message) => Some(message.as_str()),
+        Outcome::Failed(message) => Some(storable(message)),
     };
     let rows = run!(db, |on| sqlx::query(sql)
         .bind(&seen.id)

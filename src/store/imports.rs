@@ -13,7 +13,7 @@ use super::imported_models::{self, ImportedModel};
 use super::page::{Cursor, Filter, Listed, Order};
 use super::status::{ImportKind, ImportStatus};
 use super::tags::{self, Tag};
-use super::text::Json;
+use super::text::{Json, storable};
 use crate::clock::{DatabaseTime, Millis};
 use crate::error::Result;
 
@@ -450,11 +450,12 @@ pub async fn complete_model(db: &Db, import: &Import, digests: &BTreeMap<String,
 pub async fn fail(db: &Db, import: &Import, message: &str, now: Millis) -> Result<bool> {
     const SQL: &str = "UPDATE custom_models SET status = 'Failed', failure_message = $3
         WHERE account_id = $1 AND arn = $2 AND status = 'Creating'";
+    let message = storable(message);
     Ok(transaction!(db, |tx| {
-        if !end!(tx, import, ImportStatus::Failed, Some(message), now) {
+        if !end!(tx, import, ImportStatus::Failed, Some(message.as_str()), now) {
             return Ok(false);
         }
-        sqlx::query(SQL).bind(&import.account_id).bind(&import.model_arn).bind(message).execute(&mut *tx).await?;
+        sqlx::query(SQL).bind(&import.account_id).bind(&import.model_arn).bind(&message).execute(&mut *tx).await?;
         true
     }))
 }

@@ -78,9 +78,11 @@ pub fn bearer_digest(secret: &str) -> String {
     hex::encode(Sha256::digest(secret.as_bytes()))
 }
 
+/// A key of a disabled account counts as revoked for as long as the account is disabled.
 macro_rules! columns {
     () => {
-        "id, account_id, kind, note, created_at, expires_at, revoked_at, policy"
+        "id, account_id, kind, note, created_at, expires_at, policy,
+         COALESCE(revoked_at, (SELECT disabled_at FROM accounts WHERE accounts.id = access_keys.account_id)) AS revoked_at"
     };
 }
 

@@ -8,6 +8,7 @@ mod page;
 mod status;
 mod text;
 
+pub mod accounts;
 pub mod custom_models;
 pub mod deployments;
 pub mod imported_models;
@@ -16,6 +17,8 @@ pub mod job_events;
 pub mod jobs;
 pub mod keys;
 pub mod queue;
+pub mod root_keys;
+pub mod service_secrets;
 pub mod serving;
 pub mod tags;
 pub mod throughputs;

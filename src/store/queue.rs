@@ -10,7 +10,7 @@ use super::job_events;
 use super::jobs::{Job, Progress, columns};
 use super::status::{Status, Tasks};
 use super::tags::{self, Tag};
-use super::text::Json;
+use super::text::{Json, storable};
 use crate::clock::{DatabaseTime, Millis};
 use crate::error::Result;
 
@@ -34,7 +34,7 @@ macro_rules! event {
             .bind($attempt)
             .bind($at)
             .bind($kind)
-            .bind($detail)
+            .bind(storable($detail))
             .execute(&mut *$tx)
             .await?
     };
@@ -265,7 +265,7 @@ pub async fn fail(db: &Db, fence: &Fence, message: &str, tasks: &Tasks, now: Mil
         let rows = sqlx::query(SQL)
             .bind(&fence.job_id)
             .bind(fence.attempt)
-            .bind(message)
+            .bind(storable(message))
             .bind(now)
             .bind(Json(tasks))
             .execute(&mut *tx)
@@ -451,7 +451,7 @@ pub async fn sweep(
             let released: i64 = sqlx::query_scalar(RELEASED).bind(job).bind(progressed).fetch_one(&mut *tx).await?;
             let lost = (attempt - progressed - crashed - released).max(0);
             let message = failure_message(Ends { crashed, lost });
-            sqlx::query(FAIL).bind(job).bind(&message).bind(now).execute(&mut *tx).await?;
+            sqlx::query(FAIL).bind(job).bind(storable(&message)).bind(now).execute(&mut *tx).await?;
             event!(tx, account, job, attempt, now, "Failed", &message);
         }
         (stopped.len() + failed.len()) as u64

@@ -58,6 +58,11 @@ where
     }
 }
 
+/// Text that was not checked at the door, such as a message about a stranger's file: Postgres stores no NUL.
+pub(super) fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
 /// An enum whose variants are stored, and sent, under the given names.
 macro_rules! text_enum {
     (

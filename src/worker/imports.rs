@@ -167,7 +167,7 @@ async fn work(worker: &Worker, import: &Import, dir: &Path) -> Result<(Uri, Foun
     let uri = import.source_uri().ok_or_else(|| Error::validation("the source's s3DataSource.s3Uri is missing"))?;
     let source = Uri::parse(uri.trim_end_matches('/'))?;
     let base = base(worker, import)?;
-    let objects = &worker.app.objects;
+    let objects = &worker.app.objects_of(&import.account_id);
     let halt = Halt::default();
     let listed = patiently(&halt, "listing a model", async || list(objects, &source).await).await?;
     let names: Vec<&str> = listed.iter().map(|object| object.uri.name()).collect();

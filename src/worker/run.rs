@@ -15,6 +15,7 @@ use super::transfer;
 use crate::app::layout::{DATA_REPORT, Layout, TRAINING_METRICS, TRAJECTORIES};
 use crate::error::{Error, Kind, Result};
 use crate::jobs::{Claim, Held};
+use crate::objects::Objects;
 use crate::store::CustomizationType;
 use crate::train::{self, BEST_CHECKPOINT, TrainingDevice};
 
@@ -34,6 +35,8 @@ pub(crate) struct Attempt {
     pub(crate) claim: Claim,
     pub(crate) halt: Halt,
     pub(crate) layout: Layout,
+    /// Object storage as the job's account may use it.
+    pub(crate) objects: Objects,
     /// A folder for this attempt alone: `data/`, `checkpoints/`, `output/`.
     pub(crate) work_dir: PathBuf,
 }
@@ -62,7 +65,8 @@ pub(crate) async fn run(worker: &Worker, device: TrainingDevice, claim: Claim, h
 
 async fn attempt(worker: &Worker, device: TrainingDevice, claim: Claim, halt: Halt, work_dir: PathBuf) -> Result<End> {
     let layout = Layout::of(&claim.job.spec)?;
-    let attempt = Attempt { device, claim, halt, layout, work_dir };
+    let objects = worker.app.objects_of(&claim.job.spec.account_id);
+    let attempt = Attempt { device, claim, halt, layout, objects, work_dir };
     let output = attempt.work_dir.join("output");
     std::fs::create_dir_all(&output)?;
 
@@ -76,7 +80,7 @@ async fn attempt(worker: &Worker, device: TrainingDevice, claim: Claim, halt: Ha
 
     let plan = stages::prepare::plan(worker, &attempt).await?;
     let grader = stages::grader::grader(worker, &attempt, &plan).await?;
-    let summary = match stages::train::train(worker, &attempt, plan, grader).await? {
+    let summary = match stages::train::train(&attempt, plan, grader).await? {
         stages::train::Trained::Completed(summary) => summary,
         stages::train::Trained::Interrupted => return Ok(End::Interrupted),
         stages::train::Trained::Crashed(panic) => return Ok(End::Crashed(panic)),
@@ -106,7 +110,7 @@ impl Attempt {
     pub(crate) fn publisher<'a>(&'a self, worker: &'a Worker) -> stages::publish::Publisher<'a> {
         stages::publish::Publisher {
             claim: &self.claim,
-            objects: &worker.app.objects,
+            objects: &self.objects,
             layout: &self.layout,
             clock: &worker.app.clock,
             halt: &self.halt,
@@ -184,7 +188,7 @@ pub(super) async fn persist<T>(
 }
 
 async fn keep_reports(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &std::path::Path) -> Result<()> {
-    let layout = Layout::of(&claim.job.spec)?;
+    let (layout, objects) = (Layout::of(&claim.job.spec)?, worker.app.objects_of(&claim.job.spec.account_id));
     let output = work_dir.join("output");
     let mut names = vec![DATA_REPORT.to_string(), TRAINING_METRICS.to_string(), TRAJECTORIES.to_string()];
     // What a reinforcement run leaves whose grader failed: weights that cost hours.
@@ -197,8 +201,7 @@ async fn keep_reports(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &st
         let path = output.join(name);
         if path.is_file() && claim.status().await?.is_some() {
             let (uri, put) = (layout.output(name), layout.put());
-            let upload =
-                patiently(halt, "keeping a report", async || worker.app.objects.put_file(&uri, &path, &put).await);
+            let upload = patiently(halt, "keeping a report", async || objects.put_file(&uri, &path, &put).await);
             tokio::time::timeout(Duration::from_secs(30), upload).await.map_err(Error::unavailable)??;
         }
     }

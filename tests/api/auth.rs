@@ -87,9 +87,7 @@ fn a_revoked_or_expired_key_is_refused_at_once() {
 #[test]
 fn the_bearer_key_opens_what_the_pair_opens() {
     with_app(async |app| {
-        let key = app.service.keys.bearer_key.expose().to_string();
-        let headers = [("authorization".to_string(), format!("Bearer {key}"))];
-        let reply = http::send(app.address, "GET", "/foundation-models", &headers, b"").await;
+        let reply = http::send(app.address, "GET", "/foundation-models", &app.root_bearer(), b"").await;
         assert_eq!(reply.status, 200, "{}", reply.text());
         app
     });

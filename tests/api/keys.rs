@@ -155,6 +155,10 @@ fn a_key_for_a_folder_names_no_other_in_any_part_of_a_request() {
         let validators = |uri: &str| json!({ "validators": [{ "s3Uri": "s3://tuning/ours/a" }, { "s3Uri": uri }] });
         for (member, value) in [
             ("trainingDataConfig", json!({ "s3Uri": "s3://tuning/train.jsonl" })),
+            ("hyperParameters", json!({ "grader": "s3://tuning/grader.json" })),
+            ("hyperParameters", json!({ "grader": " s3://tuning/grader.json" })),
+            ("hyperParameters", json!({ "grader": "{\"type\": \"multi\", \"from\": \"s3://tuning/g\"}" })),
+            ("hyperParameters", json!({ "anything": "s3://tuning/x" })),
             ("trainingDataConfig", json!({ "s3Uri": "s3://tuning/ours/../train.jsonl" })),
             ("outputDataConfig", json!({ "s3Uri": "s3://tuning/ours-too" })),
             ("validationDataConfig", validators("s3://tuning/train.jsonl")),
@@ -173,22 +177,57 @@ fn a_key_for_a_folder_names_no_other_in_any_part_of_a_request() {
 }
 
 #[test]
-fn temporary_and_limited_keys_do_not_open_the_embedded_object_store() {
+fn keys_open_the_embedded_object_store_as_far_as_they_open_the_api() {
     with_app(async |app| {
-        let endpoint = app.service.s3_endpoint().unwrap();
-        for (pair, opens) in [
-            (app.create_pair(&[]), true),
-            (app.create_pair(&["--temporary"]), false),
-            (app.create_pair(&["--read-only"]), false),
+        app.upload("s3://tuning/ours/a", "a").await;
+        app.upload("s3://tuning/b", "b").await;
+        let lasting = app.create_pair(&[]);
+        let temporary = app.create_pair(&["--temporary"]);
+        let reader = app.create_pair(&["--read-only"]);
+        let folder = app.create_pair(&["--bucket=s3://tuning/ours", "--temporary"]);
+        let caller = app.create_pair(&["--operation=InvokeModel"]);
+        let with_token = |token: Option<&str>| Pair { session_token: token.map(Into::into), ..temporary.clone() };
+        for (what, pair, reads, writes, beside) in [
+            ("a lasting key", &lasting, true, true, true),
+            ("a temporary key", &temporary, true, true, true),
+            ("a temporary key without its token", &with_token(None), false, false, false),
+            ("a temporary key with another token", &with_token(Some("other")), false, false, false),
+            (
+                "a lasting key with a token",
+                &Pair { session_token: Some("t".into()), ..lasting.clone() },
+                false,
+                false,
+                false,
+            ),
+            ("a key that only reads", &reader, true, false, true),
+            ("a key for a folder", &folder, true, true, false),
+            ("a key for an operation", &caller, false, false, false),
         ] {
-            let objects = tunesmith::objects::Objects::new(&tunesmith::objects::Endpoint {
-                url: endpoint.clone(),
-                access_key: pair.access_key,
-                secret_key: pair.secret_key,
-                region: "us-east-1".into(),
-            });
-            assert_eq!(objects.ensure_bucket("tuning").await.is_ok(), opens);
+            let s3 = app.s3(pair);
+            let get = async |key: &str| s3.get_object().bucket("tuning").key(key).send().await.is_ok();
+            assert_eq!(get("ours/a").await, reads, "{what} reads");
+            assert_eq!(get("b").await, beside, "{what} reads beside the folder");
+            let put = s3.put_object().bucket("tuning").key("ours/new").body(b"x".to_vec().into()).send().await;
+            assert_eq!(put.is_ok(), writes, "{what} writes");
+            let list = async |prefix: &str| s3.list_objects_v2().bucket("tuning").prefix(prefix).send().await.is_ok();
+            assert_eq!(
+                (list("ours/").await, list("").await, list("ours").await),
+                (reads, beside, beside),
+                "{what} lists"
+            );
         }
+        // A presigned link carries the token too.
+        let link = aws_sdk_s3::presigning::PresigningConfig::expires_in(Duration::from_secs(60)).unwrap();
+        let link = app.s3(&temporary).get_object().bucket("tuning").key("b").presigned(link).await.unwrap();
+        let endpoint = app.service.s3_endpoint().unwrap();
+        let path = link.uri().strip_prefix(&endpoint).unwrap().to_string();
+        let address = endpoint.strip_prefix("http://").unwrap().parse().unwrap();
+        assert_eq!(http::plain(address, &path).await.status, 200);
+        let (before, after) = path.split_once("X-Amz-Security-Token=").unwrap();
+        let without = format!("{before}{}", after.split_once('&').map_or("", |(_, rest)| rest));
+        assert_eq!(http::plain(address, without.trim_end_matches('&')).await.status, 403);
+        app.service.app.clock.jump(Duration::from_secs(13 * 3600), false);
+        assert!(app.s3(&temporary).get_object().bucket("tuning").key("b").send().await.is_err(), "its time is over");
         app
     });
 }

@@ -51,8 +51,7 @@ fn a_body_that_is_too_large_is_refused_before_it_is_read() {
 #[test]
 fn compressed_and_deeply_nested_bodies_are_refused() {
     with_app(async |app| {
-        let key = format!("Bearer {}", app.service.keys.bearer_key.expose());
-        let mut headers = vec![("authorization".to_string(), key)];
+        let mut headers = app.root_bearer();
         for (target, depth) in
             [("/model-customization-jobs", 65), ("/model-customization-jobs", 160_000), ("/model/a/invoke", 4_000_000)]
         {

@@ -1,5 +1,6 @@
 //! The API over real sockets: who gets in, what is refused, and what is answered.
 
+mod accounts;
 mod auth;
 mod customization;
 mod docs;
@@ -12,6 +13,7 @@ mod merged;
 mod openapi;
 mod paging;
 mod preview;
+mod private;
 mod runtime;
 mod serving;
 mod tags;

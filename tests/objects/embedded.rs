@@ -10,10 +10,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tunesmith::clock::Clock;
 use tunesmith::error::Kind;
-use tunesmith::objects::embedded::{self, Keys, Settings};
+use tunesmith::objects::embedded::{self, Holder, Keys, Settings};
 use tunesmith::objects::{Objects, Put, Uri};
 
-use super::servers::{ACCESS_KEY, OneKey, SECRET_KEY, Store, endpoint, start};
+use super::servers::{ACCESS_KEY, OneKey, SECRET_KEY, Store, endpoint, holder, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_gets_in_without_the_right_key() {
@@ -44,9 +44,9 @@ struct Revocable(AtomicBool);
 
 #[async_trait::async_trait]
 impl Keys for Revocable {
-    async fn secret(&self, access_key: &str) -> tunesmith::error::Result<Option<String>> {
+    async fn holder(&self, access_key: &str) -> tunesmith::error::Result<Option<Holder>> {
         let revoked = self.0.load(Ordering::SeqCst);
-        Ok((access_key == ACCESS_KEY && !revoked).then(|| SECRET_KEY.to_string()))
+        Ok((access_key == ACCESS_KEY && !revoked).then(holder))
     }
 }
 
@@ -54,8 +54,12 @@ impl Keys for Revocable {
 async fn a_revoked_key_stops_working_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let keys = Arc::new(Revocable(AtomicBool::new(false)));
-    let settings =
-        Settings { listen: "127.0.0.1:0".parse().unwrap(), folder: folder.path().into(), region: "us-east-1".into() };
+    let settings = Settings {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        folder: folder.path().into(),
+        region: "us-east-1".into(),
+        account: "000000000000".into(),
+    };
     let server = embedded::start(&settings, keys.clone(), Clock::system()).await.unwrap();
     let store = Store::new(&endpoint(&server.endpoint())).await;
     keys.0.store(true, Ordering::SeqCst);
@@ -130,8 +134,12 @@ async fn objects_survive_a_restart_and_a_second_process_is_kept_out() {
     let server = start(folder.path()).await;
     let store = Store::new(&endpoint(&server.endpoint())).await;
     store.objects.put_bytes(&store.at("kept"), "kept", &Put::default()).await.unwrap();
-    let settings =
-        Settings { listen: "127.0.0.1:0".parse().unwrap(), folder: folder.path().into(), region: "us-east-1".into() };
+    let settings = Settings {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        folder: folder.path().into(),
+        region: "us-east-1".into(),
+        account: "000000000000".into(),
+    };
     let second = embedded::start(&settings, Arc::new(OneKey), Clock::system()).await;
     let error = second.map(drop).unwrap_err();
     assert!(error.message().contains("Another process uses the folder"), "{error}");

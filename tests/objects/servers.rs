@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use tunesmith::clock::Clock;
-use tunesmith::objects::embedded::{self, Keys, Server, Settings};
+use tunesmith::objects::embedded::{self, Holder, Keys, Server, Settings};
 use tunesmith::objects::{Endpoint, Objects};
 
 pub(super) const ACCESS_KEY: &str = "AKIATUNESMITHTESTS00";
@@ -17,15 +17,24 @@ pub(super) struct OneKey;
 
 #[async_trait::async_trait]
 impl Keys for OneKey {
-    async fn secret(&self, access_key: &str) -> tunesmith::error::Result<Option<String>> {
-        Ok((access_key == ACCESS_KEY).then(|| SECRET_KEY.to_string()))
+    async fn holder(&self, access_key: &str) -> tunesmith::error::Result<Option<Holder>> {
+        Ok((access_key == ACCESS_KEY).then(holder))
     }
+}
+
+/// The account's key without limits.
+pub(super) fn holder() -> Holder {
+    Holder { secret: SECRET_KEY.into(), account: Some("000000000000".into()), token_digest: None, limits: None }
 }
 
 /// Our server on a free port, its objects in `folder`.
 pub(super) async fn start(folder: &Path) -> Server {
-    let settings =
-        Settings { listen: "127.0.0.1:0".parse().unwrap(), folder: folder.to_path_buf(), region: "us-east-1".into() };
+    let settings = Settings {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        folder: folder.to_path_buf(),
+        region: "us-east-1".into(),
+        account: "000000000000".into(),
+    };
     embedded::start(&settings, Arc::new(OneKey), Clock::system()).await.unwrap()
 }
 

@@ -80,6 +80,14 @@ pub(crate) async fn send(
     reply
 }
 
+/// Gets a path of a server that is not the API.
+pub(crate) async fn plain(address: SocketAddr, path: &str) -> Reply {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    parse(&read_all(stream).await)
+}
+
 /// Everything until the server closes the connection.
 pub(crate) async fn read_all(mut stream: TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();

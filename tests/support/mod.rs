@@ -120,9 +120,11 @@ impl TestApp {
         ];
         let config = Line::parse_from(arguments.iter().chain(more)).config;
         let service = Service::start(config, role).await.unwrap();
+        // A worker has none; a test of one makes no calls.
+        let keys = service.keys.as_ref();
         let root = Pair {
-            access_key: service.keys.access_key.clone(),
-            secret_key: service.keys.secret_key.expose().to_string(),
+            access_key: keys.map(|keys| keys.access_key.clone()).unwrap_or_default(),
+            secret_key: keys.map(|keys| keys.secret_key.expose().to_string()).unwrap_or_default(),
             session_token: None,
         };
         let address = service.api.unwrap();
@@ -160,10 +162,21 @@ impl TestApp {
         pair
     }
 
+    /// The `Authorization` of the root bearer key.
+    pub(crate) fn root_bearer(&self) -> Vec<(String, String)> {
+        let key = self.service.keys.as_ref().and_then(|keys| keys.bearer_key.clone()).unwrap();
+        vec![("authorization".into(), format!("Bearer {}", key.expose()))]
+    }
+
     /// `tunesmith keys` on the service's database: whether it went well, and what it printed.
     pub(crate) fn keys(&self, arguments: &[&str]) -> (bool, String) {
+        self.command("keys", arguments)
+    }
+
+    /// Another command on the service's database.
+    pub(crate) fn command(&self, command: &str, arguments: &[&str]) -> (bool, String) {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_tunesmith"))
-            .arg("keys")
+            .arg(command)
             .args(arguments)
             .arg("--data-dir")
             .arg(self.data_dir())
@@ -198,6 +211,25 @@ impl TestApp {
         assert!(made, "{text}");
         let key = text.lines().find_map(|line| line.strip_prefix("AWS_BEARER_TOKEN_BEDROCK=")).unwrap();
         vec![("authorization".into(), format!("Bearer {key}"))]
+    }
+
+    /// The SDK's client of the embedded object store.
+    pub(crate) fn s3(&self, pair: &Pair) -> aws_sdk_s3::Client {
+        let credentials = aws_sdk_s3::config::Credentials::new(
+            &pair.access_key,
+            &pair.secret_key,
+            pair.session_token.clone(),
+            None,
+            "tests",
+        );
+        let config = aws_sdk_s3::Config::builder()
+            .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
+            .endpoint_url(self.service.s3_endpoint().unwrap())
+            .region(aws_sdk_s3::config::Region::new("us-east-1"))
+            .credentials_provider(credentials)
+            .force_path_style(true)
+            .build();
+        aws_sdk_s3::Client::from_conf(config)
     }
 
     /// A request signed by the root pair; `target` is the raw path and query.

@@ -59,6 +59,21 @@ impl Serve {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
+    /// The service's own folder.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Where the API listens.
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        self.proxy.address
+    }
+
+    /// `http://…` of the embedded object store.
+    pub(crate) fn s3(&self) -> &str {
+        &self.s3
+    }
+
     /// A folder that goes away with the service.
     pub(crate) fn scratch(&self) -> PathBuf {
         let path = self.folder.path().join("scratch");

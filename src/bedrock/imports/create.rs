@@ -16,6 +16,7 @@ use crate::bedrock::roles::check_role;
 use crate::bedrock::shapes::{
     IdempotencyToken, JobName, KmsKeyId, RoleArn, Tag, VpcConfig, check_tag_count, stored_tags,
 };
+use crate::bedrock::walls::within_walls;
 use crate::error::{Error, Result};
 use crate::http::Caller;
 use crate::http::extract::Json;
@@ -99,10 +100,11 @@ pub async fn create(
     {
         return if job.request_digest == request_digest { answer(job.arn) } else { Err(token_conflict()) };
     }
+    within_walls(&app, &caller, &request).await?;
     let import = request.accept(&app, &caller, request_digest)?;
     let folder = given(request.model_data_source.as_ref(), "modelDataSource")?.folder()?;
     check_role(&app.config, import.role_arn.as_deref().unwrap_or_default(), std::slice::from_ref(&folder), &[])?;
-    probe(&app.objects, &folder).await?;
+    probe(&app.objects_of(&caller.account), &folder).await?;
     match imports::insert_job(&app.db, &import, &stored_tags(request.job_tags)).await? {
         Accepted::Inserted => {
             app.job_accepted.notify_waiters();

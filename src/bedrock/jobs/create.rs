@@ -22,6 +22,7 @@ use crate::bedrock::shapes::{
     BaseModelIdentifier, CustomModelName, IdempotencyToken, JobName, KmsKeyId, OutputDataConfig, RoleArn, Tag,
     TrainingDataConfig, ValidationDataConfig, VpcConfig, check_tag_count, stored_tags,
 };
+use crate::bedrock::walls::within_walls;
 use crate::error::{Error, Result};
 use crate::http::Caller;
 use crate::http::extract::Json;
@@ -127,6 +128,7 @@ pub async fn create(
         return if job.spec.request_digest == digest { answer(job.spec.arn) } else { Err(token_conflict()) };
     }
 
+    within_walls(&app, &caller, &request).await?;
     let spec = request.accept(&app, &caller, digest).await?;
     probe(&app, &spec).await?;
     match jobs::insert(&app.db, &spec, &stored_tags(request.job_tags)).await? {
@@ -338,15 +340,16 @@ async fn probe(app: &App, spec: &JobSpec) -> Result<()> {
     let logs = spec.invocation_logs_uri().map(Uri::parse).transpose()?;
     let all: Vec<Uri> = reads.iter().chain(&logs).cloned().collect();
     check_role(&app.config, &spec.role_arn, &all, &writes)?;
+    let objects = app.objects_of(&spec.account_id);
     if let Some(folder) = &logs {
-        distillation::probe(app, folder).await?;
+        distillation::probe(&objects, folder).await?;
     }
     for source in &reads {
-        app.objects.probe_read(source).await?;
+        objects.probe_read(source).await?;
     }
     let put = Put { kms_key: spec.kms_key_arn.as_deref(), ..Put::default() };
     for folder in &writes {
-        app.objects.probe_write(folder, &put).await?;
+        objects.probe_write(folder, &put).await?;
     }
     Ok(())
 }

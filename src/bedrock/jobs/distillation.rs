@@ -5,7 +5,7 @@ use crate::bedrock::constraint::given;
 use crate::bedrock::customization::DistillationConfig;
 use crate::bedrock::shapes::TrainingDataConfig;
 use crate::error::{Error, Result};
-use crate::objects::Uri;
+use crate::objects::{Objects, Uri};
 use crate::store::ModelStatus;
 
 /// Refuses what cannot be distilled from.
@@ -40,8 +40,8 @@ pub(super) async fn check(
 }
 
 /// There must be something to read in the folder of logs.
-pub(super) async fn probe(app: &App, folder: &Uri) -> Result<()> {
-    match app.objects.list(folder).next().await? {
+pub(super) async fn probe(objects: &Objects, folder: &Uri) -> Result<()> {
+    match objects.list(folder).next().await? {
         Some(page) if !page.is_empty() => Ok(()),
         _ => Err(Error::validation(format!("There is no object under {folder}: invocation logs are read from there"))),
     }

@@ -17,11 +17,12 @@ use crate::bedrock::idempotency::{digest, token_conflict};
 use crate::bedrock::imports::{KmsKeyArn, ModelDataSource, probe};
 use crate::bedrock::roles::check_role;
 use crate::bedrock::shapes::{CustomModelName, IdempotencyToken, RoleArn, Tag, check_tag_count, stored_tags};
+use crate::bedrock::walls::within_walls;
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::http::extract::Json;
 use crate::models::DecoderConfig;
-use crate::objects::Uri;
+use crate::objects::{Objects, Uri};
 use crate::store::custom_models::CustomModel;
 use crate::store::imports::{self, Accepted, Import};
 use crate::store::{self, CustomizationType, ImportKind, ImportStatus, ModelStatus};
@@ -96,6 +97,7 @@ pub async fn create(
             Err(token_conflict())
         };
     }
+    within_walls(&app, &caller, &request).await?;
     let name = given(request.model_name.clone(), "modelName")?.0;
     check_tag_count(request.model_tags.as_deref(), "modelTags", Some(&name))?;
     let source = given(request.model_source_config.as_ref(), "modelSourceConfig")?;
@@ -103,8 +105,9 @@ pub async fn create(
     if let Some(role) = &request.role_arn {
         check_role(&app.config, &role.0, std::slice::from_ref(&folder), &[])?;
     }
-    probe(&app.objects, &folder).await?;
-    let base = base_of(&app, &folder).await?;
+    let objects = app.objects_of(&caller.account);
+    probe(&objects, &folder).await?;
+    let base = base_of(&app, &objects, &folder).await?;
     let (import, model) = request.accept(&app, &caller, &folder, base, request_digest)?;
     match imports::insert_model(&app.db, &import, &model).await? {
         Accepted::Inserted => {
@@ -141,8 +144,8 @@ struct ModelConfig {
     name_or_path: Option<String>,
 }
 
-async fn base_of(app: &App, folder: &Uri) -> Result<Base> {
-    if let Some(text) = file(app, &folder.join("adapter_config.json")).await? {
+async fn base_of(app: &App, objects: &Objects, folder: &Uri) -> Result<Base> {
+    if let Some(text) = file(objects, &folder.join("adapter_config.json")).await? {
         let config: AdapterConfig = serde_json::from_slice(&text)
             .map_err(|cause| Error::validation(format!("{folder}/adapter_config.json: {cause}")))?;
         let member = if config.model_name.is_some() { "model_name" } else { "base_model_name_or_path" };
@@ -157,7 +160,7 @@ async fn base_of(app: &App, folder: &Uri) -> Result<Base> {
         })?;
         return Ok(Base { id: base.id.clone(), needed: true });
     }
-    let Some(text) = file(app, &folder.join("config.json")).await? else {
+    let Some(text) = file(objects, &folder.join("config.json")).await? else {
         return Err(Error::validation(format!(
             "{folder} holds neither adapter_config.json (an adapter in the format of peft) nor config.json (a whole model \
              in the format of Hugging Face)"
@@ -173,8 +176,8 @@ async fn base_of(app: &App, folder: &Uri) -> Result<Base> {
 }
 
 /// A small file; `None` when it is not there.
-async fn file(app: &App, uri: &Uri) -> Result<Option<Vec<u8>>> {
-    match app.objects.get_bytes(uri, CONFIG_CAP).await {
+async fn file(objects: &Objects, uri: &Uri) -> Result<Option<Vec<u8>>> {
+    match objects.get_bytes(uri, CONFIG_CAP).await {
         Ok(bytes) => Ok(Some(bytes.to_vec())),
         Err(error) if error.kind() == Kind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -4,7 +4,7 @@ use s3s::dto::{
     Bucket, BucketLocationConstraint, CreateBucketOutput, GetBucketLocationOutput, HeadBucketOutput, ListBucketsInput,
     ListBucketsOutput,
 };
-use s3s::{S3Result, s3_error};
+use s3s::{S3Error, S3Result, s3_error};
 use sqlx::Row;
 
 use super::index::{Index, expect_bucket, fault, remove_pieces, stamp};
@@ -13,15 +13,25 @@ use super::index::{Index, expect_bucket, fault, remove_pieces, stamp};
 const PAGE: i64 = 10_000;
 
 impl Index {
-    pub(super) async fn create_bucket(&self, name: &str) -> S3Result<CreateBucketOutput> {
+    /// Makes a bucket that belongs to the account `owner`.
+    pub(super) async fn create_bucket(&self, name: &str, owner: &str) -> S3Result<CreateBucketOutput> {
         let mut tx = self.begin().await?;
-        let made = sqlx::query("INSERT INTO buckets (name, created) VALUES (?, ?) ON CONFLICT DO NOTHING")
+        let made = sqlx::query("INSERT INTO buckets (name, created, owner) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
             .bind(name)
             .bind(self.clock.now())
+            .bind(owner)
             .execute(&mut *tx)
             .await
             .map_err(fault)?;
         if made.rows_affected() == 0 {
+            let theirs: Option<String> = sqlx::query_scalar("SELECT owner FROM buckets WHERE name = ?")
+                .bind(name)
+                .fetch_one(&mut *tx)
+                .await
+                .map_err(fault)?;
+            if theirs.as_deref() != Some(owner) {
+                return Err(taken());
+            }
             return Err(s3_error!(BucketAlreadyOwnedByYou, "You already own this bucket."));
         }
         self.commit(tx, Vec::new()).await?;
@@ -67,15 +77,24 @@ impl Index {
         self.commit(tx, gone).await
     }
 
-    pub(super) async fn list_buckets(&self, input: ListBucketsInput, region: &str) -> S3Result<ListBucketsOutput> {
+    /// The buckets of the account `owner`; all for `None`, the service itself.
+    pub(super) async fn list_buckets(
+        &self,
+        input: ListBucketsInput,
+        owner: Option<&str>,
+        region: &str,
+    ) -> S3Result<ListBucketsOutput> {
         let prefix = input.prefix.clone().unwrap_or_default();
         let limit = i64::from(input.max_buckets.unwrap_or(i32::MAX)).clamp(1, PAGE);
         let rows = sqlx::query(
-            "SELECT name, created FROM buckets WHERE name > ? AND substr(name, 1, ?) = ? ORDER BY name LIMIT ?",
+            "SELECT name, created FROM buckets WHERE name > ? AND substr(name, 1, ?) = ? \
+             AND (? IS NULL OR owner = ?) ORDER BY name LIMIT ?",
         )
         .bind(input.continuation_token.as_deref().unwrap_or_default())
         .bind(i64::try_from(prefix.len()).map_err(fault)?)
         .bind(&prefix)
+        .bind(owner)
+        .bind(owner)
         .bind(limit + 1)
         .fetch_all(&self.pool)
         .await
@@ -95,4 +114,13 @@ impl Index {
         let token = buckets.last().filter(|_| more).and_then(|bucket| bucket.name.clone());
         Ok(ListBucketsOutput { buckets: Some(buckets), continuation_token: token, prefix: input.prefix, owner: None })
     }
+}
+
+/// The answer for a name that another account has.
+pub(super) fn taken() -> S3Error {
+    s3_error!(
+        BucketAlreadyExists,
+        "The requested bucket name is not available. The bucket namespace is shared by all users of the system. \
+         Please select a different name and try again."
+    )
 }

@@ -16,9 +16,9 @@ const STEPS: [Step; 7] =
     [Step::Create, Step::Write, Step::SyncFile, Step::SyncFolder, Step::Begin, Step::Commit, Step::Discard];
 
 async fn open(folder: &Path) -> Index {
-    let index = Index::open(folder, Clock::system()).await.unwrap();
+    let index = Index::open(folder, "000000000000", Clock::system()).await.unwrap();
     if index.expect_bucket("data").await.is_err() {
-        index.create_bucket("data").await.unwrap();
+        index.create_bucket("data", "000000000000").await.unwrap();
     }
     index
 }

@@ -115,7 +115,8 @@ pub(super) struct Held {
 
 impl Index {
     /// Opens the store in `root` and sweeps what a crash left behind.
-    pub(super) async fn open(root: &Path, clock: Clock) -> Result<Self> {
+    /// Buckets of releases that knew no owners become `account`'s.
+    pub(super) async fn open(root: &Path, account: &str, clock: Clock) -> Result<Self> {
         let files = Arc::new(Files::open(root, clock.clone())?);
         let options = SqliteConnectOptions::new()
             .filename(root.join("index.db"))
@@ -126,6 +127,7 @@ impl Index {
             .foreign_keys(true);
         let pool = SqlitePoolOptions::new().max_connections(8).acquire_timeout(PATIENCE).connect_with(options).await?;
         sqlx::raw_sql(SCHEMA).execute(&pool).await?;
+        give_owners(&pool, account).await?;
         let known: HashSet<String> =
             sqlx::query_scalar("SELECT file FROM pieces").fetch_all(&pool).await?.into_iter().collect();
         let swept = files.sweep(&known).map_err(Error::internal)?;
@@ -177,6 +179,18 @@ impl Index {
         drop(shared);
         Ok(Held { object, pieces, pin })
     }
+}
+
+/// Adds the column of owners where a former release made the table, and fills what has none: also what that release
+/// made when it was run once more.
+async fn give_owners(pool: &SqlitePool, account: &str) -> Result<()> {
+    let columns: Vec<String> =
+        sqlx::query_scalar("SELECT name FROM pragma_table_info('buckets')").fetch_all(pool).await?;
+    if !columns.iter().any(|column| column == "owner") {
+        sqlx::query("ALTER TABLE buckets ADD COLUMN owner TEXT").execute(pool).await?;
+    }
+    sqlx::query("UPDATE buckets SET owner = ? WHERE owner IS NULL").bind(account).execute(pool).await?;
+    Ok(())
 }
 
 /// # Errors

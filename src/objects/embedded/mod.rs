@@ -21,13 +21,13 @@ mod multipart;
 mod objects;
 mod operations;
 mod server;
+mod walls;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 pub use server::{Server, start};
-
-use crate::error::Result;
+pub use walls::{Holder, Keys, Limits};
 
 /// Where the server listens and keeps its objects.
 #[derive(Debug, Clone)]
@@ -38,11 +38,6 @@ pub struct Settings {
     pub folder: PathBuf,
     /// What `GetBucketLocation` answers.
     pub region: String,
-}
-
-/// Who may come in: asked anew at every request, so a revoked key stops working at once.
-#[async_trait::async_trait]
-pub trait Keys: Send + Sync + 'static {
-    /// The secret that belongs to an access key, or `None` when nobody holds it (any more).
-    async fn secret(&self, access_key: &str) -> Result<Option<String>>;
+    /// Owns the buckets that the service itself makes, and those of releases that knew no owners.
+    pub account: String,
 }

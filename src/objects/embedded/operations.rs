@@ -1,8 +1,6 @@
 //! The S3 operations that are served; every other one answers `NotImplemented`, which is what the
 //! trait's default bodies say.
 
-use std::path::Path;
-
 use s3s::dto::{
     AbortMultipartUploadInput, AbortMultipartUploadOutput, CompleteMultipartUploadInput, CompleteMultipartUploadOutput,
     CopyObjectInput, CopyObjectOutput, CreateBucketInput, CreateBucketOutput, CreateMultipartUploadInput,
@@ -15,8 +13,10 @@ use s3s::dto::{
 };
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 
+use super::Settings;
 use super::conditions::Writing;
 use super::index::Index;
+use super::walls::holder;
 use crate::clock::Clock;
 use crate::error::Result;
 
@@ -24,11 +24,19 @@ use crate::error::Result;
 pub(super) struct Operations {
     index: Index,
     region: String,
+    /// Owns what the service itself makes.
+    account: String,
 }
 
 impl Operations {
-    pub(super) async fn open(folder: &Path, region: &str, clock: Clock) -> Result<Self> {
-        Ok(Self { index: Index::open(folder, clock).await?, region: region.to_string() })
+    pub(super) async fn open(settings: &Settings, clock: Clock) -> Result<Self> {
+        let Settings { folder, region, account, .. } = settings;
+        let index = Index::open(folder, account, clock).await?;
+        Ok(Self { index, region: region.clone(), account: account.clone() })
+    }
+
+    pub(super) fn index(&self) -> Index {
+        self.index.clone()
     }
 }
 
@@ -37,7 +45,9 @@ type Answer<T> = S3Result<S3Response<T>>;
 #[async_trait::async_trait]
 impl S3 for Operations {
     async fn create_bucket(&self, request: S3Request<CreateBucketInput>) -> Answer<CreateBucketOutput> {
-        self.index.create_bucket(&request.input.bucket).await.map(S3Response::new)
+        let holder = holder(&request)?;
+        let owner = holder.account.as_deref().unwrap_or(&self.account);
+        self.index.create_bucket(&request.input.bucket, owner).await.map(S3Response::new)
     }
 
     async fn head_bucket(&self, request: S3Request<HeadBucketInput>) -> Answer<HeadBucketOutput> {
@@ -50,7 +60,8 @@ impl S3 for Operations {
     }
 
     async fn list_buckets(&self, request: S3Request<ListBucketsInput>) -> Answer<ListBucketsOutput> {
-        self.index.list_buckets(request.input, &self.region).await.map(S3Response::new)
+        let holder = holder(&request)?;
+        self.index.list_buckets(request.input, holder.account.as_deref(), &self.region).await.map(S3Response::new)
     }
 
     async fn get_bucket_location(&self, request: S3Request<GetBucketLocationInput>) -> Answer<GetBucketLocationOutput> {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
-use s3s::auth::{S3Auth, SecretKey};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{Body, HttpResponse, S3Error, S3Result, s3_error};
 use tokio::net::TcpListener;
@@ -15,9 +14,10 @@ use tokio::task::JoinHandle;
 
 use super::body::Patient;
 use super::operations::Operations;
+use super::walls::{Gate, remembering};
 use super::{Keys, Settings};
 use crate::clock::Clock;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::net::{self, Limits};
 
 /// AWS refuses presigned links that live longer than a week, and so do we.
@@ -37,7 +37,8 @@ pub struct Server {
 /// `Validation` when the address or the folder cannot be used, for example because another process
 /// uses the folder; `Internal` when the store's index cannot be read.
 pub async fn start(settings: &Settings, keys: Arc<dyn Keys>, clock: Clock) -> Result<Server> {
-    let operations = Operations::open(&settings.folder, &settings.region, clock).await?;
+    let operations = Operations::open(settings, clock).await?;
+    let gate = Gate { keys, index: operations.index() };
     let listener = TcpListener::bind(settings.listen).await.map_err(|cause| {
         Error::validation(format!(
             "The embedded S3 server cannot listen on {}: {cause}. Set TUNESMITH_S3_LISTEN to a free address",
@@ -46,7 +47,8 @@ pub async fn start(settings: &Settings, keys: Arc<dyn Keys>, clock: Clock) -> Re
     })?;
     let address = listener.local_addr()?;
     let mut builder = S3ServiceBuilder::new(operations);
-    builder.set_auth(Gate { keys });
+    builder.set_auth(gate.clone());
+    builder.set_access(gate);
     let (stop, stopped) = oneshot::channel();
     let service = builder.build();
     // Until it is told how long requests may take to end; dropped without a word, it ends at once.
@@ -90,7 +92,7 @@ async fn answer(service: S3Service, request: hyper::Request<Incoming>) -> Result
     if let Err(error) = acceptable(&request) {
         return error.to_http_response().map_err(|error| s3s::HttpError::new(Box::new(error)));
     }
-    service.call(request.map(|body| Body::http_body_unsync(Patient::new(body)))).await
+    remembering(service.call(request.map(|body| Body::http_body_unsync(Patient::new(body))))).await
 }
 
 /// Refuses what `s3s` takes although we must not: links that live too long, the old signatures that
@@ -128,28 +130,4 @@ fn old_signature() -> S3Error {
         InvalidRequest,
         "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
     )
-}
-
-/// Looks keys up for `s3s`.
-struct Gate {
-    keys: Arc<dyn Keys>,
-}
-
-#[async_trait::async_trait]
-impl S3Auth for Gate {
-    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
-        match self.keys.secret(access_key).await {
-            Ok(Some(secret)) => Ok(SecretKey::from(secret)),
-            Ok(None) => {
-                Err(s3_error!(InvalidAccessKeyId, "The AWS Access Key Id you provided does not exist in our records."))
-            }
-            Err(error) => {
-                tracing::warn!("a key cannot be looked up: {}", error.log());
-                match error.kind() {
-                    Kind::Unavailable => Err(s3_error!(ServiceUnavailable, "Please try again")),
-                    _ => Err(s3_error!(InternalError, "We encountered an internal error. Please try again.")),
-                }
-            }
-        }
-    }
 }

@@ -107,9 +107,9 @@ pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<Disti
         (_, Some(logs)) => {
             let asked = logs.use_prompt_response.then_some(teacher.teacher_model_identifier.as_str());
             let from = Uri::parse(&logs.invocation_log_source.s3_uri)?;
-            prompts.logs(worker, attempt, &from, &logs.request_metadata_filters, asked).await?;
+            prompts.logs(attempt, &from, &logs.request_metadata_filters, asked).await?;
         }
-        (Some(uri), None) => prompts.records(worker, attempt, uri).await?,
+        (Some(uri), None) => prompts.records(attempt, uri).await?,
         (None, None) => return Err(Error::validation("trainingDataConfig.s3Uri is missing")),
     }
     let (asked, left_out) = prompts.finish()?;
@@ -142,7 +142,7 @@ pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<Disti
         let target =
             patiently(&attempt.halt, "bringing the teacher", async || models::target(&worker.app, &found).await)
                 .await?;
-        let mut answers = Answers::open(worker, attempt, teacher, limit).await?;
+        let mut answers = Answers::open(attempt, teacher, limit).await?;
         // An engine of its own: the teacher leaves memory before the student's training begins.
         let engine = Engine::new(Device::Cpu, Capacity::default(), Some(worker.app.config.quantized()));
         let asking = Asking { attempt, engine: Arc::new(engine), target, limit };

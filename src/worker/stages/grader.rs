@@ -53,7 +53,7 @@ pub(crate) async fn grader(worker: &Worker, attempt: &Attempt, plan: &Plan) -> R
     let text = if given.trim_start().starts_with("s3://") {
         let path = attempt.work_dir.join("grader.json");
         let uri = Uri::parse(given.trim())?;
-        patiently(&attempt.halt, "downloading the grader", async || worker.app.objects.get_to_file(&uri, &path).await)
+        patiently(&attempt.halt, "downloading the grader", async || attempt.objects.get_to_file(&uri, &path).await)
             .await?;
         tokio::fs::read_to_string(&path).await?
     } else {

@@ -51,7 +51,7 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
             Artifact::Adapter(adapter) => start = Some(adapter.dir),
         }
         if settings.continue_optimizer_state {
-            optimizer_state = Some(moments(worker, attempt, &parent).await?);
+            optimizer_state = Some(moments(attempt, &parent).await?);
         }
     }
 
@@ -67,7 +67,7 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
         _ => {
             let uri = spec.training_uri().ok_or_else(|| Error::validation("trainingDataConfig.s3Uri is missing"))?;
             let training = data.join(file_name(uri, "training.jsonl"));
-            fetch(worker, attempt, uri, &training).await?;
+            fetch(attempt, uri, &training).await?;
             training
         }
     };
@@ -77,7 +77,7 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
         let folder = data.join(format!("validator-{n}"));
         std::fs::create_dir_all(&folder)?;
         let path = folder.join(file_name(uri, "validation.jsonl"));
-        fetch(worker, attempt, uri, &path).await?;
+        fetch(attempt, uri, &path).await?;
         validation.push(path);
     }
 
@@ -98,7 +98,7 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
         memory: Memory::host(worker.app.config.job_memory()?),
         clock: worker.app.clock.clone(),
     };
-    checkpoints(worker, attempt).download_newest(&plan.checkpoints()).await?;
+    checkpoints(attempt).download_newest(&plan.checkpoints()).await?;
     Ok(plan)
 }
 
@@ -116,11 +116,11 @@ async fn parent(worker: &Worker, attempt: &Attempt) -> Result<CustomModel> {
 }
 
 /// Brings the optimizer's moments, which lie beside the folder of the artifact.
-async fn moments(worker: &Worker, attempt: &Attempt, parent: &CustomModel) -> Result<PathBuf> {
+async fn moments(attempt: &Attempt, parent: &CustomModel) -> Result<PathBuf> {
     let folder = parent.artifact_uri.rsplit_once('/').map_or("", |(folder, _)| folder);
     let uri = format!("{folder}/{OPTIMIZER_STATE}");
     let path = attempt.work_dir.join(OPTIMIZER_STATE);
-    match fetch(worker, attempt, &uri, &path).await {
+    match fetch(attempt, &uri, &path).await {
         Err(error) if matches!(error.kind(), Kind::NotFound | Kind::AccessDenied) => Err(Error::validation(format!(
             "continueOptimizerState: there is no {uri}. The job that made the custom model keeps its state when it has \
              saveOptimizerState true."
@@ -130,9 +130,9 @@ async fn moments(worker: &Worker, attempt: &Attempt, parent: &CustomModel) -> Re
 }
 
 /// Where this attempt keeps its checkpoints.
-pub(crate) fn checkpoints(worker: &Worker, attempt: &Attempt) -> Checkpoints {
+pub(crate) fn checkpoints(attempt: &Attempt) -> Checkpoints {
     Checkpoints {
-        objects: worker.app.objects.clone(),
+        objects: attempt.objects.clone(),
         layout: attempt.layout.clone(),
         attempt: attempt.claim.attempt(),
         halt: attempt.halt.clone(),
@@ -144,10 +144,9 @@ fn file_name<'a>(uri: &'a str, otherwise: &'a str) -> &'a str {
     uri.rsplit('/').next().filter(|name| !matches!(*name, "" | "." | "..")).unwrap_or(otherwise)
 }
 
-async fn fetch(worker: &Worker, attempt: &Attempt, uri: &str, path: &std::path::Path) -> Result<()> {
+async fn fetch(attempt: &Attempt, uri: &str, path: &std::path::Path) -> Result<()> {
     let uri = Uri::parse(uri)?;
-    patiently(&attempt.halt, "downloading a data set", async || worker.app.objects.get_to_file(&uri, path).await)
-        .await?;
+    patiently(&attempt.halt, "downloading a data set", async || attempt.objects.get_to_file(&uri, path).await).await?;
     Ok(())
 }
 

@@ -7,7 +7,6 @@ use std::panic::AssertUnwindSafe;
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 
-use super::super::Worker;
 use super::super::observer::{News, Observer};
 use super::super::reporter;
 use super::super::run::Attempt;
@@ -29,16 +28,11 @@ pub(crate) enum Trained {
 }
 
 /// Trains by `plan`; with a grader, by what it says of sampled answers.
-pub(crate) async fn train(
-    worker: &Worker,
-    attempt: &Attempt,
-    plan: Plan,
-    grader: Option<Box<dyn Grader>>,
-) -> Result<Trained> {
+pub(crate) async fn train(attempt: &Attempt, plan: Plan, grader: Option<Box<dyn Grader>>) -> Result<Trained> {
     let news = watch::Sender::new(News::default());
     let observer = Observer {
         claim: attempt.claim.clone(),
-        checkpoints: checkpoints(worker, attempt),
+        checkpoints: checkpoints(attempt),
         news: news.clone(),
         runtime: Handle::current(),
     };
@@ -52,7 +46,7 @@ pub(crate) async fn train(
         }
     })?;
 
-    let metrics = reporter::metrics(&attempt.claim, &worker.app.objects, &attempt.layout, &output, &attempt.halt);
+    let metrics = reporter::metrics(&attempt.claim, &attempt.objects, &attempt.layout, &output, &attempt.halt);
     let progress = reporter::progress(&attempt.claim, &news);
     let watching = async {
         tokio::join!(metrics, progress);

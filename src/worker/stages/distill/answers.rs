@@ -37,7 +37,6 @@ struct Line {
 
 /// The answers so far.
 pub(super) struct Answers<'a> {
-    worker: &'a Worker,
     attempt: &'a Attempt,
     /// What every key begins with.
     asked: Sha256,
@@ -47,10 +46,10 @@ pub(super) struct Answers<'a> {
 
 impl<'a> Answers<'a> {
     /// With what earlier attempts kept.
-    pub(super) async fn open(worker: &'a Worker, attempt: &'a Attempt, teacher: &str, limit: usize) -> Result<Self> {
+    pub(super) async fn open(attempt: &'a Attempt, teacher: &str, limit: usize) -> Result<Self> {
         let asked = Sha256::new().chain_update(format!("{teacher}\n{limit}\n"));
         let mut answers = HashMap::new();
-        let (objects, halt) = (&worker.app.objects, &attempt.halt);
+        let (objects, halt) = (&attempt.objects, &attempt.halt);
         let prefix = attempt.layout.attempts();
         let listed = patiently(halt, "listing answers", async || objects.list(&prefix).all().await).await?;
         for object in listed.iter().filter(|object| object.uri.key().contains("/responses/")) {
@@ -67,7 +66,7 @@ impl<'a> Answers<'a> {
         if !answers.is_empty() {
             info!(job.id = attempt.claim.job.spec.id, answers = answers.len(), "going on with kept answers");
         }
-        Ok(Self { worker, attempt, asked, answers, objects: 0 })
+        Ok(Self { attempt, asked, answers, objects: 0 })
     }
 
     /// The answer to a question, if there is one.
@@ -88,7 +87,7 @@ impl<'a> Answers<'a> {
         let uri = layout.response(self.attempt.claim.attempt(), self.objects);
         self.objects += 1;
         patiently(&self.attempt.halt, "keeping answers", async || {
-            self.worker.app.objects.put_bytes(&uri, bytes.clone(), &layout.put()).await
+            self.attempt.objects.put_bytes(&uri, bytes.clone(), &layout.put()).await
         })
         .await
     }

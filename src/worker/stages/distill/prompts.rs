@@ -6,7 +6,6 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 
-use super::super::super::Worker;
 use super::super::super::retry::patiently;
 use super::super::super::run::Attempt;
 use crate::data::jsonl::{Content, Fault, Lines};
@@ -34,13 +33,11 @@ impl Prompts {
     }
 
     /// Takes the records of a file. An answer beside a prompt is not learned: the teacher's is.
-    pub(super) async fn records(&mut self, worker: &Worker, attempt: &Attempt, uri: &str) -> Result<()> {
+    pub(super) async fn records(&mut self, attempt: &Attempt, uri: &str) -> Result<()> {
         let path = attempt.work_dir.join("data").join("prompts");
         let from = Uri::parse(uri)?;
-        patiently(&attempt.halt, "downloading the prompts", async || {
-            worker.app.objects.get_to_file(&from, &path).await
-        })
-        .await?;
+        patiently(&attempt.halt, "downloading the prompts", async || attempt.objects.get_to_file(&from, &path).await)
+            .await?;
         let file = std::fs::File::open(&path)?;
         self.read(uri, file, |line| Asked::parse(line).map(|asked| Some(Asked { answer: None, ..asked })))
     }
@@ -49,13 +46,12 @@ impl Prompts {
     /// given, their answers.
     pub(super) async fn logs(
         &mut self,
-        worker: &Worker,
         attempt: &Attempt,
         folder: &Uri,
         filters: &MetadataFilters,
         teacher: Option<&str>,
     ) -> Result<()> {
-        let (objects, halt) = (&worker.app.objects, &attempt.halt);
+        let (objects, halt) = (&attempt.objects, &attempt.halt);
         let mut pages = objects.list(folder);
         let path = attempt.work_dir.join("data").join("log");
         // Pages come in the order of keys: every attempt reads the same prompts in the same order.
