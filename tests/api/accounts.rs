@@ -170,3 +170,52 @@ fn a_character_that_postgres_cannot_store_is_refused_wherever_it_stands() {
     });
     crate::jobs::database::block_on(schema.remove());
 }
+
+#[test]
+fn the_grader_function_of_another_account_is_not_called() {
+    crate::support::with_settings(&["--lambda-endpoint=http://127.0.0.1:9"], async |app| {
+        let pair = app.stranger().await;
+        own_bucket(&app, &pair).await;
+        for (owner, allowed) in [(crate::support::ACCOUNT, false), (OTHER, true)] {
+            let mut job = own_job(&app, &format!("of-{owner}"));
+            job["customizationType"] = json!("REINFORCEMENT_FINE_TUNING");
+            job["hyperParameters"] = json!({});
+            let arn = format!("arn:aws:lambda:us-east-1:{owner}:function:grade");
+            job["customizationConfig"] =
+                json!({ "rftConfig": { "graderConfig": { "lambdaGrader": { "lambdaArn": arn } } } });
+            let reply = app.call_as(&pair, "POST", "/model-customization-jobs", Some(&job)).await;
+            assert_eq!(reply.status == 201, allowed, "{}", reply.text());
+            assert_eq!(reply.message().contains("InvokeFunction"), !allowed, "{}", reply.text());
+        }
+        app
+    });
+}
+
+/// The files that reach object storage with the rights of the service itself, and why they may.
+const OWN_RIGHTS: &[(&str, &str)] = &[
+    ("app.rs", "makes the clients of accounts"),
+    ("app/readiness.rs", "asks whether the store is there"),
+    ("worker/scratch.rs", "removes what the service itself left under a job's prefix"),
+    ("cli/demo.rs", "acts for the root account"),
+];
+
+#[test]
+fn what_a_caller_names_is_reached_with_the_rights_of_its_account_alone() {
+    fn walk(folder: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { walk(&path, found) } else { found.push(path) }
+        }
+    }
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    walk(&root, &mut files);
+    assert!(files.len() > 100, "{}", files.len());
+    for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs")) {
+        let name = file.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(file).unwrap();
+        let uses = text.match_indices("app.objects").any(|(at, found)| !text[at + found.len()..].starts_with("_of("));
+        let may = OWN_RIGHTS.iter().any(|(allowed, _)| *allowed == name);
+        assert!(!uses || may, "{name} reaches object storage past the walls: use App::objects_of");
+    }
+}

@@ -155,7 +155,7 @@ impl Request {
         let rft = self.customization_config.as_ref().and_then(|config| config.rft_config.as_ref());
         let settings = if customization_type == CustomizationType::ReinforcementFineTuning {
             let settings = reinforcement::settings(&hyper_parameters, rft, &base.hyper_parameters)?;
-            reinforcement::check_grader(&app.config, rft, &settings)?;
+            reinforcement::check_grader(&app.config, &caller.account, rft, &settings)?;
             settings
         } else {
             Settings::parse(&hyper_parameters, &base.hyper_parameters)?

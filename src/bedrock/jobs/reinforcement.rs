@@ -21,8 +21,8 @@ pub(super) fn settings(
     Settings::parse(&reinforcement_hyper_parameters(given, rft.as_ref())?, defaults)
 }
 
-/// Checks that there is exactly one grader, and that it can grade.
-pub(super) fn check_grader(config: &Config, rft: Option<&RftConfig>, settings: &Settings) -> Result<()> {
+/// Checks that there is exactly one grader, and that it can grade for `account`.
+pub(super) fn check_grader(config: &Config, account: &str, rft: Option<&RftConfig>, settings: &Settings) -> Result<()> {
     let lambda = rft.and_then(|rft| rft.grader_config.as_ref()).and_then(|grader| grader.lambda_grader.as_ref());
     match (lambda, &settings.grader) {
         (Some(_), Some(_)) => Err(Error::validation(
@@ -37,7 +37,17 @@ pub(super) fn check_grader(config: &Config, rft: Option<&RftConfig>, settings: &
             "This service does not know where Lambda functions answer: start it with TUNESMITH_LAMBDA_ENDPOINT, or give \
              the hyperparameter grader with a built-in one",
         )),
-        (Some(_), None) => Ok(()),
+        (Some(lambda), None) => match &lambda.lambda_arn {
+            // The service calls with rights of its own, so whose function it is has to be asked here.
+            Some(arn) if account != config.account_id && arn.0.split(':').nth(4) != Some(account) => {
+                Err(Error::validation(format!(
+                    "Could not validate InvokeFunction permissions to access the Lambda function {}: give a function of \
+                     the account {account}",
+                    arn.0
+                )))
+            }
+            _ => Ok(()),
+        },
         (None, Some(grader)) => match file(grader) {
             Some(uri) => Uri::parse(uri).map(drop),
             None => Spec::parse(grader).map(drop),
