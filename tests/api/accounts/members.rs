@@ -30,7 +30,7 @@ fn set(value: &mut Value, path: &[Value], text: &str) {
             set(&mut value[name], rest, text);
         }
         None => {
-            if !value.as_array().is_some_and(|items| !items.is_empty()) {
+            if value.as_array().is_none_or(Vec::is_empty) {
                 *value = json!([null]);
             }
             set(&mut value[0], rest, text);

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tracing::info;
 
-use super::super::super::Worker;
 use super::super::super::retry::patiently;
 use super::super::super::run::Attempt;
 use crate::data::Question;
