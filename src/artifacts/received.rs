@@ -33,10 +33,8 @@ pub fn check_model(dir: &Path) -> Result<Received> {
             config.vocab_size
         )));
     }
-    Ok(Received {
-        architecture: config.architecture.model_type().to_string(),
-        chat: tokenizer.chat_template().is_some(),
-    })
+    let chat = tokenizer.try_chat_template()?.is_some();
+    Ok(Received { architecture: config.architecture.model_type().to_string(), chat })
 }
 
 /// Checks an adapter directory, of `peft` or of `adapters`, against its base's directory.
@@ -78,6 +76,26 @@ mod tests {
         let received = check_model(&fixture("llama")).unwrap();
         assert_eq!(received, Received { architecture: "llama".into(), chat: true });
         check_adapter(&fixture("lora/after"), &fixture("llama")).unwrap();
+    }
+
+    #[test]
+    fn a_model_whose_chat_template_cannot_be_run_is_refused_by_name() {
+        let dir = copy("llama");
+        for (template, why) in [
+            (format!("{{{{ a{} }}}}", "+a".repeat(20_000)), "line 1: a tag has more than 1000"),
+            (
+                "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}".into(),
+                "takes more work",
+            ),
+            ("{{ messages|nothing }}".into(), "filter nothing is unknown"),
+            ("{% for %}".into(), "cannot be compiled"),
+        ] {
+            std::fs::write(dir.path().join("chat_template.jinja"), &template).unwrap();
+            let error = check_model(dir.path()).unwrap_err();
+            assert!(error.message().contains("chat template") && error.message().contains(why), "{error}");
+        }
+        std::fs::write(dir.path().join("chat_template.jinja"), "{{ raise_exception('give tools') }}").unwrap();
+        assert!(check_model(dir.path()).unwrap().chat);
     }
 
     #[test]

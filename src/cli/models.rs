@@ -90,6 +90,9 @@ impl List {
             let chat = if model.chat { "yes" } else { "no" };
             println!("{:<44} {:>8} {chat:<5} {}", model.id, model.context_length, customizations.join(", "));
         }
+        for (id, fault) in registry.all().filter_map(|model| Some((&model.id, model.chat_fault.as_ref()?))) {
+            println!("not offered for chat: {id}: {fault}");
+        }
         for left_out in registry.unreadable() {
             println!("left out: {}: {}", left_out.dir.display(), left_out.reason);
         }

@@ -7,29 +7,26 @@
 //! with a stand-in for each answer.
 
 use std::ops::Range;
-use std::sync::LazyLock;
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Environment, ErrorKind, context};
-use regex::Regex;
+use minijinja::context;
+use minijinja::value::Value;
 
 use super::records::{Conversation, Message, Role};
 use crate::error::{Error, Result};
+use crate::models::{ChatTemplate, GENERATION_CLOSE as CLOSE, GENERATION_OPEN as OPEN, Load};
 
-/// Noncharacters of Unicode: reserved for use inside a program, so no text may hold them.
-const OPEN: char = '\u{FDD0}';
-const CLOSE: char = '\u{FDD1}';
+/// A noncharacter of Unicode, reserved for use inside a program, so no text may hold it.
 const STAND_IN: &str = "\u{FDD2}";
+/// Messages of a conversation whose answers are looked for by rendering it once for each.
+const MAX_SEARCHED: usize = 2000;
 
-/// The date that `strftime_now` gives: fixed, because an answer learned under one date and asked for
-/// under another would be asked with a prompt it never saw. It is what Llama's template falls back to.
-const DATE: jiff::civil::Date = jiff::civil::date(2024, 7, 26);
+/// Asks whether a text is still wanted.
+type GoesOn<'a> = &'a dyn Fn() -> Result<()>;
 
 /// A compiled chat template with the special tokens it may name.
 #[derive(Debug)]
 pub struct Template {
-    environment: Environment<'static>,
+    program: ChatTemplate,
     bos: Option<String>,
     eos: Option<String>,
     marked: bool,
@@ -48,43 +45,38 @@ pub struct Rendered {
 
 impl Template {
     /// Compiles `source`; `bos` and `eos` are the tokenizer's special tokens as text.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::compile`].
     pub fn parse(source: &str, bos: Option<&str>, eos: Option<&str>) -> Result<Self> {
-        let refused = |error: minijinja::Error| {
-            Error::validation(format!("The model's chat template cannot be compiled: {error:#}"))
-        };
-        static GENERATION: LazyLock<Option<Regex>> =
-            LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").ok());
-        let mut marked = false;
-        // Still a block tag to the trimming rules, as `{% generation %}` is.
-        let source = match &*GENERATION {
-            Some(tag) => tag.replace_all(source, |found: &regex::Captures<'_>| {
-                marked = true;
-                let mark = if found.get(2).is_some() { CLOSE } else { OPEN };
-                format!("{{%{} if true %}}{mark}{{% endif {}%}}", &found[1], &found[3])
-            }),
-            None => source.into(),
-        };
-        let mut environment = Environment::new();
-        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(refused)?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", tojson);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_function("strftime_now", |format: String| DATE.strftime(&format).to_string());
-        environment.add_template_owned("chat", source.into_owned()).map_err(refused)?;
-        Ok(Self { environment, bos: bos.map(str::to_owned), eos: eos.map(str::to_owned), marked })
+        let program = ChatTemplate::compile(source)?;
+        let marked = program.marks_generation();
+        Ok(Self { program, bos: bos.map(str::to_owned), eos: eos.map(str::to_owned), marked })
     }
 
     /// What `reasoning_effort` is in the template.
     pub fn set_reasoning_effort(&mut self, effort: &str) {
-        self.environment.add_global("reasoning_effort", effort.to_owned());
+        self.program.set_global("reasoning_effort", effort.to_owned());
     }
 
     /// The text of a conversation; with `add_generation_prompt` it ends where the assistant begins to speak.
     pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
         let text = self.run(conversation, add_generation_prompt)?;
-        Ok(if self.marked { text.replace([OPEN, CLOSE], "") } else { text })
+        Ok(self.without_marks(text))
+    }
+
+    /// The text of a conversation, up to where the assistant begins to speak, as long as `goes_on` says that it is
+    /// wanted.
+    ///
+    /// # Errors
+    /// As [`Template::render`]; else what `goes_on` says.
+    pub fn prompt_while(&self, conversation: &Conversation, goes_on: GoesOn<'_>) -> Result<String> {
+        let text = self.run_with(conversation, true, Some(goes_on))?;
+        Ok(self.without_marks(text))
+    }
+
+    fn without_marks(&self, text: String) -> String {
+        if self.marked { text.replace([OPEN, CLOSE], "") } else { text }
     }
 
     /// The text of a whole conversation and what the assistant spoke in it.
@@ -138,7 +130,14 @@ impl Template {
     /// The text is what serving gives for the last question, and then the answer. Some templates write the
     /// question differently once it is answered (they drop the system prompt, say); serving decides.
     fn find_answers(&self, conversation: &Conversation) -> Result<(String, Vec<Range<usize>>)> {
-        let last = conversation.messages.len() - 1;
+        let count = conversation.messages.len();
+        if count > MAX_SEARCHED {
+            return Err(Error::validation(format!(
+                "The conversation has {count} messages; at most {MAX_SEARCHED} are taken with a chat template that does \
+                 not mark the assistant's words. Give shorter conversations, or a template with {{% generation %}} marks"
+            )));
+        }
+        let last = count - 1;
         let asked = first(conversation, last);
         let mut text = self.run(&asked, true)?;
         let mut answers = Vec::new();
@@ -181,12 +180,26 @@ impl Template {
     }
 
     fn run(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<String> {
+        self.run_with(conversation, add_generation_prompt, None)
+    }
+
+    fn run_with(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+        goes_on: Option<GoesOn<'_>>,
+    ) -> Result<String> {
         let reserved = |text: &str| text.contains([OPEN, CLOSE]);
         if conversation.system.as_deref().is_some_and(reserved)
             || conversation.messages.iter().any(|message| reserved(&message.text))
         {
             return Err(Error::validation("The text holds U+FDD0 or U+FDD1, which Unicode reserves; remove it"));
         }
+        let texts = conversation.messages.iter().map(|message| message.text.len());
+        let load = Load {
+            messages: conversation.messages.len() + 1,
+            bytes: texts.sum::<usize>() + conversation.system.as_deref().map_or(0, str::len),
+        };
         let system = conversation.system.as_deref().map(|text| context! { role => "system", content => text });
         let turns = conversation
             .messages
@@ -194,20 +207,18 @@ impl Template {
             .map(|Message { role, text }| context! { role => role.name(), content => text.as_str() });
         // A model without the token leaves the name undefined, as `transformers` does.
         let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
-        let context = context! {
-            messages => system.into_iter().chain(turns).collect::<Vec<Value>>(),
-            add_generation_prompt,
-            tools => Value::from(()),
-            documents => Value::from(()),
-            bos_token => token(&self.bos),
-            eos_token => token(&self.eos),
-        };
-        let template = self.environment.get_template("chat").map_err(Error::internal)?;
-        template.render(context).map_err(|error| {
-            let detail = error.detail().map_or_else(|| error.to_string(), str::to_owned);
-            Error::validation(format!("The base model's chat template refuses this conversation: {detail}"))
-                .because(error)
-        })
+        let given = [
+            ("messages", Value::from(system.into_iter().chain(turns).collect::<Vec<Value>>())),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            ("bos_token", token(&self.bos)),
+            ("eos_token", token(&self.eos)),
+        ];
+        match goes_on {
+            None => self.program.render(given, load),
+            Some(goes_on) => self.program.render_while(given, load, goes_on),
+        }
     }
 }
 
@@ -238,30 +249,4 @@ fn unmark(marked: &str) -> Result<(String, Vec<Range<usize>>)> {
         return Err(Error::validation("The base model's chat template marks nothing with {% generation %}"));
     }
     Ok((text, spans))
-}
-
-/// `tojson` as `transformers` defines it: Python's `json.dumps`, nothing escaped for HTML.
-fn tojson(value: &Value, indent: Option<Value>, arguments: Kwargs) -> Result<Value, minijinja::Error> {
-    // Python's other arguments do not change what templates print in practice; non-ASCII stays as it is.
-    let _: Option<bool> = arguments.get("ensure_ascii")?;
-    let escaped = minijinja::filters::tojson(value, indent, arguments)?.to_string();
-    let mut text = String::with_capacity(escaped.len());
-    let mut rest = escaped.as_str();
-    while let Some(at) = rest.find('\\') {
-        text.push_str(&rest[..at]);
-        let plain = [("\\u003c", '<'), ("\\u003e", '>'), ("\\u0026", '&'), ("\\u0027", '\'')];
-        match plain.iter().find(|(escape, _)| rest[at..].starts_with(escape)) {
-            Some((escape, c)) => {
-                text.push(*c);
-                rest = &rest[at + escape.len()..];
-            }
-            // An escape is a backslash and one ASCII character more: "\\\\" must not be read as the start of another.
-            None => {
-                text.push_str(&rest[at..at + 2]);
-                rest = &rest[at + 2..];
-            }
-        }
-    }
-    text.push_str(rest);
-    Ok(Value::from(text))
 }

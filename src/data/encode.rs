@@ -10,13 +10,15 @@ use tokenizers::Tokenizer;
 use super::chat::Template;
 use super::preference::Preference;
 use super::records::{Conversation, Message, Record, Role};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// A tokenizer with its chat template.
 #[derive(Debug)]
 pub struct Encoder {
     tokenizer: Tokenizer,
     template: Option<Template>,
+    /// Why the model's chat template is not used.
+    template_fault: Option<String>,
     bos: Option<u32>,
     eos: Option<u32>,
     end_of_turn: Option<u32>,
@@ -56,13 +58,18 @@ impl Encoder {
             digest.update(part.map_or(u64::MAX, |part| part.len() as u64).to_le_bytes());
             digest.update(part.unwrap_or_default());
         }
-        let template = template.map(|source| Template::parse(source, bos, eos)).transpose()?;
+        // Prompts that need no template are still taken.
+        let (template, template_fault) = match template.map(|source| Template::parse(source, bos, eos)).transpose() {
+            Ok(template) => (template, None),
+            Err(fault) if fault.kind() == Kind::Validation => (None, Some(fault.message().to_owned())),
+            Err(error) => return Err(error),
+        };
         let end_of_turn = template.as_ref().and_then(|template| template.end_of_turn()).and_then(|end| {
             let ids = tokenizer.encode_fast(end, false).ok()?.get_ids().to_vec();
             if let [id] = ids[..] { Some(id) } else { None }
         });
         let digest = hex::encode(digest.finalize());
-        Ok(Self { tokenizer, template, bos: bos_id, eos: eos_id, end_of_turn, special, digest })
+        Ok(Self { tokenizer, template, template_fault, bos: bos_id, eos: eos_id, end_of_turn, special, digest })
     }
 
     /// The tokenizer and template of a base model.
@@ -138,6 +145,14 @@ impl Encoder {
     /// template, as `{"prompt", "completion"}` records are in training, unless it already holds special
     /// tokens, that is, its author rendered it.
     pub fn text_prompt(&self, prompt: &str) -> Result<Vec<u32>> {
+        self.text_prompt_while(prompt, &|| Ok(()))
+    }
+
+    /// The same as long as `goes_on` says that it is wanted.
+    ///
+    /// # Errors
+    /// As [`Encoder::text_prompt`]; else what `goes_on` says.
+    pub fn text_prompt_while(&self, prompt: &str, goes_on: &dyn Fn() -> Result<()>) -> Result<Vec<u32>> {
         if self.written_out(prompt) {
             let mut encoded = self.plain(prompt, 0..0)?;
             // A tokenizer that ends every text would end the prompt before the answer.
@@ -146,13 +161,25 @@ impl Encoder {
             }
             return Ok(encoded.tokens);
         }
-        self.chat_prompt(&question(prompt))
+        self.chat_prompt_while(&question(prompt), goes_on)
     }
 
     /// The prompt of a conversation that ends with the user's turn.
     pub fn chat_prompt(&self, conversation: &Conversation) -> Result<Vec<u32>> {
-        let template = self.need_template()?;
-        let text = template.render(conversation, true)?;
+        self.tokens(&self.need_template()?.render(conversation, true)?)
+    }
+
+    /// The same as long as `goes_on` says that it is wanted.
+    ///
+    /// # Errors
+    /// As [`Encoder::chat_prompt`]; else what `goes_on` says.
+    pub fn chat_prompt_while(&self, conversation: &Conversation, goes_on: &dyn Fn() -> Result<()>) -> Result<Vec<u32>> {
+        let text = self.need_template()?.prompt_while(conversation, goes_on)?;
+        goes_on()?;
+        self.tokens(&text)
+    }
+
+    fn tokens(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.tokenizer.encode_fast(text, false).map_err(broken)?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -219,6 +246,9 @@ impl Encoder {
     }
 
     fn need_template(&self) -> Result<&Template> {
+        if let Some(fault) = &self.template_fault {
+            return Err(Error::validation(fault.as_str()));
+        }
         self.template.as_ref().ok_or_else(|| {
             Error::validation(
                 "This base model has no chat template and cannot take conversations; give {\"prompt\": \"...\", \
@@ -229,7 +259,8 @@ impl Encoder {
 
     /// Is the prompt to be taken as it is?
     fn written_out(&self, prompt: &str) -> bool {
-        self.template.is_none() || self.special.iter().any(|token| prompt.contains(token.as_str()))
+        let has_template = self.template.is_some() || self.template_fault.is_some();
+        !has_template || self.special.iter().any(|token| prompt.contains(token.as_str()))
     }
 
     fn ends_with_eos(&self, prompt: &str) -> bool {

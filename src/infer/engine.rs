@@ -138,7 +138,7 @@ impl Engine {
     ) -> Result<Answer> {
         let goes_on = || if cancel.load(Ordering::Relaxed) { Err(cancelled()) } else { Ok(()) };
         let model = self.model(target, &goes_on)?;
-        let prompt = model.base.words.encode(prompt)?;
+        let prompt = model.base.words.encode(prompt, &goes_on)?;
         let mut writer = Writer::new(&model.base.words.tokenizer, &options.stop_sequences, prompt.len(), on_piece);
         let mut write = |token| writer.push(token);
         let asked = model.asked().with_place(options.reserved);
@@ -165,7 +165,11 @@ impl Engine {
             model => model?,
         };
         let (base, tuning) = (&model.base, model.tuning());
-        let prompts = prompts.iter().map(|prompt| base.words.encode(prompt)).collect::<Result<Vec<_>>>()?;
+        let encoded = prompts.iter().map(|prompt| base.words.encode(prompt, &wait)).collect::<Result<Vec<_>>>();
+        let prompts = match encoded {
+            Err(_) if !goes_on() => return Ok(None),
+            encoded => encoded?,
+        };
         let room = model.context_length.saturating_sub(tuning.virtual_tokens());
         let fits = |prompt: &&Vec<u32>| !prompt.is_empty() && prompt.len() < room;
         let requests: Vec<Request<'_>> =
@@ -230,9 +234,17 @@ impl Engine {
     /// # Errors
     /// When the base cannot be read, or has no chat template for a conversation.
     pub fn count(&self, target: &Target, prompt: &Prompt) -> Result<usize> {
+        self.count_while(target, prompt, &|| Ok(()))
+    }
+
+    /// The same as long as `goes_on` says that it is wanted.
+    ///
+    /// # Errors
+    /// As [`Engine::count`]; else what `goes_on` says.
+    pub fn count_while(&self, target: &Target, prompt: &Prompt, goes_on: &dyn Fn() -> Result<()>) -> Result<usize> {
         let dir = &target.base_dir;
         let words = self.words.get(dir, || Ok(1), || Ok((Words::read(dir)?, 1)), &|| Ok(()))?;
-        Ok(words.encode(prompt)?.len())
+        Ok(words.encode(prompt, goes_on)?.len())
     }
 
     /// Bytes of the adapters in memory, those in use included.
@@ -344,10 +356,10 @@ impl Words {
         Ok(Self { tokenizer, encoder })
     }
 
-    fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+    fn encode(&self, prompt: &Prompt, goes_on: &dyn Fn() -> Result<()>) -> Result<Vec<u32>> {
         match prompt {
-            Prompt::Text(text) => self.encoder.text_prompt(text),
-            Prompt::Chat(conversation) => self.encoder.chat_prompt(conversation),
+            Prompt::Text(text) => self.encoder.text_prompt_while(text, goes_on),
+            Prompt::Chat(conversation) => self.encoder.chat_prompt_while(conversation, goes_on),
         }
     }
 }

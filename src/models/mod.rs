@@ -2,6 +2,7 @@
 //! One decoder serves every family of [`Architecture`]: they differ only by what
 //! [`DecoderConfig`] reads from `config.json`.
 
+mod chat_template;
 mod config;
 mod decoder;
 mod layer;
@@ -17,6 +18,7 @@ mod tokenizer_files;
 mod tuning;
 mod weights;
 
+pub use chat_template::{ChatTemplate, GENERATION_CLOSE, GENERATION_OPEN, Load};
 pub use config::{Architecture, DecoderConfig, RopeScaling, WeightCounts};
 pub use decoder::{Decoder, Form};
 pub use layer::Memory;

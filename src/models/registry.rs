@@ -56,6 +56,8 @@ pub struct FoundationModel {
     pub customizations: Vec<Customization>,
     /// It has a chat template: conversations can be learned and held.
     pub chat: bool,
+    /// Why its chat template is not used, though it has one.
+    pub chat_fault: Option<String>,
     /// What others call it, for example `meta-llama/Llama-3.2-1B-Instruct`: adapters made elsewhere name
     /// their base so.
     pub aliases: Vec<String>,
@@ -150,7 +152,12 @@ impl Registry {
                 let reason = format!("{} is already there from another folder", model.id);
                 self.leave_out(dir, reason);
             }
-            Ok(model) => drop(self.models.insert(model.id.clone(), model)),
+            Ok(model) => {
+                if let Some(fault) = &model.chat_fault {
+                    tracing::warn!(model.id, model.reason = %fault, "a base model is not offered for chat: {fault}");
+                }
+                self.models.insert(model.id.clone(), model);
+            }
             Err(error) => self.leave_out(dir, error.message().to_string()),
         }
     }
@@ -222,6 +229,10 @@ fn inspect(dir: &Path) -> Result<FoundationModel> {
             config.max_positions
         )));
     }
+    let (chat, chat_fault) = match tokenizer.try_chat_template() {
+        Ok(template) => (template.is_some(), None),
+        Err(fault) => (false, Some(fault.message().to_string())),
+    };
     let (provider, name) = id.split_once('.').unwrap_or((&id, &id));
     Ok(FoundationModel {
         name: card.name.unwrap_or_else(|| name.to_string()),
@@ -229,7 +240,8 @@ fn inspect(dir: &Path) -> Result<FoundationModel> {
         dir: dir.to_path_buf(),
         context_length: card.context_length.unwrap_or(config.max_positions),
         customizations: card.customizations.unwrap_or_else(|| Customization::ALL.to_vec()),
-        chat: tokenizer.chat_template().is_some(),
+        chat,
+        chat_fault,
         aliases: card.aliases,
         hyper_parameters: flat(card.hyper_parameters),
         id,
@@ -334,6 +346,24 @@ mod tests {
             assert!(reason.contains(said), "{reason:?} should say {said:?}");
         }
         assert_eq!(reasons.len(), 6);
+    }
+
+    #[test]
+    fn a_base_whose_chat_template_cannot_be_used_is_kept_and_not_offered_for_chat() {
+        let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}";
+        let root = folder(&[
+            ("good.model", &[]),
+            ("bad.chain", &[("chat_template.jinja", &format!("{{{{ a{} }}}}", "+a".repeat(20_000)))]),
+            ("bad.loop", &[("chat_template.jinja", endless)]),
+        ]);
+        let registry = Registry::open(&[root.path().to_path_buf()]).unwrap();
+        assert!(registry.unreadable().is_empty(), "{:?}", registry.unreadable());
+        let of = |id: &str| registry.get(id).map(|model| (model.chat, model.chat_fault.clone())).unwrap();
+        assert_eq!(of("good.model"), (true, None));
+        for (id, why) in [("bad.chain", "more than 1000 words"), ("bad.loop", "takes more work")] {
+            let (chat, fault) = of(id);
+            assert!(!chat && fault.as_ref().unwrap().contains(why), "{id}: {fault:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::chat_template::ChatTemplate;
 use super::config::{DecoderConfig, OneOrMany};
 use crate::error::{Error, Result};
 
@@ -115,6 +116,14 @@ impl Tokenizer {
     /// The source of the chat template, if the model has one.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
+    }
+
+    /// The chat template, compiled and tried; `None` when the model has none.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::try_out`].
+    pub fn try_chat_template(&self) -> Result<Option<ChatTemplate>> {
+        self.chat_template().map(|source| ChatTemplate::try_out(source, self.bos(), self.eos())).transpose()
     }
 
     /// The tokens after which the model has said all: end-of-text and end-of-turn.

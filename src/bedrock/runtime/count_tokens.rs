@@ -1,6 +1,7 @@
 //! CountTokens: how many tokens the same request would be charged for its input.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use base64::Engine as _;
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Model, converse, invoke};
+use super::{CancelOnDrop, Model, converse, invoke};
 use crate::app::App;
 use crate::bedrock::constraint::{Shape, Violations, check, given, texts};
 use crate::error::{Error, Kind, Result};
@@ -105,8 +106,14 @@ pub async fn count_tokens(
         (None, None) => return Err(Error::validation("input: give invokeModel or converse")),
     };
     let engine = Arc::clone(&app.engine);
+    let cancel = CancelOnDrop(Arc::default());
+    let cancelled = Arc::clone(&cancel.0);
     let count = tokio::task::spawn_blocking(move || {
-        let count = engine.count(&target, &prompt);
+        let goes_on = || match cancelled.load(Ordering::Relaxed) {
+            true => Err(Error::new(Kind::Unavailable, "The count was cancelled")),
+            false => Ok(()),
+        };
+        let count = engine.count_while(&target, &prompt, &goes_on);
         drop(in_use);
         count
     });
