@@ -7,6 +7,9 @@ use super::spec::{Metric, Multi, Operation, Spec, StringCheck, TextSimilarity};
 use crate::error::{Error, Result};
 use crate::train::{Grade, Graded, Grader, Sample, StopFlag};
 
+/// The largest product of the lengths of two texts that are compared: about a second of work.
+const MAX_COMPARED: u64 = 1 << 30;
+
 /// A [`Spec`] with the reward models that it asks, by the names it calls them.
 pub struct BuiltIn {
     spec: Spec,
@@ -33,8 +36,8 @@ impl BuiltIn {
         stop: &StopFlag,
     ) -> Result<Vec<std::result::Result<f64, String>>> {
         Ok(match spec {
-            Spec::StringCheck(check) => samples.iter().map(|sample| check.score(sample)).collect(),
-            Spec::TextSimilarity(similarity) => samples.iter().map(|sample| similarity.score(sample)).collect(),
+            Spec::StringCheck(check) => each(samples, stop, |sample| check.score(sample))?,
+            Spec::TextSimilarity(similarity) => each(samples, stop, |sample| similarity.score(sample))?,
             Spec::RewardModel { model } => {
                 let model = self.models.get(model);
                 let model = model.ok_or_else(|| Error::internal(anyhow::anyhow!("a reward model is missing")))?;
@@ -79,6 +82,22 @@ impl Grader for BuiltIn {
     }
 }
 
+/// What `score` says of each sample.
+///
+/// # Errors
+/// When it is told to stop.
+fn each(
+    samples: &[Sample<'_>],
+    stop: &StopFlag,
+    score: impl Fn(&Sample<'_>) -> std::result::Result<f64, String>,
+) -> Result<Vec<std::result::Result<f64, String>>> {
+    let grade = |sample| match stop.is_raised() {
+        true => Err(Error::unavailable(anyhow::anyhow!("the run was asked to stop while samples were graded"))),
+        false => Ok(score(sample)),
+    };
+    samples.iter().map(grade).collect()
+}
+
 /// A reward that can be learned from.
 pub(super) fn finite(reward: f64) -> std::result::Result<f64, String> {
     if reward.is_finite() { Ok(reward) } else { Err(format!("the reward is {reward}")) }
@@ -100,6 +119,10 @@ impl StringCheck {
 impl TextSimilarity {
     fn score(&self, sample: &Sample<'_>) -> std::result::Result<f64, String> {
         let (input, reference) = (self.input.fill(sample)?, self.reference.fill(sample)?);
+        // Some metrics compare everything with everything.
+        if (input.len() as u64).saturating_mul(reference.len() as u64) > MAX_COMPARED {
+            return Err(format!("texts of {} and {} bytes are too long to compare", input.len(), reference.len()));
+        }
         Ok(match self.metric {
             Metric::FuzzyMatch => fuzzy_match(&input, &reference),
             Metric::Bleu => bleu(&input, &reference),
@@ -171,6 +194,20 @@ mod tests {
         assert_eq!(grades[1].clone().unwrap_err(), "the reward is inf");
         let missing = r#"{"type": "string_check", "operation": "eq", "input": "", "reference": "{{item.label}}"}"#;
         assert_eq!(grade(missing, &["a"])[0].clone().unwrap_err(), "the record has no member item.label");
+    }
+
+    #[test]
+    fn texts_that_are_too_long_to_compare_stay_without_a_grade_and_a_stop_is_seen() {
+        let spec = r#"{"type": "text_similarity", "evaluation_metric": "fuzzy_match", "input": "{{sample.output_text}}",
+            "reference": "{{sample.output_text}}"}"#;
+        let long = "x".repeat(100_000);
+        assert!(grade(spec, &[&long])[0].as_ref().unwrap_err().contains("too long to compare"));
+        let stop = StopFlag::default();
+        stop.raise();
+        let grader = BuiltIn::new(Spec::parse(spec).unwrap(), BTreeMap::new()).unwrap();
+        let item = serde_json::Map::new();
+        let sample = Sample { id: "1", messages: &[], output: "a", item: &item };
+        assert_eq!(grader.grade(&[sample], &stop).unwrap_err().kind(), crate::error::Kind::Unavailable);
     }
 
     #[test]

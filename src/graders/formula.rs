@@ -5,21 +5,27 @@ use crate::error::{Error, Result};
 
 /// Formulas nest at most so deep: a stack is finite.
 const DEEPEST: usize = 64;
+/// The longest formula, in bytes.
+const MAX_BYTES: usize = 16 << 10;
+/// Characters of a formula that a message quotes.
+const QUOTED: usize = 80;
 
-/// A formula over named values.
+/// A formula over named values, in reverse Polish notation: it takes no stack to compute and none to drop, however
+/// long it is.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Formula {
-    root: Node,
+    steps: Vec<Step>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-enum Node {
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Step {
     Number(f64),
     /// By its place among the names.
     Name(usize),
-    Negative(Box<Node>),
-    Two(Operator, Box<Node>, Box<Node>),
-    Call(Function, Vec<Node>),
+    Negative,
+    Two(Operator),
+    /// Of so many arguments.
+    Call(Function, usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,63 +65,77 @@ impl Function {
     }
 }
 
+impl Operator {
+    fn apply(self, left: f64, right: f64) -> f64 {
+        match self {
+            Self::Add => left + right,
+            Self::Subtract => left - right,
+            Self::Multiply => left * right,
+            Self::Divide => left / right,
+            Self::Power => left.powf(right),
+        }
+    }
+}
+
+impl Function {
+    fn apply(self, given: &[f64]) -> f64 {
+        let first = given.first().copied().unwrap_or(f64::NAN);
+        let rest = given.iter().skip(1).copied();
+        match self {
+            // A value that is no number must not vanish in a minimum.
+            Self::Min => rest.fold(first, |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) }),
+            Self::Max => rest.fold(first, |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }),
+            Self::Abs => first.abs(),
+            Self::Floor => first.floor(),
+            Self::Ceil => first.ceil(),
+            Self::Exp => first.exp(),
+            Self::Sqrt => first.sqrt(),
+            Self::Log => first.ln(),
+        }
+    }
+}
+
 impl Formula {
     /// Reads `text`, in which `names` may stand.
     ///
     /// # Errors
     /// `Validation` that says where it cannot be read.
     pub(super) fn parse(text: &str, names: &[String]) -> Result<Self> {
-        let mut reader = Reader { text, at: 0, names, depth: 0 };
-        let root = reader.sum()?;
+        if text.len() > MAX_BYTES {
+            return Err(Error::validation(format!(
+                "calculate_output takes {} bytes; it may take at most {MAX_BYTES}",
+                text.len()
+            )));
+        }
+        let mut reader = Reader { text, at: 0, names, depth: 0, steps: Vec::new() };
+        reader.sum()?;
         reader.space();
         if reader.at < text.len() {
             return Err(reader.wrong("nothing more is expected"));
         }
-        Ok(Self { root })
+        Ok(Self { steps: reader.steps })
     }
 
     /// Its value, with the values of the names in their order.
     pub(super) fn value(&self, values: &[f64]) -> f64 {
-        self.root.value(values)
-    }
-}
-
-impl Node {
-    fn value(&self, values: &[f64]) -> f64 {
-        match self {
-            Self::Number(number) => *number,
-            Self::Name(place) => values.get(*place).copied().unwrap_or(f64::NAN),
-            Self::Negative(node) => -node.value(values),
-            Self::Two(operator, left, right) => {
-                let (left, right) = (left.value(values), right.value(values));
-                match operator {
-                    Operator::Add => left + right,
-                    Operator::Subtract => left - right,
-                    Operator::Multiply => left * right,
-                    Operator::Divide => left / right,
-                    Operator::Power => left.powf(right),
+        let mut stack: Vec<f64> = Vec::new();
+        for step in &self.steps {
+            let value = match step {
+                Step::Number(number) => *number,
+                Step::Name(place) => values.get(*place).copied().unwrap_or(f64::NAN),
+                Step::Negative => -stack.pop().unwrap_or(f64::NAN),
+                Step::Two(operator) => {
+                    let right = stack.pop().unwrap_or(f64::NAN);
+                    operator.apply(stack.pop().unwrap_or(f64::NAN), right)
                 }
-            }
-            Self::Call(function, arguments) => {
-                let mut given = arguments.iter().map(|argument| argument.value(values));
-                let first = given.next().unwrap_or(f64::NAN);
-                match function {
-                    // A value that is no number must not vanish in a minimum.
-                    Function::Min => {
-                        given.fold(first, |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) })
-                    }
-                    Function::Max => {
-                        given.fold(first, |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) })
-                    }
-                    Function::Abs => first.abs(),
-                    Function::Floor => first.floor(),
-                    Function::Ceil => first.ceil(),
-                    Function::Exp => first.exp(),
-                    Function::Sqrt => first.sqrt(),
-                    Function::Log => first.ln(),
+                Step::Call(function, count) => {
+                    let given = stack.split_off(stack.len().saturating_sub(*count));
+                    function.apply(&given)
                 }
-            }
+            };
+            stack.push(value);
         }
+        stack.pop().unwrap_or(f64::NAN)
     }
 }
 
@@ -124,51 +144,56 @@ struct Reader<'a> {
     at: usize,
     names: &'a [String],
     depth: usize,
+    steps: Vec<Step>,
 }
 
 impl Reader<'_> {
-    fn sum(&mut self) -> Result<Node> {
-        let mut left = self.product()?;
+    fn sum(&mut self) -> Result<()> {
+        self.product()?;
         while let Some(sign) = self.one_of(&['+', '-']) {
-            let operator = if sign == '+' { Operator::Add } else { Operator::Subtract };
-            left = Node::Two(operator, Box::new(left), Box::new(self.product()?));
+            self.product()?;
+            self.steps.push(Step::Two(if sign == '+' { Operator::Add } else { Operator::Subtract }));
         }
-        Ok(left)
+        Ok(())
     }
 
-    fn product(&mut self) -> Result<Node> {
-        let mut left = self.signed()?;
+    fn product(&mut self) -> Result<()> {
+        self.signed()?;
         while let Some(sign) = self.one_of(&['*', '/']) {
-            let operator = if sign == '*' { Operator::Multiply } else { Operator::Divide };
-            left = Node::Two(operator, Box::new(left), Box::new(self.signed()?));
+            self.signed()?;
+            self.steps.push(Step::Two(if sign == '*' { Operator::Multiply } else { Operator::Divide }));
         }
-        Ok(left)
+        Ok(())
     }
 
-    /// A sign binds less than a power: -2^2 is -4.
-    fn signed(&mut self) -> Result<Node> {
+    /// A sign binds less than a power: -2^2 is -4. Everything that recurses comes through here and is counted.
+    fn signed(&mut self) -> Result<()> {
         self.deeper()?;
-        let node = match self.one_of(&['+', '-']) {
-            Some('-') => Node::Negative(Box::new(self.signed()?)),
+        match self.one_of(&['+', '-']) {
+            Some('-') => {
+                self.signed()?;
+                self.steps.push(Step::Negative);
+            }
             Some(_) => self.signed()?,
             None => self.power()?,
-        };
-        self.depth -= 1;
-        Ok(node)
-    }
-
-    fn power(&mut self) -> Result<Node> {
-        let base = self.value()?;
-        match self.one_of(&['^']) {
-            Some(_) => Ok(Node::Two(Operator::Power, Box::new(base), Box::new(self.signed()?))),
-            None => Ok(base),
         }
+        self.depth -= 1;
+        Ok(())
     }
 
-    fn value(&mut self) -> Result<Node> {
+    fn power(&mut self) -> Result<()> {
+        self.value()?;
+        if self.one_of(&['^']).is_some() {
+            self.signed()?;
+            self.steps.push(Step::Two(Operator::Power));
+        }
+        Ok(())
+    }
+
+    fn value(&mut self) -> Result<()> {
         if self.one_of(&['(']).is_some() {
-            let inner = self.sum()?;
-            return self.close().map(|()| inner);
+            self.sum()?;
+            return self.close();
         }
         self.space();
         let rest = &self.text[self.at..];
@@ -186,18 +211,23 @@ impl Reader<'_> {
         if self.one_of(&['(']).is_some() {
             let function = Function::named(name).ok_or_else(|| {
                 self.wrong(&format!(
-                    "there is no function {name}; there are min, max, abs, floor, ceil, exp, sqrt and log"
+                    "there is no function {}; there are min, max, abs, floor, ceil, exp, sqrt and log",
+                    quoted(name)
                 ))
             })?;
             return self.call(function, name);
         }
         match self.names.iter().position(|known| known == name) {
-            Some(place) => Ok(Node::Name(place)),
-            None => Err(self.wrong(&format!("there is no grader {name}; there are {}", self.names.join(", ")))),
+            Some(place) => self.steps.push(Step::Name(place)),
+            None => {
+                let known = self.names.join(", ");
+                return Err(self.wrong(&format!("there is no grader {}; there are {}", quoted(name), quoted(&known))));
+            }
         }
+        Ok(())
     }
 
-    fn number(&mut self, rest: &str) -> Result<Node> {
+    fn number(&mut self, rest: &str) -> Result<()> {
         let digits = |text: &str| text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let mut length = digits(rest);
         if rest[length..].starts_with('.') {
@@ -212,21 +242,25 @@ impl Reader<'_> {
         }
         let number = rest[..length].parse().map_err(|_| self.wrong("this is no number"))?;
         self.at += length;
-        Ok(Node::Number(number))
+        self.steps.push(Step::Number(number));
+        Ok(())
     }
 
-    fn call(&mut self, function: Function, name: &str) -> Result<Node> {
-        let mut arguments = vec![self.sum()?];
+    fn call(&mut self, function: Function, name: &str) -> Result<()> {
+        self.sum()?;
+        let mut count = 1;
         while self.one_of(&[',']).is_some() {
-            arguments.push(self.sum()?);
+            self.sum()?;
+            count += 1;
         }
         self.close()?;
         let takes_many = matches!(function, Function::Min | Function::Max);
-        if takes_many == (arguments.len() == 1) {
+        if takes_many == (count == 1) {
             let takes = if takes_many { "two values or more" } else { "one value" };
             return Err(self.wrong(&format!("{name} takes {takes}")));
         }
-        Ok(Node::Call(function, arguments))
+        self.steps.push(Step::Call(function, count));
+        Ok(())
     }
 
     fn close(&mut self) -> Result<()> {
@@ -255,7 +289,15 @@ impl Reader<'_> {
 
     fn wrong(&self, what: &str) -> Error {
         let place = self.text[..self.at].chars().count() + 1;
-        Error::validation(format!("calculate_output {:?}, at character {place}: {what}", self.text))
+        Error::validation(format!("calculate_output {:?}, at character {place}: {what}", quoted(self.text)))
+    }
+}
+
+/// The beginning of a text that may be long.
+fn quoted(text: &str) -> String {
+    match text.char_indices().nth(QUOTED) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
     }
 }
 
@@ -306,7 +348,41 @@ mod tests {
             let error = Formula::parse(text, &names).unwrap_err();
             assert!(error.message().contains(part), "{text}: {error}");
         }
-        let deep = format!("{}1{}", "(".repeat(10_000), ")".repeat(10_000));
-        assert!(Formula::parse(&deep, &[]).unwrap_err().message().contains("too deep"));
+    }
+
+    #[test]
+    fn a_formula_takes_no_stack_however_it_is_written() {
+        let names = ["a".to_string()];
+        let times = 7_000;
+        for (text, value) in [
+            (format!("1{}", "+1".repeat(times)), 1.0 + times as f64),
+            (format!("1{}", "-1".repeat(times)), 1.0 - times as f64),
+            (format!("1{}", "*1".repeat(times)), 1.0),
+            (format!("1{}", "/1".repeat(times)), 1.0),
+            (format!("max(1{})", ",1".repeat(times)), 1.0),
+        ] {
+            // An eighth of what a thread has by itself.
+            let work = move || Formula::parse(&text, &["a".to_string()]).unwrap().clone().value(&[1.0]);
+            let thread = std::thread::Builder::new().stack_size(128 << 10).spawn(work).unwrap();
+            assert_eq!(thread.join().unwrap(), value);
+        }
+        for text in [
+            format!("{}1{}", "(".repeat(times), ")".repeat(times)),
+            format!("1{}", "^1".repeat(times)),
+            format!("{}1", "-".repeat(times)),
+            format!("{}1", "+".repeat(times)),
+            format!("{}1{}", "abs(".repeat(times / 3), ")".repeat(times / 3)),
+        ] {
+            assert!(Formula::parse(&text, &names).unwrap_err().message().contains("too deep"), "{}", &text[..20]);
+        }
+        let long = format!("1{}", "+1".repeat(200_000));
+        assert!(Formula::parse(&long, &names).unwrap_err().message().contains("takes 400001 bytes"));
+    }
+
+    #[test]
+    fn a_refusal_quotes_the_beginning_of_a_long_formula() {
+        let names = vec!["n".repeat(5_000); 3];
+        let message = Formula::parse(&"m".repeat(5_000), &names).unwrap_err().message().to_string();
+        assert!(message.contains("there is no grader mmm") && message.chars().count() < 500, "{message}");
     }
 }

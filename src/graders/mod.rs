@@ -12,4 +12,4 @@ mod template;
 pub use built_in::BuiltIn;
 pub use lambda::{Lambda, LambdaEndpoint};
 pub use reward_model::RewardModel;
-pub use spec::{Metric, Operation, Spec};
+pub use spec::{MAX_GRADER_BYTES, Metric, Operation, Spec};

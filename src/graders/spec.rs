@@ -9,6 +9,11 @@ use super::formula::Formula;
 use super::template::Template;
 use crate::error::{Error, Result};
 
+/// The largest grader, as JSON in bytes.
+pub const MAX_GRADER_BYTES: u64 = 256 << 10;
+/// Graders within a multi grader.
+const MAX_GRADERS: usize = 64;
+
 /// A grader, read and checked.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Spec {
@@ -143,6 +148,12 @@ impl Spec {
     /// # Errors
     /// `Validation` that says what cannot be used.
     pub fn parse(text: &str) -> Result<Self> {
+        if text.len() as u64 > MAX_GRADER_BYTES {
+            return Err(Error::validation(format!(
+                "The grader takes {} bytes; it may take at most {MAX_GRADER_BYTES}",
+                text.len()
+            )));
+        }
         let value: Value = serde_json::from_str(text)
             .map_err(|cause| Error::validation(format!("The grader is not JSON: {cause}")))?;
         Self::read(&value, true).map_err(|error| Error::validation(format!("The grader: {}", error.message())))
@@ -177,6 +188,10 @@ impl Spec {
             }
             Written::RewardModel { model, .. } => Ok(Self::RewardModel { model }),
             Written::Multi { .. } if !outermost => Err(Error::validation("a multi grader holds no other multi grader")),
+            Written::Multi { graders, .. } if graders.len() > MAX_GRADERS => Err(Error::validation(format!(
+                "a multi grader holds at most {MAX_GRADERS} graders, not {}",
+                graders.len()
+            ))),
             Written::Multi { graders, calculate_output, .. } => {
                 let names: Vec<String> = graders.keys().cloned().collect();
                 let formula = Formula::parse(&calculate_output, &names)?;
@@ -243,5 +258,17 @@ mod tests {
         assert!(refusal(nested).contains("a: a multi grader holds no other"));
         let unknown = r#"{"type": "multi", "graders": {}, "calculate_output": "a"}"#;
         assert!(refusal(unknown).contains("there is no grader a"));
+    }
+
+    #[test]
+    fn a_grader_is_bounded_in_bytes_in_depth_and_in_parts() {
+        let large = format!(r#"{{"type": "multi", "graders": {{}}, "calculate_output": "1{}"}}"#, "+1".repeat(200_000));
+        assert!(refusal(&large).contains("it may take at most 262144"));
+        let deep = format!(r#"{{"type": "multi", "graders": {}1{}}}"#, r#"{"a":"#.repeat(10_000), "}".repeat(10_000));
+        assert!(refusal(&deep).contains("recursion limit exceeded"), "{}", refusal(&deep));
+        let model = r#"{"type": "reward_model", "model": "m"}"#;
+        let graders: Vec<String> = (0..65).map(|n| format!(r#""g{n}": {model}"#)).collect();
+        let many = format!(r#"{{"type": "multi", "graders": {{{}}}, "calculate_output": "g1"}}"#, graders.join(","));
+        assert!(refusal(&many).contains("at most 64 graders, not 65"));
     }
 }

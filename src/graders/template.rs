@@ -6,6 +6,15 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::train::Sample;
 
+/// Places of one text.
+const MAX_PLACES: usize = 100;
+/// Members and indices of one place.
+const MAX_KEYS: usize = 32;
+/// Bytes of a text once its places are filled.
+const MAX_FILLED: usize = 1 << 20;
+/// Characters of a text that a message quotes.
+const QUOTED: usize = 80;
+
 /// A text with places to fill.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Template {
@@ -39,8 +48,14 @@ impl Template {
         let mut rest = text;
         while let Some((before, after)) = rest.split_once("{{") {
             let (place, later) = after.split_once("}}").ok_or_else(|| {
-                Error::validation(format!("the grader's text {text:?} opens {{{{ and does not close it"))
+                Error::validation(format!("the grader's text {:?} opens {{{{ and does not close it", quoted(text)))
             })?;
+            if pieces.len() >= 2 * MAX_PLACES {
+                return Err(Error::validation(format!(
+                    "the grader's text {:?} has more than {MAX_PLACES} places to fill",
+                    quoted(text)
+                )));
+            }
             if !before.is_empty() {
                 pieces.push(Piece::Text(before.into()));
             }
@@ -58,6 +73,9 @@ impl Template {
     pub(super) fn fill(&self, sample: &Sample<'_>) -> std::result::Result<String, String> {
         let mut text = String::new();
         for piece in &self.pieces {
+            if text.len() > MAX_FILLED {
+                return Err(format!("a grader's text grows beyond {MAX_FILLED} bytes"));
+            }
             match piece {
                 Piece::Text(piece) => text += piece,
                 Piece::Output => text += sample.output,
@@ -73,7 +91,7 @@ impl Template {
                 },
             }
         }
-        Ok(text)
+        if text.len() > MAX_FILLED { Err(format!("a grader's text grows beyond {MAX_FILLED} bytes")) } else { Ok(text) }
     }
 }
 
@@ -81,11 +99,12 @@ impl Piece {
     fn parse(place: &str) -> Result<Self> {
         let unknown = || {
             Error::validation(format!(
-                "the grader names {{{{ {place} }}}}; there are item.<member of the record>, sample.output_text and \
-                 sample.output_json.<member>"
+                "the grader names {{{{ {} }}}}; there are item.<member of the record>, sample.output_text and \
+                 sample.output_json.<member>",
+                quoted(place)
             ))
         };
-        let keys = keys(place).ok_or_else(unknown)?;
+        let keys = keys(place).filter(|keys| keys.len() <= MAX_KEYS).ok_or_else(unknown)?;
         match keys.as_slice() {
             [Key::Member(space), rest @ ..] if space == "item" && !rest.is_empty() => Ok(Self::Item(rest.to_vec())),
             [Key::Member(space), Key::Member(name)] if space == "sample" && name == "output_text" => Ok(Self::Output),
@@ -131,6 +150,14 @@ fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_string)
 }
 
+/// The beginning of a text that may be long.
+fn quoted(text: &str) -> String {
+    match text.char_indices().nth(QUOTED) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
+    }
+}
+
 fn path(keys: &[Key]) -> String {
     let mut text = String::from("item");
     for key in keys {
@@ -174,5 +201,17 @@ mod tests {
         for text in ["{{ item }}", "{{ sample.text }}", "{{ item.a[x] }}", "{{ item.", "{{}}"] {
             assert!(Template::parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_text_has_few_places_and_stays_small_when_they_are_filled() {
+        let many = "{{ sample.output_text }}".repeat(10_000);
+        assert!(Template::parse(&many).unwrap_err().message().contains("more than 100 places"));
+        let deep = format!("{{{{ item{} }}}}", ".a".repeat(10_000));
+        let message = Template::parse(&deep).unwrap_err().message().to_string();
+        assert!(message.contains("the grader names") && message.chars().count() < 300, "{message}");
+        let some = "{{ sample.output_text }}".repeat(100);
+        assert!(fill(&some, &"x".repeat(20_000)).unwrap_err().contains("grows beyond"));
+        assert_eq!(fill(&some, "x").unwrap().len(), 100);
     }
 }

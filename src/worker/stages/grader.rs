@@ -11,7 +11,7 @@ use super::super::retry::patiently;
 use super::super::run::Attempt;
 use crate::app::artifact::{self, Artifact, Files};
 use crate::error::{Error, Result};
-use crate::graders::{BuiltIn, Lambda, LambdaEndpoint, RewardModel, Spec};
+use crate::graders::{BuiltIn, Lambda, LambdaEndpoint, MAX_GRADER_BYTES, RewardModel, Spec};
 use crate::objects::Uri;
 use crate::store::{CustomizationType, custom_models};
 use crate::train::{Grader, Plan};
@@ -51,11 +51,11 @@ pub(crate) async fn grader(worker: &Worker, attempt: &Attempt, plan: &Plan) -> R
         ));
     };
     let text = if given.trim_start().starts_with("s3://") {
-        let path = attempt.work_dir.join("grader.json");
         let uri = Uri::parse(given.trim())?;
-        patiently(&attempt.halt, "downloading the grader", async || attempt.objects.get_to_file(&uri, &path).await)
-            .await?;
-        tokio::fs::read_to_string(&path).await?
+        let download = async || attempt.objects.get_bytes(&uri, MAX_GRADER_BYTES).await;
+        let bytes = patiently(&attempt.halt, "downloading the grader", download).await?;
+        String::from_utf8(bytes.to_vec())
+            .map_err(|_| Error::validation(format!("The grader {uri} is not UTF-8: save it as UTF-8 JSON.")))?
     } else {
         given.clone()
     };
