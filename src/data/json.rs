@@ -2,9 +2,14 @@
 //! `serde_json` tells the place of syntax errors only. So it judges the syntax first, and the
 //! [`Node`]s here walk text that is known to be valid and remember each value's place.
 
+use std::collections::HashSet;
+
 use serde::de::IgnoredAny;
 
 use super::jsonl::Fault;
+
+/// Members or items directly within one value: no record needs so many, and memory holds all of them.
+const MAX_PARTS: usize = 100_000;
 
 /// One value of a line of valid JSON.
 #[derive(Debug, Clone, Copy)]
@@ -64,10 +69,11 @@ impl<'a> Node<'a> {
     /// The members of an object; `path` is what a message calls the value.
     pub(crate) fn members(self, path: &str) -> Result<Vec<Member<'a>>, Fault> {
         let mut members: Vec<Member<'a>> = Vec::new();
+        let mut names = HashSet::new();
         for (key, value) in self.parts(path, b'{', "an object")? {
             let key = key.unwrap_or(value);
             let name = key.string(path)?;
-            if members.iter().any(|member| member.name == name) {
+            if !names.insert(name.clone()) {
                 return Err(Fault::format(key.column(), format!("{}: the key \"{name}\" appears twice", of(path))));
             }
             members.push(Member { name, key, value });
@@ -116,6 +122,9 @@ impl<'a> Node<'a> {
                 key = Some(name);
             }
             let value = value_at(at);
+            if parts.len() == MAX_PARTS {
+                return Err(Fault::format(value.column(), format!("{}: has more than {MAX_PARTS} parts", of(path))));
+            }
             parts.push((key, value));
             // Over the comma or the closing bracket.
             at = skip_space(bytes, skip_space(bytes, value.end) + 1);
@@ -222,6 +231,19 @@ mod tests {
         assert_eq!((fault.column, fault.reason.as_str()), (Some(10), "not valid JSON: expected ident"));
         let fault = parse(r#"{"a": 1, "a": 2}"#).unwrap().members("").map(|_| ()).unwrap_err();
         assert_eq!((fault.column, fault.reason.as_str()), (Some(10), "the record: the key \"a\" appears twice"));
+    }
+
+    #[test]
+    fn values_of_many_parts_are_refused_and_looked_through_in_time() {
+        let array = format!("[{}1]", "1,".repeat(MAX_PARTS));
+        let fault = parse(&array).unwrap().items("messages").map(|_| ()).unwrap_err();
+        assert_eq!(fault.reason, "messages: has more than 100000 parts");
+        // Compared each with each, these names would take a minute.
+        let members: Vec<String> = (0..MAX_PARTS).map(|n| format!("\"{n}\":1")).collect();
+        assert_eq!(parse(&format!("{{{}}}", members.join(","))).unwrap().members("").unwrap().len(), MAX_PARTS);
+        // As deep as it may be, nothing recurses.
+        let deep = format!("{{\"a\": {}{}}}", "[".repeat(1_000_000), "]".repeat(1_000_000));
+        assert_eq!(parse(&deep).unwrap().members("").unwrap().len(), 1);
     }
 
     #[test]

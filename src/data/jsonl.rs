@@ -7,6 +7,9 @@ use std::io::{self, BufRead, BufReader, Chain, Cursor, Read};
 /// The longest line that is read, in bytes: far above any record a model could take, far below memory.
 pub const MAX_LINE_BYTES: usize = 64 << 20;
 
+/// The longest line where a line becomes a tree of values, which takes tens of times its bytes.
+pub const MAX_TREE_LINE_BYTES: usize = 8 << 20;
+
 /// Capacity that stays with the line buffer between lines; one huge line does not keep its memory.
 const KEPT_BYTES: usize = 1 << 20;
 

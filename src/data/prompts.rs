@@ -1,6 +1,6 @@
 //! Prompts for reinforcement fine-tuning: conversations that end with the user, in OpenAI's chat form, each with
-//! what its grader is to know (`reference_answer` and any other member). All of them are held in memory: AWS
-//! takes 20,000 at most, and the texts are needed with every grade.
+//! what its grader is to know (`reference_answer` and any other member). All of them are held in memory, up to
+//! [`MAX_HELD_BYTES`]: AWS takes 20,000 at most, and the texts are needed with every grade.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,12 +12,15 @@ use sha2::{Digest, Sha256};
 use super::batches::Cursor;
 use super::corpus::SourceFacts;
 use super::encode::Encoder;
-use super::jsonl::{Class, Content, Fault, Lines};
+use super::jsonl::{Class, Content, Fault, Lines, MAX_TREE_LINE_BYTES};
 use super::prepare::Source;
 use super::records::{Conversation, Message, Role, join_blocks};
 use super::report::{Collector, DataReport};
 use super::shuffle::Shuffle;
 use crate::error::{Kind, Result};
+
+/// The most bytes of prompts that one file may have.
+pub const MAX_HELD_BYTES: u64 = 256 << 20;
 
 /// What a record looks like.
 const EXAMPLE: &str = r#"{"messages": [{"role": "user", "content": "..."}], "reference_answer": "..."}"#;
@@ -61,9 +64,11 @@ impl Prompts {
     /// # Errors
     /// When a file cannot be read or written.
     pub fn read(source: &Source, encoder: &Encoder, max_tokens: usize, folder: &Path) -> Result<ReadPrompts> {
-        let mut lines = Lines::new(Hashing { inner: File::open(&source.path)?, digest: Sha256::new() })?;
+        let file = Hashing { inner: File::open(&source.path)?, digest: Sha256::new() };
+        let mut lines = Lines::with_cap(file, MAX_TREE_LINE_BYTES)?;
         let mut bad = Collector::new(folder);
         let (mut records, mut blank_lines) = (Vec::new(), 0);
+        let mut held = 0;
         while let Some(line) = lines.next_line()? {
             let (fault, beginning) = match line.content {
                 Content::Blank => {
@@ -71,8 +76,14 @@ impl Prompts {
                     continue;
                 }
                 Content::Bad(fault) | Content::Unreadable(fault) => (fault, String::new()),
+                Content::Text(text) if held + text.len() as u64 > MAX_HELD_BYTES => {
+                    let reason = format!("the prompts up to here take more than {MAX_HELD_BYTES} bytes; give fewer");
+                    bad.add(&source.name, line.number, Fault::format(None, reason), "")?;
+                    break;
+                }
                 Content::Text(text) => match record(&text, line.number, encoder, max_tokens)? {
                     Ok(record) => {
+                        held += text.len() as u64;
                         records.push(record);
                         continue;
                     }

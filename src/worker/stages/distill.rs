@@ -3,9 +3,12 @@
 //! learns. The data set and what was left out lie among the outputs, under `distillation/`.
 
 mod answers;
+mod gunzip;
 mod prompts;
+mod records;
+mod spool;
 
-use std::io::Write;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +18,8 @@ use tracing::info;
 
 use self::answers::{Answer, Answers};
 use self::prompts::Prompts;
+use self::records::Records;
+use self::spool::{Questions, Spool};
 use super::super::Worker;
 use super::super::halt::Reason;
 use super::super::retry::patiently;
@@ -102,7 +107,7 @@ pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<Disti
     reach(attempt, Stage::Validation).await?;
     let folder = attempt.work_dir.join("data").join(FOLDER);
     std::fs::create_dir_all(&folder)?;
-    let mut prompts = Prompts::new(&folder.join(LEFT_OUT))?;
+    let mut prompts = Prompts::new(&folder, LEFT_OUT, TRAINING_DATA, attempt.halt.flag().clone())?;
     match (&source.s3_uri, &source.invocation_logs_config) {
         (_, Some(logs)) => {
             let asked = logs.use_prompt_response.then_some(teacher.teacher_model_identifier.as_str());
@@ -112,8 +117,10 @@ pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<Disti
         (Some(uri), None) => prompts.records(attempt, uri).await?,
         (None, None) => return Err(Error::validation("trainingDataConfig.s3Uri is missing")),
     }
-    let (asked, left_out) = prompts.finish()?;
-    if asked.is_empty() {
+    let mut spool = prompts.finish()?;
+    let mut questions = spool.questions()?;
+    let Spool { unanswered, answered: mut records, left_out, .. } = spool;
+    if unanswered == 0 && records.count() == 0 {
         return Err(Error::validation(format!(
             "There is no prompt to distill from: {left_out} were left out{}. A prompt is one user's turn.",
             first_of(&folder.join(LEFT_OUT))
@@ -122,16 +129,8 @@ pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<Disti
 
     reach(attempt, Stage::DataProcessing).await?;
     let limit = teacher.max_response_length_for_inference.unwrap_or(MAX_RESPONSE_TOKENS);
-    let mut records = Records::create(&folder.join(TRAINING_DATA))?;
-    let mut unanswered = Vec::new();
-    for one in asked {
-        match one.answer {
-            Some(answer) => records.push(&one.question, &answer)?,
-            None => unanswered.push(one.question),
-        }
-    }
     let mut cut = 0;
-    if !unanswered.is_empty() {
+    if unanswered > 0 {
         let teacher = &teacher.teacher_model_identifier;
         let found = patiently(&attempt.halt, "looking for the teacher", async || {
             models::teacher(&worker.app, &spec.account_id, teacher).await
@@ -146,7 +145,7 @@ pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<Disti
         // An engine of its own: the teacher leaves memory before the student's training begins.
         let engine = Engine::new(Device::Cpu, Capacity::default(), Some(worker.app.config.quantized()));
         let asking = Asking { attempt, engine: Arc::new(engine), target, limit };
-        cut = asking.all(&unanswered, &mut answers, &mut records).await?;
+        cut = asking.all(&mut questions, unanswered, &mut answers, &mut records).await?;
     }
     let learned = records.finish()?;
     info!(job.id = spec.id, learned, cut, left_out, "the teacher has answered");
@@ -190,33 +189,11 @@ fn still_ours(attempt: &Attempt, held: Held) -> Result<()> {
 
 /// `, the first because …` from the file of what was left out.
 fn first_of(left_out: &Path) -> String {
-    let text = std::fs::read_to_string(left_out).unwrap_or_default();
-    let first = text.lines().next().and_then(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let mut line = String::new();
+    let read = std::fs::File::open(left_out).and_then(|file| BufReader::new(file).read_line(&mut line));
+    let first = read.ok().and_then(|_| serde_json::from_str::<serde_json::Value>(&line).ok());
     let reason = first.and_then(|line| Some(line.get("reason")?.as_str()?.to_string()));
     reason.map_or_else(String::new, |reason| format!(", the first because {reason}"))
-}
-
-/// The data set as it grows.
-struct Records {
-    file: std::io::BufWriter<std::fs::File>,
-    count: u64,
-}
-
-impl Records {
-    fn create(path: &Path) -> Result<Self> {
-        Ok(Self { file: std::io::BufWriter::new(std::fs::File::create(path)?), count: 0 })
-    }
-
-    fn push(&mut self, question: &Question, answer: &str) -> Result<()> {
-        writeln!(self.file, "{}", question.record(answer))?;
-        self.count += 1;
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<u64> {
-        self.file.flush()?;
-        Ok(self.count)
-    }
 }
 
 /// A teacher at work.
@@ -230,10 +207,20 @@ struct Asking<'a> {
 impl Asking<'_> {
     /// Has every question answered, in order; gives how many answers did not end by themselves, which nothing is
     /// to be learned from.
-    async fn all(&self, questions: &[Question], answers: &mut Answers<'_>, records: &mut Records) -> Result<u64> {
-        let (mut cut, mut done, total) = (0, 0, questions.len() as u64);
+    async fn all(
+        &self,
+        questions: &mut Questions,
+        total: u64,
+        answers: &mut Answers<'_>,
+        records: &mut Records,
+    ) -> Result<u64> {
+        let (mut cut, mut done) = (0, 0);
         let mut kept = false;
-        for chunk in questions.chunks(CHUNK) {
+        loop {
+            let chunk = questions.next(CHUNK)?;
+            if chunk.is_empty() {
+                return Ok(cut);
+            }
             let progress = Progress {
                 phase: format!("the teacher answers prompt {done} of {total}"),
                 step: done,
@@ -252,7 +239,7 @@ impl Asking<'_> {
                 let given = self.some(&missing).await?;
                 answers.keep(missing.into_iter().zip(given).collect()).await?;
             }
-            for question in chunk {
+            for question in &chunk {
                 match answers.get(question) {
                     Some(Answer { text, ended: true }) => records.push(question, text)?,
                     _ => cut += 1,
@@ -260,7 +247,6 @@ impl Asking<'_> {
             }
             done += chunk.len() as u64;
         }
-        Ok(cut)
     }
 
     /// The likeliest answers to a few questions, so that every attempt gets the same.

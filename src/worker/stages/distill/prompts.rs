@@ -1,45 +1,49 @@
 //! Where the prompts come from: a file of records, or a folder of invocation logs. What is of no use is written
 //! down with its place and the reason, and does not fail the job (AWS keeps the valid prompts of a set, too).
 
-use std::io::{BufReader, BufWriter, Read, Write};
-use std::path::Path;
-
-use flate2::read::MultiGzDecoder;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use super::super::super::retry::patiently;
 use super::super::super::run::Attempt;
-use crate::data::jsonl::{Content, Fault, Lines};
-use crate::data::{Asked, BadLine, Logged, MetadataFilters, Question};
+use super::gunzip::Gunzip;
+use super::spool::Spool;
+use crate::data::jsonl::Fault;
+use crate::data::{Asked, Logged, MetadataFilters};
 use crate::error::{Error, Result};
 use crate::objects::Uri;
+use crate::train::StopFlag;
 
-/// Prompts as they are read.
+/// Prompts as they are read, on threads that may block: a file may take minutes.
 pub(super) struct Prompts {
-    asked: Vec<Asked>,
-    left_out: u64,
-    report: BufWriter<std::fs::File>,
+    spool: Arc<Mutex<Spool>>,
+    /// What a file is told to end by.
+    stop: StopFlag,
 }
 
 impl Prompts {
-    /// None yet; `report` gets a line for everything that is left out.
-    pub(super) fn new(report: &Path) -> Result<Self> {
-        Ok(Self { asked: Vec::new(), left_out: 0, report: BufWriter::new(std::fs::File::create(report)?) })
+    /// None yet; the prompts go into `folder`.
+    pub(super) fn new(folder: &Path, report: &str, answered: &str, stop: StopFlag) -> Result<Self> {
+        Ok(Self { spool: Arc::new(Mutex::new(Spool::create(folder, report, answered)?)), stop })
     }
 
-    /// The prompts, and how many lines were left out.
-    pub(super) fn finish(mut self) -> Result<(Vec<Asked>, u64)> {
-        self.report.flush()?;
-        Ok((self.asked, self.left_out))
+    /// What was read.
+    pub(super) fn finish(self) -> Result<Spool> {
+        let spool = Arc::into_inner(self.spool).and_then(|spool| spool.into_inner().ok());
+        spool.ok_or_else(|| Error::internal(anyhow::anyhow!("prompts are still read")))
     }
 
     /// Takes the records of a file. An answer beside a prompt is not learned: the teacher's is.
     pub(super) async fn records(&mut self, attempt: &Attempt, uri: &str) -> Result<()> {
         let path = attempt.work_dir.join("data").join("prompts");
         let from = Uri::parse(uri)?;
-        patiently(&attempt.halt, "downloading the prompts", async || attempt.objects.get_to_file(&from, &path).await)
-            .await?;
-        let file = std::fs::File::open(&path)?;
-        self.read(uri, file, |line| Asked::parse(line).map(|asked| Some(Asked { answer: None, ..asked })))
+        patiently(&attempt.halt, "downloading the prompts", async || {
+            attempt.objects.get_to_file(&from, &path).await
+        })
+        .await?;
+        let take = |line: &str| Asked::parse(line).map(|asked| Some(Asked { answer: None, ..asked }));
+        self.read(uri.to_string(), path, take).await
     }
 
     /// Takes the requests of all log files under `folder` that the filters take; of those to `teacher`, if one is
@@ -58,63 +62,32 @@ impl Prompts {
         while let Some(page) = patiently(halt, "listing the logs", async || pages.next().await).await? {
             for log in page.into_iter().filter(|log| is_log(log.uri.key())) {
                 patiently(halt, "downloading a log", async || objects.get_to_file(&log.uri, &path).await).await?;
-                let file = BufReader::new(std::fs::File::open(&path)?);
-                let take = |line: &str| of_log(line, filters, teacher);
-                let name = log.uri.to_string();
-                match name.ends_with(".gz") {
-                    true => self.read(&name, MultiGzDecoder::new(file), take)?,
-                    false => self.read(&name, file, take)?,
-                }
+                let (filters, teacher) = (filters.clone(), teacher.map(str::to_owned));
+                let take = move |line: &str| of_log(line, &filters, teacher.as_deref());
+                self.read(log.uri.to_string(), path.clone(), take).await?;
             }
         }
         Ok(())
     }
 
-    /// Takes what `take` finds in each line; a line without a fault and without a prompt is passed over.
-    fn read(
-        &mut self,
-        name: &str,
-        file: impl Read,
-        take: impl Fn(&str) -> std::result::Result<Option<Asked>, Fault>,
+    /// Takes what `take` finds in each line of a file, which is unpacked when its name says that it is packed.
+    async fn read(
+        &self,
+        name: String,
+        path: PathBuf,
+        take: impl Fn(&str) -> std::result::Result<Option<Asked>, Fault> + Send + 'static,
     ) -> Result<()> {
-        let unreadable = |cause: std::io::Error| {
-            Error::validation(format!("Unable to read {name}: {cause}. Give JSON Lines, or gzip of them."))
+        let (spool, stop) = (Arc::clone(&self.spool), self.stop.clone());
+        let work = move || {
+            let file = std::fs::File::open(&path)?;
+            let packed = file.metadata()?.len();
+            let file = BufReader::new(file);
+            let content: Box<dyn Read> =
+                if name.ends_with(".gz") { Box::new(Gunzip::new(file, packed)) } else { Box::new(file) };
+            let mut spool = spool.lock().map_err(|_| Error::internal(anyhow::anyhow!("reading prompts panicked")))?;
+            spool.read(&name, content, take, &stop)
         };
-        let mut lines = Lines::new(file).map_err(unreadable)?;
-        while let Some(line) = lines.next_line().map_err(unreadable)? {
-            let taken = match line.content {
-                Content::Blank => continue,
-                Content::Bad(fault) | Content::Unreadable(fault) => Err(fault),
-                Content::Text(text) => take(&text),
-            };
-            let fault = match taken {
-                Ok(None) => continue,
-                Ok(Some(asked)) => match self.asked.first() {
-                    Some(first) if !first.question.is_like(&asked.question) => Fault {
-                        column: None,
-                        reason: format!("the prompt is {}, the first one is not", kind(&asked.question)),
-                        class: crate::data::jsonl::Class::Format,
-                    },
-                    _ => {
-                        self.asked.push(asked);
-                        continue;
-                    }
-                },
-                Err(fault) => fault,
-            };
-            self.left_out += 1;
-            let bad = BadLine { file: name.into(), line: line.number, column: fault.column, reason: fault.reason };
-            serde_json::to_writer(&mut self.report, &bad)?;
-            writeln!(self.report)?;
-        }
-        Ok(())
-    }
-}
-
-fn kind(question: &Question) -> &'static str {
-    match question {
-        Question::Text(_) => "a plain text",
-        Question::Turn { .. } => "a turn of a conversation",
+        tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
     }
 }
 
