@@ -1,13 +1,13 @@
 //! Table `model_deployments`: custom models that are asked on demand, under a name of their own that
 //! stays while the model behind it changes.
 
-use super::db::{Db, run, transaction};
+use super::db::{Db, run, timed_sql, transaction};
 use super::page::{Cursor, Filter, Listed, Order};
 use super::serving::{Placed, hold_active_model};
 use super::status::{DeploymentStatus, UpdateStatus};
 use super::tags::{self, Tag};
 use super::text::storable;
-use crate::clock::Millis;
+use crate::clock::{DatabaseTime, Millis};
 use crate::error::Result;
 
 /// A deployment.
@@ -130,7 +130,7 @@ pub async fn update(
 ) -> Result<Placed<Deployment>> {
     const SQL: &str = concat!(
         "UPDATE model_deployments SET update_model_arn = $3, update_status = 'Updating', failure_message = NULL,
-            last_updated_time = $4
+            last_updated_time = $4, strikes = 0, loading_until = NULL, failing_since = NULL
          WHERE account_id = $1 AND (arn = $2 OR name = $2) AND status = 'Active' RETURNING ",
         columns!()
     );
@@ -184,25 +184,125 @@ impl Outcome {
     }
 }
 
-/// Deployments of any account whose model is to be made ready, oldest first: all of them, so that those which have to
-/// be tried again and again hide no others.
+/// Deployments of any account whose model is to be made ready: all of them, so that those which have to be tried again
+/// and again hide no others. Those that no attempt was broken off of come first, the oldest before the others.
 pub async fn unready(db: &Db) -> Result<Vec<Deployment>> {
     const SQL: &str = concat!(
         "SELECT ",
         columns!(),
         " FROM model_deployments WHERE status = 'Creating' OR update_status = 'Updating'
-         ORDER BY last_updated_time, id"
+         ORDER BY strikes, last_updated_time, id"
     );
     Ok(run!(db, |on| sqlx::query_as(SQL).fetch_all(on).await)?)
+}
+
+/// An attempt to make a deployment ready, counted before it begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+pub struct Attempt {
+    /// Attempts that came to no end, this one included.
+    pub strikes: i64,
+    /// Since when attempts end because a dependency is away.
+    pub failing_since: Option<Millis>,
+}
+
+/// The condition that a deployment still waits for the model it waited for.
+macro_rules! still_wanted {
+    () => {
+        "id = $1 AND ((status = 'Creating' AND model_arn = $2) OR (update_status = 'Updating' AND update_model_arn = $2))"
+    };
+}
+
+/// The condition that an attempt is still the caller's.
+macro_rules! held {
+    () => {
+        concat!(still_wanted!(), " AND strikes = $3 AND loading_until IS NOT NULL")
+    };
+}
+
+/// How many attempts to make a deployment ready came to no end.
+pub async fn strikes(db: &Db, seen: &Deployment) -> Result<i64> {
+    const SQL: &str = "SELECT strikes FROM model_deployments WHERE id = $1";
+    let found: Option<i64> = run!(db, |on| sqlx::query_scalar(SQL).bind(&seen.id).fetch_optional(on).await)?;
+    Ok(found.unwrap_or_default())
+}
+
+macro_rules! begin_sql {
+    ($now:literal) => {
+        concat!(
+            "UPDATE model_deployments SET strikes = strikes + 1, loading_until = ",
+            $now,
+            " + $3 + $4 WHERE ",
+            still_wanted!(),
+            " AND (loading_until IS NULL OR loading_until <= ",
+            $now,
+            " + $3) RETURNING strikes, failing_since"
+        )
+    };
+}
+
+/// Begins to make `seen` ready. `None`: somebody else is at it until their time ends, or it waits for another model.
+pub async fn begin(db: &Db, seen: &Deployment, lease_ms: Millis, at: DatabaseTime) -> Result<Option<Attempt>> {
+    let sql = timed_sql!(db, begin_sql);
+    Ok(run!(db, |on| sqlx::query_as(sql)
+        .bind(&seen.id)
+        .bind(seen.wanted_model())
+        .bind(at.shift_ms())
+        .bind(lease_ms)
+        .fetch_optional(on)
+        .await)?)
+}
+
+macro_rules! renew_sql {
+    ($now:literal) => {
+        concat!("UPDATE model_deployments SET loading_until = ", $now, " + $4 + $5 WHERE ", held!())
+    };
+}
+
+/// Keeps an attempt, also one whose time is over, as long as nobody else has begun one. `false`: it is no longer the
+/// caller's.
+pub async fn renew(db: &Db, seen: &Deployment, attempt: &Attempt, lease_ms: Millis, at: DatabaseTime) -> Result<bool> {
+    let sql = timed_sql!(db, renew_sql);
+    let rows = run!(db, |on| sqlx::query(sql)
+        .bind(&seen.id)
+        .bind(seen.wanted_model())
+        .bind(attempt.strikes)
+        .bind(at.shift_ms())
+        .bind(lease_ms)
+        .execute(on)
+        .await
+        .map(|done| done.rows_affected()))?;
+    Ok(rows == 1)
+}
+
+/// Ends an attempt that decided nothing, at no cost to the deployment. `away` is the time when a dependency was found
+/// to be away.
+pub async fn give_back(db: &Db, seen: &Deployment, attempt: &Attempt, away: Option<Millis>) -> Result<bool> {
+    const SQL: &str = concat!(
+        "UPDATE model_deployments SET strikes = strikes - 1, loading_until = NULL,
+            failing_since = COALESCE(failing_since, $4)
+         WHERE ",
+        held!()
+    );
+    let rows = run!(db, |on| sqlx::query(SQL)
+        .bind(&seen.id)
+        .bind(seen.wanted_model())
+        .bind(attempt.strikes)
+        .bind(away)
+        .execute(on)
+        .await
+        .map(|done| done.rows_affected()))?;
+    Ok(rows == 1)
 }
 
 /// Writes down how making `seen` ready ended. `false`: another process did, or it waits for another model by now;
 /// nothing was changed.
 pub async fn settle(db: &Db, seen: &Deployment, outcome: &Outcome, now: Millis) -> Result<bool> {
     const CREATED: &str = "UPDATE model_deployments SET last_updated_time = $3, failure_message = $4,
+            strikes = 0, loading_until = NULL, failing_since = NULL,
             status = CASE WHEN $4 IS NULL THEN 'Active' ELSE 'Failed' END
         WHERE id = $1 AND model_arn = $2 AND status = 'Creating'";
     const UPDATED: &str = "UPDATE model_deployments SET last_updated_time = $3, failure_message = $4,
+            strikes = 0, loading_until = NULL, failing_since = NULL,
             model_arn = CASE WHEN $4 IS NULL THEN update_model_arn ELSE model_arn END,
             update_status = CASE WHEN $4 IS NULL THEN 'UpdateCompleted' ELSE 'UpdateFailed' END
         WHERE id = $1 AND update_model_arn = $2 AND update_status = 'Updating'";

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use tunesmith::app::door::{Pass, Place};
+use tunesmith::store::Db;
 use tunesmith::store::custom_models::CustomModel;
 
 use crate::support::http::Reply;
@@ -295,6 +296,42 @@ fn a_deployment_that_cannot_be_served_fails_with_the_reason_and_an_update_to_suc
         let there = redeploy(&app, "chat", &model).await;
         assert_eq!(there["updateDetails"]["updateStatus"], "UpdateCompleted");
         assert!(there.get("failureMessage").is_none(), "{there}");
+        app
+    });
+}
+
+/// A deployment that `strikes` attempts to load were broken off of, as a process that dies each time leaves it.
+async fn broken_off(app: &TestApp, name: &str, model: &CustomModel, strikes: i64) {
+    const SQL: &str = "UPDATE model_deployments SET status = 'Creating', strikes = $2 WHERE name = $1";
+    deploy(app, name, model).await;
+    match &app.service.app.db {
+        Db::Postgres(pool) => drop(sqlx::query(SQL).bind(name).bind(strikes).execute(pool).await.unwrap()),
+        Db::Sqlite(pool) => drop(sqlx::query(SQL).bind(name).bind(strikes).execute(pool).await.unwrap()),
+    }
+}
+
+#[test]
+fn a_deployment_whose_loading_ended_the_process_each_time_fails_by_name_and_holds_up_no_other() {
+    with_app(async |app| {
+        let model = app.model("m").await;
+        broken_off(&app, "worn", &model, 3).await;
+        broken_off(&app, "twice", &model, 2).await;
+        let ended = async |name| {
+            until("it ends", async || {
+                let there = get(&app, DEPLOYMENTS, name).await.json();
+                (there["status"] != "Creating").then_some(there)
+            })
+            .await
+        };
+        let worn = ended("worn").await;
+        assert_eq!(worn["status"], "Failed", "{worn}");
+        let message = worn["failureMessage"].as_str().unwrap();
+        assert!(message.contains("ended unexpectedly each of the 3 times"), "{message}");
+        assert_eq!(ended("twice").await["status"], "Active");
+        // A success clears what was counted.
+        broken_off(&app, "again", &model, 0).await;
+        assert_eq!(ended("again").await["status"], "Active");
+        assert_eq!(app.call("DELETE", &format!("{DEPLOYMENTS}/worn"), None).await.status, 200);
         app
     });
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tunesmith::clock::Clock;
 use tunesmith::jobs::{Held, Queue};
 use tunesmith::store::custom_models::{self, CustomModel};
-use tunesmith::store::deployments::{self, Deleted, Deployment, Outcome};
+use tunesmith::store::deployments::{self, Attempt, Deleted, Deployment, Outcome};
 use tunesmith::store::serving::{self, Placed};
 use tunesmith::store::throughputs::{self, Throughput};
 use tunesmith::store::{Db, DeploymentStatus, ThroughputStatus, UpdateStatus, jobs};
@@ -60,6 +60,56 @@ fn throughput(n: usize, units: i64) -> Throughput {
         commitment_expiration_time: None,
         creation_time: 10,
         last_modified_time: 10,
+    }
+}
+
+on_both! {
+    async fn an_attempt_to_load_a_deployment_is_counted_before_it_begins_and_forgiven_when_it_decides_nothing(db: Db) {
+        let (first, second) = (model(&db, 1).await, model(&db, 2).await);
+        let made = deployment(&first);
+        deployments::insert(&db, &made, &[]).await.unwrap();
+        let strikes = async || deployments::strikes(&db, &made).await.unwrap();
+
+        let clock = Clock::system();
+        let begin = async |seen: &Deployment| deployments::begin(&db, seen, 60_000, clock.database()).await.unwrap();
+        let renew = async |attempt: &Attempt| {
+            deployments::renew(&db, &made, attempt, 60_000, clock.database()).await.unwrap()
+        };
+
+        // The process dies: nobody else is at it until its time is over, and the attempt stays counted.
+        let dead = begin(&made).await.unwrap();
+        assert_eq!((dead.strikes, dead.failing_since, strikes().await), (1, None, 1));
+        assert_eq!(begin(&made).await, None);
+        clock.jump_database(Duration::from_secs(61), false);
+        let next = begin(&made).await.unwrap();
+        assert_eq!(next.strikes, 2);
+        assert!(!renew(&dead).await, "it is another's");
+        assert!(!deployments::give_back(&db, &made, &dead, None).await.unwrap());
+        clock.jump_database(Duration::from_secs(61), false);
+        assert!(renew(&next).await, "nobody else has begun one");
+
+        // A drain costs nothing, and an outage is remembered from its beginning.
+        assert!(deployments::give_back(&db, &made, &next, None).await.unwrap());
+        for (now, since) in [(500, None), (600, Some(500)), (700, Some(500))] {
+            let attempt = begin(&made).await.unwrap();
+            assert_eq!((attempt.strikes, attempt.failing_since), (2, since));
+            assert!(deployments::give_back(&db, &made, &attempt, Some(now)).await.unwrap());
+        }
+        assert_eq!(strikes().await, 1);
+
+        // What is decided, or newly wished, begins from nothing.
+        begin(&made).await.unwrap();
+        assert!(deployments::settle(&db, &made, &Outcome::Ready, 810).await.unwrap());
+        assert_eq!((strikes().await, begin(&made).await), (0, None));
+        let Placed::Done(seen) = deployments::update(&db, ACCOUNT, "chat", &second.arn, 1000).await.unwrap() else {
+            panic!("not updated")
+        };
+        begin(&seen).await.unwrap();
+        let Placed::Done(again) = deployments::update(&db, ACCOUNT, "chat", &first.arn, 1010).await.unwrap() else {
+            panic!("not updated")
+        };
+        let attempt = begin(&again).await.unwrap();
+        assert_eq!((attempt.strikes, attempt.failing_since), (1, None));
     }
 }
 
