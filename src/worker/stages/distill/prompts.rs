@@ -38,10 +38,8 @@ impl Prompts {
     pub(super) async fn records(&mut self, attempt: &Attempt, uri: &str) -> Result<()> {
         let path = attempt.work_dir.join("data").join("prompts");
         let from = Uri::parse(uri)?;
-        patiently(&attempt.halt, "downloading the prompts", async || {
-            attempt.objects.get_to_file(&from, &path).await
-        })
-        .await?;
+        patiently(&attempt.halt, "downloading the prompts", async || attempt.objects.get_to_file(&from, &path).await)
+            .await?;
         let take = |line: &str| Asked::parse(line).map(|asked| Some(Asked { answer: None, ..asked }));
         self.read(uri.to_string(), path, take).await
     }
