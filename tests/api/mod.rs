@@ -13,11 +13,8 @@ mod merged;
 mod openapi;
 mod paging;
 mod preview;
-<<<<<<< HEAD
 mod private;
-=======
 mod programs;
->>>>>>> 06b7a33 (tests: programs of strangers over HTTP, fuzz targets, limits)
 mod runtime;
 mod serving;
 mod tags;
