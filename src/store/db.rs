@@ -220,6 +220,13 @@ macro_rules! timed_sql {
     };
 }
 
+/// The time `$now` for an end: nothing ends before it was asked for, whatever the clocks of those who wrote the two.
+macro_rules! end_time {
+    ($now:literal) => {
+        concat!("(CASE WHEN ", $now, " > creation_time THEN ", $now, " ELSE creation_time END)")
+    };
+}
+
 /// Holds a custom model's name until the transaction ends. Whoever takes or promises one looks into a table that
 /// another transaction may be writing: one after another, the second sees what the first did.
 macro_rules! name_lock {
@@ -236,7 +243,7 @@ macro_rules! name_lock {
     };
 }
 
-pub(crate) use {name_lock, run, timed_sql, transaction};
+pub(crate) use {end_time, name_lock, run, timed_sql, transaction};
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::custom_models::{self, CustomModel};
-use super::db::{Db, name_lock, run, timed_sql, transaction};
+use super::db::{Db, end_time, name_lock, run, timed_sql, transaction};
 use super::imported_models::{self, ImportedModel};
 use super::page::{Cursor, Filter, Listed, Order};
 use super::status::{ImportKind, ImportStatus};
@@ -394,9 +394,14 @@ pub async fn bury(db: &Db, worker: &str, at: DatabaseTime) -> Result<u64> {
         .map(|done| done.rows_affected()))?)
 }
 
-const END: &str = "UPDATE model_imports SET status = $3, failure_message = $4, end_time = $5, last_modified_time = $5,
-        worker = NULL, lease_until = NULL
-    WHERE id = $1 AND attempt = $2 AND status = 'InProgress' AND lease_until IS NOT NULL";
+const END: &str = concat!(
+    "UPDATE model_imports SET status = $3, failure_message = $4, end_time = ",
+    end_time!("$5"),
+    ", last_modified_time = ",
+    end_time!("$5"),
+    ", worker = NULL, lease_until = NULL
+    WHERE id = $1 AND attempt = $2 AND status = 'InProgress' AND lease_until IS NOT NULL"
+);
 
 macro_rules! end {
     ($tx:ident, $import:expr, $status:expr, $message:expr, $now:expr) => {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::db::{Db, name_lock, run, timed_sql, transaction};
+use super::db::{Db, end_time, name_lock, run, timed_sql, transaction};
 use super::job_events;
 use super::page::{Cursor, Filter, Listed, Order};
 use super::status::{CustomizationType, Status, Tasks};
@@ -365,11 +365,14 @@ macro_rules! stop_sql {
         concat!(
             "UPDATE customization_jobs SET
                 status = CASE WHEN lease_until > moment THEN 'Stopping' ELSE 'Stopped' END,
-                end_time = CASE WHEN lease_until > moment THEN NULL ELSE $3 END,
+                end_time = CASE WHEN lease_until > moment THEN NULL ELSE ",
+            end_time!("$3"),
+            " END,
                 worker = CASE WHEN lease_until > moment THEN worker END,
                 lease_until = CASE WHEN lease_until > moment THEN lease_until END,
-                last_modified_time = $3
-             FROM (SELECT ",
+                last_modified_time = ",
+            end_time!("$3"),
+            " FROM (SELECT ",
             $now,
             " + $4 AS moment) AS database_clock
              WHERE account_id = $1 AND (arn = $2 OR name = $2) AND status = 'InProgress'

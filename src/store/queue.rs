@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 use super::custom_models::{self, CustomModel};
-use super::db::{Db, run, timed_sql, transaction};
+use super::db::{Db, end_time, run, timed_sql, transaction};
 use super::job_events;
 use super::jobs::{Job, Progress, columns};
 use super::status::{Status, Tasks};
@@ -221,10 +221,16 @@ pub async fn publish(db: &Db, fence: &Fence, published: &Value, now: Millis) -> 
 /// Ends the job with its model, in one transaction. `false`: the job is no longer the worker's, or is
 /// being stopped; nothing was written.
 pub async fn complete(db: &Db, fence: &Fence, model: &CustomModel, model_tags: &[Tag], tasks: &Tasks) -> Result<bool> {
-    const SQL: &str = "UPDATE customization_jobs SET status = 'Completed', end_time = $3, last_modified_time = $3,
+    const SQL: &str = concat!(
+        "UPDATE customization_jobs SET status = 'Completed', end_time = ",
+        end_time!("$3"),
+        ", last_modified_time = ",
+        end_time!("$3"),
+        ",
             worker = NULL, lease_until = NULL, tasks = $4, output_model_arn = $5, training_loss = $6,
             validation_losses = $7
-        WHERE id = $1 AND attempt = $2 AND status = 'InProgress' AND lease_until IS NOT NULL";
+        WHERE id = $1 AND attempt = $2 AND status = 'InProgress' AND lease_until IS NOT NULL"
+    );
     Ok(transaction!(db, |tx| {
         let rows = sqlx::query(SQL)
             .bind(&fence.job_id)
@@ -258,9 +264,14 @@ pub async fn complete(db: &Db, fence: &Fence, model: &CustomModel, model_tags: &
 
 /// Ends the job as failed. `false`: the job is no longer the worker's, or is being stopped.
 pub async fn fail(db: &Db, fence: &Fence, message: &str, tasks: &Tasks, now: Millis) -> Result<bool> {
-    const SQL: &str = "UPDATE customization_jobs SET status = 'Failed', failure_message = $3, end_time = $4,
-            last_modified_time = $4, worker = NULL, lease_until = NULL, tasks = $5
-        WHERE id = $1 AND attempt = $2 AND status = 'InProgress' AND lease_until IS NOT NULL";
+    const SQL: &str = concat!(
+        "UPDATE customization_jobs SET status = 'Failed', failure_message = $3, end_time = ",
+        end_time!("$4"),
+        ", last_modified_time = ",
+        end_time!("$4"),
+        ", worker = NULL, lease_until = NULL, tasks = $5
+        WHERE id = $1 AND attempt = $2 AND status = 'InProgress' AND lease_until IS NOT NULL"
+    );
     Ok(transaction!(db, |tx| {
         let rows = sqlx::query(SQL)
             .bind(&fence.job_id)
@@ -280,9 +291,14 @@ pub async fn fail(db: &Db, fence: &Fence, message: &str, tasks: &Tasks, now: Mil
 
 /// Confirms a request to stop. `false`: the job is no longer the worker's, or nobody asked.
 pub async fn stopped(db: &Db, fence: &Fence, tasks: &Tasks, now: Millis) -> Result<bool> {
-    const SQL: &str = "UPDATE customization_jobs SET status = 'Stopped', end_time = $3, last_modified_time = $3,
-            worker = NULL, lease_until = NULL, tasks = $4
-        WHERE id = $1 AND attempt = $2 AND status = 'Stopping' AND lease_until IS NOT NULL";
+    const SQL: &str = concat!(
+        "UPDATE customization_jobs SET status = 'Stopped', end_time = ",
+        end_time!("$3"),
+        ", last_modified_time = ",
+        end_time!("$3"),
+        ", worker = NULL, lease_until = NULL, tasks = $4
+        WHERE id = $1 AND attempt = $2 AND status = 'Stopping' AND lease_until IS NOT NULL"
+    );
     Ok(transaction!(db, |tx| {
         let rows = sqlx::query(SQL)
             .bind(&fence.job_id)
@@ -384,8 +400,11 @@ pub struct Ends {
 macro_rules! sweep_stopping_sql {
     ($now:literal) => {
         concat!(
-            "UPDATE customization_jobs SET status = 'Stopped', end_time = $1, last_modified_time = $1,
-                worker = NULL, lease_until = NULL
+            "UPDATE customization_jobs SET status = 'Stopped', end_time = ",
+            end_time!("$1"),
+            ", last_modified_time = ",
+            end_time!("$1"),
+            ", worker = NULL, lease_until = NULL
              WHERE status = 'Stopping' AND (lease_until IS NULL OR lease_until <= ",
             $now,
             " + $2) RETURNING account_id, id, attempt"
@@ -430,9 +449,13 @@ pub async fn sweep(
 ) -> Result<u64> {
     const CRASHED: &str = "SELECT COUNT(*) FROM job_events WHERE job_id = $1 AND attempt > $2 AND kind = 'Crashed'";
     const RELEASED: &str = "SELECT COUNT(*) FROM job_events WHERE job_id = $1 AND attempt > $2 AND kind = 'Released'";
-    const FAIL: &str = "UPDATE customization_jobs SET status = 'Failed', failure_message = $2, end_time = $3,
-            last_modified_time = $3, worker = NULL, lease_until = NULL
-        WHERE id = $1 AND status = 'InProgress'";
+    const FAIL: &str = concat!(
+        "UPDATE customization_jobs SET status = 'Failed', failure_message = $2, end_time = ",
+        end_time!("$3"),
+        ", last_modified_time = ",
+        end_time!("$3"),
+        ", worker = NULL, lease_until = NULL WHERE id = $1 AND status = 'InProgress'"
+    );
     let stop = timed_sql!(db, sweep_stopping_sql);
     let worn_out = match db {
         Db::Postgres(_) => timed_sql!(db, worn_out_skipping_rivals),

@@ -7,7 +7,7 @@ use tunesmith::jobs::job::Stage;
 use tunesmith::jobs::queue::STRIKE_LIMIT;
 use tunesmith::jobs::{Held, Queue, sweep};
 use tunesmith::store::custom_models::Deleted;
-use tunesmith::store::jobs::{self, Accepted, Progress, StopRequest};
+use tunesmith::store::jobs::{self, Accepted, JobSpec, Progress, StopRequest};
 use tunesmith::store::queue as queue_table;
 use tunesmith::store::{Db, Status, TaskStatus, custom_models, job_events, tags};
 
@@ -278,6 +278,31 @@ on_both! {
             let times: Vec<_> =
                 job_events::list(&db, ACCOUNT, &spec(n).id).await.unwrap().iter().map(|event| event.at).collect();
             assert!(times.is_sorted(), "{times:?}");
+        }
+    }
+}
+
+on_both! {
+    async fn nothing_ends_before_it_was_asked_for_whatever_the_clocks(db: Db) {
+        // The API that accepted the jobs is an hour ahead of everybody else.
+        let (queue, clock) = queue(&db);
+        let ahead = clock.now() + 3_600_000;
+        for n in 1..=4 {
+            jobs::insert(&db, &JobSpec { creation_time: ahead, ..spec(n) }, &[]).await.unwrap();
+        }
+        let stop = async |name: &str| {
+            jobs::request_stop(&db, ACCOUNT, name, clock.now(), clock.database()).await.unwrap()
+        };
+        assert_eq!(stop("job-1").await, StopRequest::Accepted);
+        let [second, third, fourth] = [(); 3].map(|()| queue.claim("a"));
+        let claims = [second.await, third.await, fourth.await].map(|claim| claim.unwrap().unwrap());
+        assert_eq!(claims[0].complete(&model_of(&claims[0].job, clock.now())).await.unwrap(), Held::Yes);
+        assert_eq!(claims[1].fail("because").await.unwrap(), Held::Yes);
+        assert_eq!(stop("job-4").await, StopRequest::Accepted);
+        assert_eq!(claims[2].stopped().await.unwrap(), Held::Yes);
+        for n in 1..=4 {
+            let job = jobs::find(&db, ACCOUNT, &format!("job-{n}")).await.unwrap().unwrap();
+            assert!(job.end_time >= Some(ahead) && job.last_modified_time >= ahead, "job {n}: {job:?}");
         }
     }
 }

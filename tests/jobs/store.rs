@@ -122,9 +122,9 @@ on_both! {
     async fn a_job_that_nobody_holds_stops_at_once(db: Db) {
         let wanted = spec(1);
         jobs::insert(&db, &wanted, &[]).await.unwrap();
-        assert_eq!(jobs::request_stop(&db, ACCOUNT, "job-1", 77, DatabaseTime::default()).await.unwrap(), StopRequest::Accepted);
+        assert_eq!(jobs::request_stop(&db, ACCOUNT, "job-1", 3_000_000, DatabaseTime::default()).await.unwrap(), StopRequest::Accepted);
         let job = jobs::find(&db, ACCOUNT, "job-1").await.unwrap().unwrap();
-        assert_eq!((job.status, job.end_time, job.last_modified_time), (Status::Stopped, Some(77), 77));
+        assert_eq!((job.status, job.end_time, job.last_modified_time), (Status::Stopped, Some(3_000_000), 3_000_000));
         let again = jobs::request_stop(&db, ACCOUNT, &wanted.arn, 78, DatabaseTime::default()).await.unwrap();
         assert_eq!(again, StopRequest::Ended(Status::Stopped));
         assert_eq!(jobs::request_stop(&db, ACCOUNT, "absent", 78, DatabaseTime::default()).await.unwrap(), StopRequest::NotFound);
