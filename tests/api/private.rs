@@ -2,8 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use tunesmith::objects::{Endpoint, Objects, Put, Uri};
+use tunesmith::store::{Db, keys};
 
 use crate::support::http;
 use crate::support::process::{ACCESS_KEY, BEARER_KEY, SECRET_KEY, Serve};
@@ -52,5 +54,80 @@ fn a_member_name_with_a_newline_makes_no_line_of_its_own_in_the_log() {
         })
         .await;
         assert!(log.lines().all(|line| !line.starts_with("INFO fake")), "{log}");
+    });
+}
+
+/// A process without presets, killed when dropped.
+struct Bare {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Bare {
+    /// Starts `tunesmith <arguments>` and waits until it is ready.
+    fn start(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tunesmith"));
+        command.args(arguments).arg("--data-dir").arg(folder.path().join("data"));
+        command.arg("--ready-file").arg(folder.path().join("ready"));
+        for name in ["ROOT_ACCESS_KEY", "ROOT_SECRET_KEY", "ROOT_BEARER_KEY", "MODELS", "ROLE"] {
+            command.env_remove(format!("TUNESMITH_{name}"));
+        }
+        command.env_remove("DATABASE_URL").env_remove("S3_ENDPOINT").stdin(Stdio::null());
+        let mut child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let begun = std::time::Instant::now();
+        while !folder.path().join("ready").exists() {
+            let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+            assert!(child.try_wait().unwrap().is_none(), "it ended early: {log}");
+            assert!(begun.elapsed() < http::PATIENCE, "{log}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        Self { child, folder }
+    }
+
+    /// Everything it said, on both streams, once it has said `mark`.
+    async fn said(&self, mark: &str) -> String {
+        crate::support::until(mark, async || {
+            Some(std::fs::read_to_string(self.folder.path().join("log")).unwrap()).filter(|log| log.contains(mark))
+        })
+        .await
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_first_start_says_where_its_keys_are_and_never_what_they_are() {
+    crate::jobs::database::block_on(async {
+        let serve = Bare::start(&["serve", "--listen=127.0.0.1:0", "--s3-listen=127.0.0.1:0", "--log=debug"]);
+        let path = serve.folder.path().join("data/credentials").canonicalize().unwrap();
+        let said = serve.said("The API listens on").await;
+        assert!(said.contains(&format!("export AWS_SHARED_CREDENTIALS_FILE={}", path.display())), "{said}");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let secrets: Vec<_> = text.lines().filter_map(|line| line.split_once(" = ")).map(|(_, value)| value).collect();
+        assert_eq!(secrets.len(), 3, "{path:?}");
+        for secret in secrets {
+            assert!(!said.contains(secret), "a key is shown");
+        }
+    });
+}
+
+#[test]
+fn a_worker_makes_no_root_keys() {
+    crate::jobs::database::block_on(async {
+        let store = Serve::start();
+        let address = store.s3().strip_prefix("http://").unwrap().to_string();
+        let folder = tempfile::tempdir().unwrap();
+        let database = format!("sqlite://{}", folder.path().join("shared.db").display());
+        let worker = Bare::start(&["worker", "--s3-listen", &address, "--database-url", &database, "--devices=cpu"]);
+        let db = Db::connect(&database).await.unwrap();
+        assert!(keys::list(&db, crate::support::ACCOUNT).await.unwrap().is_empty());
+        assert!(!worker.folder.path().join("data/credentials").exists());
     });
 }

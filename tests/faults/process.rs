@@ -56,6 +56,8 @@ impl House {
             .env("TUNESMITH_MODELS", &self.models)
             .env("TUNESMITH_ROOT_ACCESS_KEY", ACCESS_KEY)
             .env("TUNESMITH_ROOT_SECRET_KEY", SECRET_KEY)
+            // Whose jobs the tests put into the database: the bucket is theirs.
+            .env("TUNESMITH_ACCOUNT_ID", crate::jobs::ACCOUNT)
             .env("TUNESMITH_LEASE_SECONDS", LEASE.as_secs().to_string())
             .env_remove("DATABASE_URL")
             .env_remove("S3_ENDPOINT")

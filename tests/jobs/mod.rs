@@ -6,6 +6,7 @@ mod imports;
 mod listing;
 mod names;
 mod queue;
+mod root_keys;
 mod serving;
 pub(crate) mod silence;
 mod store;

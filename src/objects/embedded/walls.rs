@@ -300,3 +300,28 @@ fn away(error: &Error) -> S3Error {
         _ => s3_error!(InternalError, "We encountered an internal error. Please try again."),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::clock::Clock;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn buckets_of_a_release_without_owners_become_the_configured_accounts() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = async || Index::open(folder.path(), "111122223333", Clock::system()).await.unwrap();
+        let index = open().await;
+        index.create_bucket("mine", "444455556666").await.unwrap();
+        // As that release left the table.
+        sqlx::query("ALTER TABLE buckets DROP COLUMN owner").execute(&index.pool).await.unwrap();
+        index.pool.close().await;
+        drop(index);
+        let index = open().await;
+        assert_eq!(index.owner("mine").await.unwrap().as_deref(), Some("111122223333"));
+        index.create_bucket("new", "444455556666").await.unwrap();
+        index.pool.close().await;
+        drop(index);
+        assert_eq!(open().await.owner("new").await.unwrap().as_deref(), Some("444455556666"), "owners stay");
+    }
+}
