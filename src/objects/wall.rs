@@ -87,7 +87,12 @@ impl Scope {
                 self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(bucket.to_string(), answer);
                 Ok(grants)
             }
-            (Err(error), Some((_, last))) if error.kind() == Kind::Unavailable => Ok(last),
+            (Err(error), Some((_, last))) if error.kind() == Kind::Unavailable => {
+                // Not asked again at once: each question of an outage takes as long as a connection is waited for.
+                let answer = (Instant::now(), last.clone());
+                self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(bucket.to_string(), answer);
+                Ok(last)
+            }
             (Err(error), _) => Err(error),
         }
     }

@@ -15,7 +15,7 @@ use super::database::on_both;
 const LEASE_MS: i64 = 60_000;
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn import(n: i64) -> Import {
+pub(crate) fn import(n: i64) -> Import {
     Import {
         id: format!("job{n}"),
         account_id: ACCOUNT.into(),

@@ -2,7 +2,7 @@
 
 pub(crate) mod database;
 
-mod imports;
+pub(crate) mod imports;
 mod listing;
 mod names;
 mod queue;

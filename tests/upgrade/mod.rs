@@ -216,6 +216,12 @@ impl Service {
         self.children.push(command.spawn().unwrap());
     }
 
+    /// Sends a signal to the API and its object store.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.children[0].id().to_string()).status();
+        assert!(sent.unwrap().success(), "kill -{name}");
+    }
+
     pub(crate) fn objects(&self) -> Objects {
         Objects::new(&Endpoint {
             url: format!("http://{}", self.listen[1]),
