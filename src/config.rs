@@ -162,6 +162,11 @@ pub struct Config {
     #[arg(long, env = "TUNESMITH_LEASE_SECONDS", default_value_t = 60)]
     pub lease_seconds: u64,
 
+    /// Folder whose files order faults at named steps of a job: for tests alone
+    #[cfg(feature = "fault-points")]
+    #[arg(long, env = "TUNESMITH_FAULT_POINTS", hide = true)]
+    pub fault_points: Option<PathBuf>,
+
     /// How long a stopping process waits for a checkpoint and for requests in flight, in seconds
     #[arg(long, env = "TUNESMITH_GRACE_SECONDS", default_value_t = 30)]
     pub grace_seconds: u64,

@@ -22,6 +22,7 @@ pub mod clock;
 pub mod config;
 pub mod data;
 pub mod error;
+mod fault_points;
 pub mod graders;
 pub mod http;
 pub mod infer;

@@ -57,6 +57,8 @@ impl Service {
     pub async fn start(config: Config, role: Role) -> Result<Self> {
         let config = config.checked()?;
         config.open_data_dir()?;
+        #[cfg(feature = "fault-points")]
+        crate::fault_points::open(config.fault_points.as_ref());
         let clock = Clock::system();
         let db = Db::connect(config.database().expose()).await?;
         db.migrate().await?;

@@ -85,6 +85,8 @@ impl Demo {
     /// Embedded defaults, whatever the environment says about other databases and stores.
     fn config(&self) -> Result<Config> {
         Config {
+            #[cfg(feature = "fault-points")]
+            fault_points: None,
             listen: free(self.listen)?,
             data_dir: self.data_dir.clone(),
             database_url: None,

@@ -17,6 +17,7 @@ use super::run;
 use super::scratch;
 use crate::app::App;
 use crate::error::Result;
+use crate::fault_points;
 use crate::jobs::{Queue, sweep};
 use crate::store;
 use crate::train::TrainingDevice;
@@ -92,7 +93,7 @@ fn thread(name: String, work: impl AsyncFnOnce() + Send + 'static) -> Result<one
 
 async fn slot(worker: &Worker, device: TrainingDevice, mut draining: watch::Receiver<bool>) {
     while !*draining.borrow() {
-        match worker.queue.claim(&worker.presence.worker).await {
+        match fault_points::around("claiming a job", worker.queue.claim(&worker.presence.worker)).await {
             Ok(Some(claim)) => {
                 let halt = Halt::default();
                 let drain = async {
@@ -130,7 +131,7 @@ async fn housekeeping(worker: &Worker, mut draining: watch::Receiver<bool>) {
         let now = worker.app.clock.monotonic();
         if now.duration_since(scratched) >= SCRATCH {
             scratched = now;
-            if let Err(error) = scratch::remove(worker).await {
+            if let Err(error) = fault_points::around("sweeping leftovers", scratch::remove(worker)).await {
                 warn!("leftovers of ended jobs were not removed: {}", error.log());
             }
         }

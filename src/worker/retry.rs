@@ -7,6 +7,7 @@ use tracing::warn;
 
 use super::halt::{Halt, Reason};
 use crate::error::{Error, Kind, Result};
+use crate::fault_points;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -19,7 +20,7 @@ pub(crate) async fn patiently<T>(halt: &Halt, what: &str, mut work: impl AsyncFn
     let mut pause = FIRST_PAUSE;
     loop {
         let error = tokio::select! {
-            outcome = work() => match outcome {
+            outcome = fault_points::around(what, work()) => match outcome {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             },

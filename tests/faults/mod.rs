@@ -1,9 +1,15 @@
 //! What dies, freezes or is asked to end in the middle of the work, with the real binary.
 
 mod database_away;
+mod acknowledged;
 mod drain;
 mod kill;
+mod kills;
+mod outage;
+mod points;
 mod process;
+mod soak;
+mod stages;
 mod stale;
 mod stop;
 mod tiny;

@@ -7,3 +7,5 @@ mod crash;
 mod embedded;
 mod outage;
 mod servers;
+
+pub(crate) use servers::{Moto, not_run, sdk};

@@ -49,7 +49,7 @@ pub(super) fn endpoint(url: &str) -> Endpoint {
 }
 
 /// The SDK itself, for what `Objects` does not offer.
-pub(super) fn sdk(endpoint: &Endpoint) -> aws_sdk_s3::Client {
+pub(crate) fn sdk(endpoint: &Endpoint) -> aws_sdk_s3::Client {
     let credentials =
         aws_sdk_s3::config::Credentials::new(&endpoint.access_key, &endpoint.secret_key, None, None, "tests");
     let config = aws_sdk_s3::Config::builder()
@@ -83,14 +83,14 @@ impl Store {
 }
 
 /// moto's S3 server in a process of its own.
-pub(super) struct Moto {
+pub(crate) struct Moto {
     child: Child,
-    pub(super) url: String,
+    pub(crate) url: String,
 }
 
 impl Moto {
     /// Starts it, or says why it cannot be had here.
-    pub(super) fn start() -> Result<Self, String> {
+    pub(crate) fn start() -> Result<Self, String> {
         let command = setting("TEST_MOTO_SERVER").unwrap_or_else(|| "moto_server".to_string());
         let mut words = command.split_whitespace();
         let program = words.next().ok_or("TEST_MOTO_SERVER is empty")?;
@@ -132,7 +132,7 @@ pub(super) fn setting(name: &str) -> Option<String> {
 }
 
 /// A test that lacks what it needs fails in the full run and steps aside, loudly, elsewhere.
-pub(super) fn not_run(why: &str) {
+pub(crate) fn not_run(why: &str) {
     assert!(setting("TEST_REQUIRE_ALL").as_deref() != Some("1"), "{why}");
     println!("NOT RUN: {why}");
 }

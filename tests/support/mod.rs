@@ -1,18 +1,16 @@
 //! The real service on real sockets, in a folder that goes away: API, embedded object store, database.
 
+pub(crate) mod client;
+pub(crate) mod fault_proxy;
 pub(crate) mod http;
 pub(crate) mod process;
+pub(crate) mod promise;
 mod proxy;
-mod recorder;
+pub(crate) mod recorder;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use aws_credential_types::Credentials;
-use aws_sigv4::http_request::{
-    PercentEncodingMode, SignableBody, SignableRequest, SigningSettings, UriPathNormalizationMode, sign,
-};
-use aws_sigv4::sign::v4::SigningParams;
 use clap::Parser;
 use serde_json::{Value, json};
 use tunesmith::config::{Config, Role};
@@ -70,6 +68,7 @@ fn run<F: Future<Output = TestApp>>(role: Role, more: &[&str], test: impl FnOnce
     crate::jobs::database::block_on(async {
         let app = test(TestApp::start(role, more).await).await;
         app.service.stop().await;
+        recorder::nothing_told();
     });
 }
 
@@ -119,6 +118,7 @@ impl TestApp {
             models.to_str().unwrap(),
         ];
         let config = Line::parse_from(arguments.iter().chain(more)).config;
+        recorder::listen();
         let service = Service::start(config, role).await.unwrap();
         // A worker has none; a test of one makes no calls.
         let keys = service.keys.as_ref();
@@ -127,6 +127,8 @@ impl TestApp {
             secret_key: keys.map(|keys| keys.secret_key.expose().to_string()).unwrap_or_default(),
             session_token: None,
         };
+        recorder::plant(&root.secret_key);
+        recorder::plant(service.keys.bearer_key.expose());
         let address = service.api.unwrap();
         service.app.objects.ensure_bucket("tuning").await.unwrap();
         Self { service, address, root, folder }
@@ -198,6 +200,9 @@ impl TestApp {
         let (made, text) = self.keys(&[&["create"], arguments].concat());
         assert!(made, "{text}");
         let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(ToString::to_string);
+        for name in ["AWS_SECRET_ACCESS_KEY=", "AWS_SESSION_TOKEN="] {
+            value(name).iter().for_each(|secret| recorder::plant(secret));
+        }
         Pair {
             access_key: value("AWS_ACCESS_KEY_ID=").unwrap(),
             secret_key: value("AWS_SECRET_ACCESS_KEY=").unwrap(),
@@ -210,6 +215,7 @@ impl TestApp {
         let (made, text) = self.keys(&[&["create", "--bearer"], arguments].concat());
         assert!(made, "{text}");
         let key = text.lines().find_map(|line| line.strip_prefix("AWS_BEARER_TOKEN_BEDROCK=")).unwrap();
+        recorder::plant(key);
         vec![("authorization".into(), format!("Bearer {key}"))]
     }
 
@@ -253,25 +259,9 @@ impl TestApp {
         body: &str,
         shift_s: i64,
     ) -> Vec<(String, String)> {
-        let mut settings = SigningSettings::default();
-        settings.percent_encoding_mode = PercentEncodingMode::Double;
-        settings.uri_path_normalization_mode = UriPathNormalizationMode::Disabled;
-        let identity = Credentials::from_keys(&pair.access_key, &pair.secret_key, pair.session_token.clone()).into();
         let now = self.service.app.clock.now() + shift_s * 1000;
         let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(now.unsigned_abs());
-        let params = SigningParams::builder()
-            .identity(&identity)
-            .region("us-east-1")
-            .name("bedrock")
-            .time(time)
-            .settings(settings)
-            .build()
-            .unwrap();
-        let url = format!("http://{}{target}", self.address);
-        let request = SignableRequest::new(method, url, [].into_iter(), SignableBody::Bytes(body.as_bytes())).unwrap();
-        let (instructions, _) = sign(request, &params.into()).unwrap().into_parts();
-        let (headers, _) = instructions.into_parts();
-        headers.iter().map(|header| (header.name().to_string(), header.value().to_string())).collect()
+        client::signed(self.address, pair, (method, target), body, time)
     }
 
     /// A request for a job that nothing stands in the way of; names derive from `name`.

@@ -26,6 +26,8 @@ pub(crate) const BEARER_KEY: &str = "a-bearer-key-for-client-tests";
 impl Serve {
     /// Starts the service and waits until it is ready.
     pub(crate) fn start() -> Self {
+        recorder::plant(SECRET_KEY);
+        recorder::plant(BEARER_KEY);
         let folder = tempfile::tempdir().unwrap();
         let ready = folder.path().join("ready.json");
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
@@ -103,10 +105,7 @@ impl Serve {
             .unwrap();
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{stdout}\n{stderr}\n--- the service's log:\n{}", self.log());
-        let log = self.log();
-        for secret in [SECRET_KEY, BEARER_KEY] {
-            assert!(!log.contains(secret), "a secret is in the log");
-        }
+        recorder::search_log(&self.folder.path().join("log"), |_| false);
         self.proxy.take().iter().filter_map(line).map(|line| format!("{line}\n")).collect()
     }
 }

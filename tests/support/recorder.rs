@@ -1,13 +1,18 @@
 //! Holds every reply that a test sees against the committed document: the status is one that the operation
-//! describes, the body has the described shape, and no member is there that the document does not name.
+//! describes, the body has the described shape, and no member is there that the document does not name. Searches
+//! every reply and every log line, of this process and of its children, for the secrets that were planted.
 
-use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::collections::{BTreeSet, HashMap};
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex, Once};
 
 use jsonschema::Validator;
 use serde_json::{Value, json};
 
 use super::http::Reply;
+use super::promise;
 
 struct Operation {
     name: String,
@@ -128,10 +133,91 @@ pub(super) fn operation(method: &str, target: &str) -> Option<&'static str> {
     operation.map(|operation| operation.name.as_str())
 }
 
+/// Secrets of this test: none may be in a reply or in a log.
+static PLANTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+/// Log lines of this process that told one.
+static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Log lines of this process.
+static HEARD: AtomicUsize = AtomicUsize::new(0);
+
+/// From now on `secret` may not be seen.
+pub(crate) fn plant(secret: &str) {
+    assert!(secret.len() >= 8, "too short to be searched for: {secret:?}");
+    PLANTED.lock().unwrap().insert(secret.to_string());
+}
+
+/// The planted secret in `text`, if one is there.
+fn secret(text: &str) -> Option<String> {
+    PLANTED.lock().unwrap().iter().find(|secret| text.contains(secret.as_str())).cloned()
+}
+
+/// Counts for the ledger: one short line each, because every test is a process of its own.
+fn count(what: &str, line: &str) {
+    let Some(folder) = promise::folder() else { return };
+    let path = folder.join(what);
+    let kept = std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::File::options().create(true).append(true).open(path))
+        .and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
+    assert!(kept.is_ok(), "the count of {what} is kept: {kept:?}");
+}
+
+/// Searches what a child process has logged; gives how many lines it was. The first lines of a first start show its
+/// keys to whoever started it, and are left out by `shown`.
+pub(crate) fn search_log(path: &Path, shown: impl Fn(&str) -> bool) -> usize {
+    let text = String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
+    let lines = text.lines().filter(|line| !shown(line));
+    let lines: Vec<&str> = lines.collect();
+    for line in &lines {
+        let told = secret(line);
+        assert!(told.is_none(), "a planted secret is in {}: {line}", path.display());
+    }
+    count("log-lines", &lines.len().to_string());
+    lines.len()
+}
+
+/// Reads what the service logs in this process.
+pub(crate) fn listen() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let filter = tracing_subscriber::EnvFilter::new("info,tunesmith=debug");
+        // A test that has a subscriber of its own keeps it.
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(|| Ear).try_init();
+    });
+}
+
+/// Hears one log line of this process.
+struct Ear;
+
+impl Write for Ear {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let line = String::from_utf8_lossy(bytes);
+        if secret(&line).is_some() {
+            TOLD.lock().unwrap().push(line.trim_end().to_string());
+        }
+        HEARD.fetch_add(1, Ordering::Relaxed);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Fails the test when a log line of this process held a planted secret.
+pub(crate) fn nothing_told() {
+    count("log-lines", &HEARD.swap(0, Ordering::Relaxed).to_string());
+    let told = TOLD.lock().unwrap();
+    assert!(told.is_empty(), "planted secrets are in the log: {told:?}");
+}
+
 /// Fails the test when `reply` is not what the document says of the operation at `target`.
 pub(super) fn check(method: &str, target: &str, reply: &Reply) {
     let path = target.split('?').next().unwrap_or_default();
     let place = format!("{method} {path} → {}: {}", reply.status, reply.text());
+    let told = reply.headers().find_map(|(_, value)| secret(&value.to_string())).or_else(|| secret(&reply.text()));
+    assert!(told.is_none(), "a planted secret is in a reply: {place}");
+    count("replies", &format!("{} {}", operation(method, target).unwrap_or("-"), reply.status));
     // What is refused before it is understood has no request id.
     if reply.header("x-amzn-requestid").is_none() {
         return assert!(reply.status >= 400, "a reply without x-amzn-requestid: {place}");

@@ -1,0 +1,48 @@
+//! Orders for the fault points of the program under test: `src/fault_points.rs` says what they mean.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::process::{House, until};
+
+/// The folder of orders of one house.
+pub(crate) struct Points {
+    folder: PathBuf,
+}
+
+impl Points {
+    /// Has the processes of this house take orders; `None`, loudly, when they were built without fault points.
+    pub(crate) fn of(house: &mut House) -> Option<Self> {
+        if !cfg!(feature = "fault-points") {
+            crate::objects::not_run("fault points need --features fault-points");
+            return None;
+        }
+        let folder = house.data_dir().join("points");
+        std::fs::create_dir_all(&folder).unwrap();
+        house.settings.push(("TUNESMITH_FAULT_POINTS".into(), folder.display().to_string()));
+        Some(Self { folder })
+    }
+
+    /// Orders `abort`, `error` or `wait` at a point.
+    pub(crate) fn order(&self, action: &str, point: &str) {
+        std::fs::write(self.folder.join(format!("{action}.{point}")), "").unwrap();
+    }
+
+    /// Takes an order back; `false` when it was carried out.
+    pub(crate) fn take_back(&self, action: &str, point: &str) -> bool {
+        std::fs::remove_file(self.folder.join(format!("{action}.{point}"))).is_ok()
+    }
+
+    /// Waits until a step is held at a point.
+    pub(crate) async fn held(&self, point: &str) {
+        let path = self.folder.join(format!("waiting.{point}"));
+        until(&format!("{point} is held"), async || path.exists().then_some(())).await;
+    }
+
+    /// The points that were passed, each once, in the order of their first time.
+    pub(crate) fn reached(&self) -> Vec<String> {
+        let mut seen = BTreeSet::new();
+        let text = std::fs::read_to_string(self.folder.join("reached")).unwrap_or_default();
+        text.lines().filter(|line| seen.insert(line.to_string())).map(ToString::to_string).collect()
+    }
+}

@@ -1,0 +1,249 @@
+"""Runs the tests behind the promises and writes docs/promises.md: what was tried how often, and what came of it.
+
+`tests/promises` starts what the tests talk to and calls this. Each test leaves lines of JSON (tests/support/promise.rs)
+in the folder TEST_PROMISES; a promise is kept when its tests ran and all passed. What did not run is written as not
+run, what failed as FAILED with its figure. Lines of earlier runs stay in target/promises until their test runs again.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / "target" / "promises"
+DOCUMENT = ROOT / "docs" / "promises.md"
+
+# Number, whether it is one of the ten in front, the promise, and the filter of its tests.
+PROMISES = [
+    (1, True, "Every accepted job ends exactly once",
+     "test(/^faults::kills::/) | test(/^faults::stages::a_job_/) | test(/^jobs::worlds::/)"),
+    (2, True, "A killed run learns the same thing",
+     "test(/^faults::kill::/) | test(/^train::tests::resume::/)"),
+    (3, True, "A stale worker changes nothing", "test(/^faults::stale::/)"),
+    (4, True, "What was acknowledged is there after a crash",
+     "test(/^faults::acknowledged::/) | test(/^objects::crash::what/)"),
+    (5, True, "Same request token, same result", "test(/^api::idempotency::/) | test(/^faults::races::/)"),
+    (6, True, "No outage of a dependency loses or doubles work", "test(/^faults::outage::/) | test(/^objects::outage::/)"),
+    (7, True, "Nobody gets in without a key, nobody sees another's things", "test(/^api::unauthorised::/)"),
+    (8, True, "No input makes a 500, a panic, or a wrong 2xx",
+     "test(/^clients::(every_constraint|schemathesis)/) | test(/^fuzz::/)"),
+    (9, True, "Hostile clients cannot starve the rest", "test(/^api::limits::/) | test(/^faults::slow::/)"),
+    (10, True, "A full disk or full memory stops one job, not the service", "test(/^faults::disk::/) | test(/^memory::/)"),
+    (11, False, "Resume costs little", "test(/^faults::resume::/)"),
+    (12, False, "Stop stops", "test(/^faults::stop::/) | test(/^faults::stages::a_stop/)"),
+    (13, False, "SIGTERM is clean", "test(/^faults::drain::/) | test(/^faults::stages::sigterm/)"),
+    (14, False, "Many clients at once", "test(/^faults::crowd::/) | test(/^api::paging::/)"),
+    (15, False, "Storage keys cannot escape", "test(/^objects::embedded::/) | test(/^objects::uri::/)"),
+    (16, False, "Bad data is explained, not endured", "test(/^data::preparing::/) | test(/^faults::bad_data::/)"),
+    (17, False, "A bad artifact is never served",
+     "test(/^train::tests::checkpoint::/) | test(/^artifacts::/) | test(/^api::serving::/)"),
+    (18, False, "Streams end honestly", "test(/^api::runtime::/)"),
+    (19, False, "Upgrades are safe", "test(/upgrade/)"),
+    (20, False, "The document is the truth", "test(/^api::openapi::/) | test(/^clients::(boto3|the_javascript)/)"),
+    (21, False, "Clocks may jump", "test(/clock/)"),
+    (22, False, "Secrets stay secret", "test(/^api::keys::/)"),
+    (23, False, "Long running does not leak", "test(/^faults::soak::/)"),
+]
+
+
+def commit():
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, text=True, capture_output=True).stdout.strip()
+    return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def machine():
+    model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.machine())
+    memory = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) >> 20
+    return f"{os.cpu_count()} cores of {model}, {memory} GiB, Linux {platform.release().split('-')[0]}"
+
+
+class Store:
+    """An S3 server that is not ours: the one of the environment, Ceph's gateway, or moto, which each test starts."""
+
+    def __init__(self):
+        self.process, self.environment = None, {}
+        if os.environ.get("TEST_S3_ENDPOINT"):
+            return
+        needed = ["radosgw", "ceph-mon", "ceph-osd", "ceph-mgr"]
+        if not all(shutil.which(name) for name in needed):
+            packages = [*needed, "ceph-common"]
+            subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages],
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if not all(shutil.which(name) for name in needed):
+            print("Ceph cannot be installed here: moto is the separate S3 server")
+            return
+        self.folder = tempfile.mkdtemp()
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        keys = ("AKIAPROMISES", "a-secret-for-the-promises")
+        self.process = subprocess.Popen(["bash", ROOT / "tests/support/ceph.sh", self.folder, str(port), *keys],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        if "listens at" not in line:
+            print(f"Ceph did not start (see {self.folder}): moto is the separate S3 server")
+            return
+        version = subprocess.run(["radosgw", "--version"], text=True, capture_output=True).stdout.split()
+        self.environment = {"TEST_S3_ENDPOINT": f"http://127.0.0.1:{port}", "TEST_S3_ACCESS_KEY": keys[0],
+                            "TEST_S3_SECRET_KEY": keys[1], "TEST_S3_NAME": f"Ceph {version[2]} gateway"}
+
+    def stop(self):
+        if self.process:
+            self.process.stdin.close()
+            self.process.wait()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def run(number, tests, arguments, environment):
+    """Runs the tests of a promise; gives their lines, and how each ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, **environment, "TEST_PROMISES": folder, "TEST_SCALE": arguments.scale,
+                       "TEST_REQUIRE_ALL": "1", "NO_COLOR": "1"}
+        if arguments.backend:
+            other = {"embedded": "separate", "separate": "embedded"}[arguments.backend]
+            tests = f"({tests}) - test(/::{other}$/)"
+        command = ["cargo", "nextest", "run", "--locked", "--features", "fault-points", "--no-fail-fast",
+                   "--no-tests=pass", "--success-output", "final", "-E", tests]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, errors="replace")
+        ended, log = {}, KEPT / f"{number:02}.log"
+        with log.open("w") as kept:
+            for text in process.stdout:
+                kept.write(text)
+                line = re.match(r"\s+(PASS|FAIL|ABORT|SIGKILL|TIMEOUT|LEAK)\s+\[.*?\]\s+(?:\(.*?\)\s+)?\S+\s+(\S+)", text)
+                if line and line[2] not in ended:
+                    ended[line[2]] = line[1] in ("PASS", "LEAK")
+                    print(f"  {line[1]} {line[2]}", flush=True)
+                elif text.startswith("PROMISE") or "error" in text[:6]:
+                    print("  " + text.rstrip()[:300], flush=True)
+        process.wait()
+        lines = Path(folder) / "lines.jsonl"
+        lines = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+        counts = {}
+        for what in ("replies", "log-lines"):
+            path = Path(folder) / what
+            counts[what] = path.read_text().splitlines() if path.exists() else []
+        for left in Path(folder).glob("*-log*"):
+            shutil.copy(left, KEPT / f"{number:02}-{left.name}")
+        return lines, ended, counts
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="", help="numbers, with commas between")
+    parser.add_argument("--scale", choices=["full", "short"], default="full")
+    parser.add_argument("--backend", choices=["embedded", "separate"])
+    parser.add_argument("--tests", help="of the promise's tests only those that this filter of nextest takes")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--write", action="store_true", help="only write the document from what is kept")
+    arguments = parser.parse_args()
+    if arguments.list:
+        for number, star, promise, tests in PROMISES:
+            print(f"{number:3}{'*' if star else ' '} {promise}\n      {tests}")
+        return 0
+    KEPT.mkdir(parents=True, exist_ok=True)
+    failed = False
+    if not arguments.write:
+        wanted = {int(number) for number in arguments.only.split(",") if number} or {line[0] for line in PROMISES}
+        store = Store()
+        try:
+            for number, _, promise, tests in PROMISES:
+                if number not in wanted:
+                    continue
+                print(f"== {number}. {promise}", flush=True)
+                begun = datetime.datetime.now(datetime.timezone.utc)
+                if arguments.tests:
+                    tests = f"({tests}) & ({arguments.tests})"
+                lines, ended, counts = run(number, tests, arguments, store.environment)
+                failed |= not ended or not all(ended.values())
+                keep(number, arguments, begun, lines, ended, counts)
+        finally:
+            store.stop()
+    write()
+    return 1 if failed else 0
+
+
+def keep(number, arguments, begun, lines, ended, counts):
+    """Adds a run to what is kept of the promise; a test that ran again replaces what it gave before."""
+    path = KEPT / f"{number:02}.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"lines": [], "tests": {}, "replies": {}, "log_lines": 0}
+    stamp = {"date": begun.strftime("%Y-%m-%d %H:%M"), "commit": commit(), "scale": arguments.scale}
+    again = {(line["test"], line["on"]) for line in lines}
+    kept["lines"] = [line for line in kept["lines"] if (line["test"], line["on"]) not in again]
+    kept["lines"] += [{**line, **stamp} for line in lines]
+    for test, passed in ended.items():
+        kept["tests"][test] = {**stamp, "passed": passed}
+    replies = {}
+    for reply in counts["replies"]:
+        status = reply.rsplit(" ", 1)[-1]
+        replies[status] = replies.get(status, 0) + 1
+    kept["replies"] = replies
+    kept["log_lines"] = sum(int(line) for line in counts["log-lines"])
+    path.write_text(json.dumps(kept, indent=1))
+
+
+def write():
+    """The document, from what is kept."""
+    rows, replies, log_lines, broken, silent = [], {}, 0, 0, 0
+    for number, star, promise, _ in PROMISES:
+        path = KEPT / f"{number:02}.json"
+        name = f"{'★' if star else ''}{number}. {promise}"
+        if not path.exists() or not json.loads(path.read_text())["tests"]:
+            rows.append(f"| {name} | | | **not run** | | |")
+            silent += 1
+            continue
+        kept = json.loads(path.read_text())
+        for status, count in kept["replies"].items():
+            replies[status] = replies.get(status, 0) + count
+        log_lines += kept["log_lines"]
+        said = set()
+        for line in sorted(kept["lines"], key=lambda line: (line["test"], line["on"])):
+            result = "; ".join(line["found"]) or ("kept" if line["held"] else "")
+            if not line["held"]:
+                result = f"**FAILED** {result}".strip()
+                broken += 1
+            seed = f" (seed {line['seed']})" if line.get("seed") is not None else ""
+            tried = "; ".join(line["tried"]) or line["test"].replace("_", " ")
+            scale = "" if line["scale"] == "full" else " *(short version)*"
+            rows.append(f"| {name} | {line['on']} | {tried}{seed}{scale} | {result} | {line['date']} | {line['commit']} |")
+            said.add(line["test"])
+        tests = kept["tests"]
+        failed = sorted(test for test, how in tests.items() if not how["passed"])
+        last = max(tests.values(), key=lambda how: how["date"])
+        result = f"{len(tests) - len(failed)} passed"
+        if failed:
+            broken += 1
+            result = "**FAILED** " + ", ".join(f"`{test}`" for test in failed) + f"; {result}"
+        rows.append(f"| {name} | all its tests | {len(tests)} tests | {result} | {last['date']} | {last['commit']} |")
+    total = sum(replies.values())
+    by_status = ", ".join(f"{count:,} × {status}" for status, count in sorted(replies.items()))
+    text = f"""# The promises, with their figures
+
+Written by `bash tests/promises` on {machine()}. Each row says what was tried how often, what came of it, when, and at
+which commit; `+` after a commit means that the tree held changes. A row marked *short version* was run at the scale of
+the usual test run. What did not run is named as not run, and what failed as failed.
+
+{len(PROMISES) - silent} of {len(PROMISES)} promises were run; {broken} rows are marked FAILED. In these runs {total:,}
+replies of the service were held against its document ({by_status or "none"}), and {log_lines:,} log lines and every one of
+those replies were searched for planted secrets: root secret, bearer key, session token, S3 secret, database password.
+
+| promise | on | tried | result | date (UTC) | commit |
+|---|---|---|---|---|---|
+"""
+    DOCUMENT.write_text(text + "\n".join(rows) + "\n")
+    print(f"wrote {DOCUMENT.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
