@@ -4,6 +4,7 @@
 use serde_json::Value;
 use tunesmith::store::keys::{self, Key, KeyKind};
 
+use crate::support::promise::Promise;
 use crate::support::{ACCOUNT, Pair, TINY, TestApp, http, segment, with_app};
 
 /// Method and path of every operation.
@@ -58,6 +59,7 @@ fn every_operation_refuses_everyone_without_a_valid_key() {
     with_app(async |app| {
         let job = app.create("mine").await;
         let (late, spent) = expired(&app).await;
+        let (mut promise, mut refused) = (Promise::new(7, "every_operation_refuses", "the API"), 0);
         let forged = Pair { secret_key: "forged".into(), ..app.root.clone() };
         let unknown = Pair { access_key: "AKIANOBODY".into(), ..app.root.clone() };
         let odd = Pair { session_token: Some("token".into()), ..app.root.clone() };
@@ -86,8 +88,13 @@ fn every_operation_refuses_everyone_without_a_valid_key() {
                 let reply = http::send(app.address, method, &target, &headers, body.as_bytes()).await;
                 assert_eq!((reply.status, reply.error()), (403, refusal), "{method} {path} with {what}");
                 assert!(reply.header("x-amzn-requestid").is_some(), "{method} {path} with {what}");
+                refused += 1;
             }
         }
+        promise
+            .tried(format!("{refused} requests: {} operations × eleven ways of not being allowed", operations().len()));
+        promise.found("each 403 with its own exception, none 2xx, none 5xx");
+        promise.held();
         app
     });
 }

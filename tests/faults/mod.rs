@@ -2,12 +2,17 @@
 
 mod database_away;
 mod acknowledged;
+mod bad_data;
+mod crowd;
+mod disk;
 mod drain;
 mod kill;
 mod kills;
 mod outage;
 mod points;
 mod process;
+mod races;
+mod resume;
 mod soak;
 mod stages;
 mod stale;

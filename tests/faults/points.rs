@@ -1,7 +1,7 @@
 //! Orders for the fault points of the program under test: `src/fault_points.rs` says what they mean.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::process::{House, until};
 
@@ -13,14 +13,19 @@ pub(crate) struct Points {
 impl Points {
     /// Has the processes of this house take orders; `None`, loudly, when they were built without fault points.
     pub(crate) fn of(house: &mut House) -> Option<Self> {
+        let folder = house.data_dir().join("points");
+        Self::in_folder(house, &folder)
+    }
+
+    /// The same with the orders in this folder.
+    pub(crate) fn in_folder(house: &mut House, folder: &Path) -> Option<Self> {
         if !cfg!(feature = "fault-points") {
             crate::objects::not_run("fault points need --features fault-points");
             return None;
         }
-        let folder = house.data_dir().join("points");
-        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::create_dir_all(folder).unwrap();
         house.settings.push(("TUNESMITH_FAULT_POINTS".into(), folder.display().to_string()));
-        Some(Self { folder })
+        Some(Self { folder: folder.to_path_buf() })
     }
 
     /// Orders `abort`, `error` or `wait` at a point.

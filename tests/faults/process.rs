@@ -157,9 +157,13 @@ impl House {
 
     /// An installation on `backend`, or `None` where there are no such servers and the run does not insist.
     pub(crate) async fn on(backend: Backend) -> Option<Self> {
+        Self::in_folder(tempfile::tempdir().unwrap(), backend).await
+    }
+
+    /// The same with this data folder.
+    pub(crate) async fn in_folder(folder: tempfile::TempDir, backend: Backend) -> Option<Self> {
         recorder::plant(SECRET_KEY);
         recorder::plant(BEARER_KEY);
-        let folder = tempfile::tempdir().unwrap();
         let servers = match backend {
             Backend::Embedded => None,
             Backend::Separate => Some(Servers::start().await?),
@@ -221,10 +225,14 @@ impl House {
         self.start_in("log", arguments)
     }
 
-    /// The same with a log of its own, and more settings.
+    /// The same with a log of its own.
     pub(crate) fn start_in(&self, log: &str, arguments: &[&str]) -> Process {
-        let path = self.folder.path().join(log);
-        let log = std::fs::File::options().create(true).append(true).open(&path).unwrap();
+        self.start_logging(&self.folder.path().join(log), arguments)
+    }
+
+    /// The same with its log at `path`.
+    pub(crate) fn start_logging(&self, path: &std::path::Path, arguments: &[&str]) -> Process {
+        let log = std::fs::File::options().create(true).append(true).open(path).unwrap();
         let mut command = Command::new(binary());
         command
             .args(arguments)
@@ -249,7 +257,7 @@ impl House {
         }
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        Process { child, log: path }
+        Process { child, log: path.to_path_buf() }
     }
 
     /// A caller of its API with the root keys.
