@@ -13,7 +13,7 @@ use super::{ADAPTER, METRICS};
 use crate::support::promise::{Dice, Promise, seed, times};
 
 /// Steps of a job: some seconds of training when it is left alone.
-const STEPS: usize = 400;
+const STEPS: usize = 1200;
 /// A kill comes at most so long after the start.
 const LONGEST_LIFE_MS: u64 = 3000;
 

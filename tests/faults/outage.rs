@@ -15,6 +15,8 @@ use crate::support::fault_proxy::Fault;
 use crate::support::promise::{Promise, full, seed, times};
 
 const STEPS: usize = 600;
+/// Of a job that is to be training for a good part of an outage.
+const MANY_STEPS: usize = 12_000;
 /// Steps of a job before which its dependencies go away, and one of training.
 const STAGES: [&str; 8] = [
     "claiming-a-job",
@@ -64,6 +66,10 @@ fn no_outage_at_any_step_loses_or_doubles_a_job() {
         (Away::Database, Fault::BlackHole, "deciding-the-result"),
     ];
     let cases = if full() { every } else { short.to_vec() };
+    let mut stages: Vec<&str> = cases.iter().map(|case| case.2).collect();
+    stages.sort_unstable();
+    stages.dedup();
+    let mut promise = Promise::new(6, "no_outage_loses_or_doubles_a_job", "");
     let busy = Arc::new(Semaphore::new(BUSY));
     let running: Vec<_> = cases
         .into_iter()
@@ -74,25 +80,25 @@ fn no_outage_at_any_step_loses_or_doubles_a_job() {
             (case, house)
         })
         .collect();
-    let (mut all, mut faults, mut on) = (Vec::new(), Vec::new(), String::new());
+    let (mut all, mut faults) = (Vec::new(), Vec::new());
     for (case, house) in running {
         match house.join() {
             Ok(Some((what, came))) => {
                 println!("{case}: {came:?}");
                 faults.extend(came.faults.iter().map(|fault| format!("{case}: {fault}")));
                 all.push(came);
-                on = what;
+                promise.stands_on(&what);
             }
             Ok(None) => return,
             Err(panic) => faults.push(format!("{case}: {:?}", panic.downcast_ref::<String>())),
         }
     }
-    let mut promise = Promise::new(6, "no_outage_loses_or_doubles_a_job", on);
     let most = |of: fn(&Came) -> Duration| all.iter().map(of).max().unwrap_or_default().as_secs_f64();
     promise.tried(format!(
-        "{seconds} s without Postgres or S3, refused or black-holed, at {} places ({})",
+        "{seconds} s without Postgres or S3, refused or black-holed: {} cases, each of {} stages ({})",
         all.len(),
-        STAGES.join(", ")
+        stages.len(),
+        stages.join(", ")
     ));
     promise.found(format!(
         "{} of {} jobs completed once with equal bits; {} requests answered 503, slowest {:.1} s; well again {:.1} s \
@@ -139,12 +145,13 @@ async fn one(
 ) -> Option<Came> {
     let place = busy.acquire().await.unwrap();
     let mut came = Came::default();
+    let steps = if stage == "training" && full() { MANY_STEPS } else { STEPS };
     // A lease as it is by default.
     house.settings.push(("TUNESMITH_LEASE_SECONDS".into(), "60".into()));
     let points = Points::of(&mut house)?;
     let _process = house.start(&["serve"]);
     house.upload_data().await;
-    let reference = house.create(&house.request("reference", STEPS)).await;
+    let reference = house.create(&house.request("reference", steps)).await;
     house.completed(&reference).await;
     let point = format!("before.{stage}");
     let proxy = match away {
@@ -153,12 +160,12 @@ async fn one(
     };
     let spec;
     if stage == "training" {
-        spec = house.create(&house.request("job", STEPS)).await;
+        spec = house.create(&house.request("job", steps)).await;
         house.at_step(&spec, 50).await;
         proxy.set(fault);
     } else {
         points.order("wait", &point);
-        spec = house.create(&house.request("job", STEPS)).await;
+        spec = house.create(&house.request("job", steps)).await;
         points.held(&point).await;
         proxy.set(fault);
         points.take_back("wait", &point);
@@ -168,7 +175,7 @@ async fn one(
     let begun = Instant::now();
     let client = house.client();
     // A list needs the database; a new job both.
-    let request = house.request("refused", STEPS);
+    let request = house.request("refused", steps);
     while begun.elapsed() < outage {
         let asked = Instant::now();
         let reply = match away {

@@ -21,6 +21,7 @@ on_each! {
         // What is made stays as it was made: nothing works on it.
         let _api = house.start(&["serve", "--role", "api"]);
         until("the API answers", async || house.client().try_call("GET", "/custom-models", None).await).await;
+        house.put("model/config.json", "{}").await;
         let import = json!({
             "jobName": "import", "importedModelName": "imported", "roleArn": "arn:aws:iam::000000000000:role/importer",
             "modelDataSource": {"s3DataSource": {"s3Uri": format!("s3://{}/model/", house.bucket)}},

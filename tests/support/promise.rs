@@ -76,6 +76,11 @@ impl Promise {
         }
     }
 
+    /// What it turned out to stand on.
+    pub(crate) fn stands_on(&mut self, on: &str) {
+        self.on = on.into();
+    }
+
     pub(crate) fn seeded(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
