@@ -15,9 +15,10 @@ use crate::support::promise::{Dice, Promise, full, seed};
 
 const STEPS: usize = 300;
 /// Points that a short run tries.
-const SOME: usize = 2;
-/// How soon a job ends whose worker has no space left.
-const NAMED_WITHIN: Duration = Duration::from_secs(90);
+const SOME: usize = 1;
+/// How soon a job ends whose worker has no space left; a short run does not wait that long.
+const NAMED_WITHIN: u64 = 90;
+const LOOKED_AT_FOR: u64 = 15;
 
 /// A file system of 64 MiB, unmounted when dropped.
 struct Disk {
@@ -115,7 +116,8 @@ async fn rounds(disk: &Disk, mut house: House) {
         points.take_back("wait", point);
         // The database may lie on the full disk: then the end is written when there is space again.
         let mut ended = false;
-        for _ in 0..NAMED_WITHIN.as_secs() * 2 {
+        let patience = if full() { NAMED_WITHIN } else { LOOKED_AT_FOR };
+        for _ in 0..patience * 2 {
             tokio::time::sleep(Duration::from_millis(500)).await;
             if house.job(&spec).await.status.is_end() {
                 ended = true;

@@ -256,9 +256,8 @@ fn connections_cut_at_any_byte_lose_and_double_nothing() {
         }
         let cut = house.store().connections().1 + house.database().connections().1 - before;
         // Late, and half-closed: neither is an outage.
-        for fault in [Fault::Delay(Duration::from_millis(100)), Fault::HalfClose] {
-            let name = format!("{fault:?}").replace(['(', ')'], "-");
-            let spec = house.create(&house.request(&name, 200)).await;
+        for (name, fault) in [("late", Fault::Delay(Duration::from_millis(100))), ("half-closed", Fault::HalfClose)] {
+            let spec = house.create(&house.request(name, 200)).await;
             house.store().set(fault);
             tokio::time::sleep(Duration::from_secs(3)).await;
             house.store().mend();

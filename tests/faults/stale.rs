@@ -6,7 +6,7 @@ use tunesmith::clock::Clock;
 use tunesmith::store::Status;
 use tunesmith::store::jobs::{Job, JobSpec};
 
-use super::process::{House, Process, on_each, until, within};
+use super::process::{Backend, House, Process, on_each, until, within};
 use super::{ADAPTER, tiny};
 use crate::jobs::database::block_on;
 use crate::support::promise::{Dice, Promise, seed, times};
@@ -68,7 +68,7 @@ on_each! {
         let length = clock.monotonic().duration_since(begun).as_millis() as u64;
         let adapter = house.output(&reference, ADAPTER).await;
 
-        let (mut counted, mut round, mut phases) = (0, 0, std::collections::BTreeMap::<String, usize>::new());
+        let (mut counted, mut round, mut locked, mut phases) = (0, 0, 0, std::collections::BTreeMap::<String, usize>::new());
         while counted < rounds {
             round += 1;
             assert!(round < rounds * 4 + 10, "only {counted} of {round} freezes met a running job");
@@ -84,7 +84,13 @@ on_each! {
                 continue;
             }
             let phase = frozen.progress.map_or_else(|| "before the first report".into(), |progress| progress.0.phase);
-            let before = house.completed(&spec).await;
+            let Some(before) = finished_by_the_other(&house, &spec).await else {
+                // It froze inside a write transaction: nobody can take SQLite's lock from a process that lives.
+                locked += 1;
+                holder.thaw();
+                house.completed(&spec).await;
+                continue;
+            };
             if before.attempt == 1 {
                 // Its last statement was on its way already.
                 holder.thaw();
@@ -109,8 +115,29 @@ on_each! {
         }
         promise.tried(format!("{counted} rounds of SIGSTOP at a random moment, past a lease of {LEASE_SECONDS} s, SIGCONT"));
         promise.found(format!("{counted} of {counted}: no row, event or visible object changed; frozen in {phases:?}"));
+        if locked > 0 {
+            promise.found(format!(
+                "in {locked} more rounds the frozen process held SQLite's one write lock, and everybody waited for it"
+            ));
+        }
         promise.held();
     }
+}
+
+/// The job once another worker has completed it; `None` when all wait for the frozen one's lock on the database file.
+async fn finished_by_the_other(house: &House, spec: &JobSpec) -> Option<Job> {
+    if house.backend() == Backend::Separate {
+        return Some(house.completed(spec).await);
+    }
+    for _ in 0..300 {
+        let job = house.job(spec).await;
+        if job.status.is_end() {
+            assert_eq!(job.status, Status::Completed, "{:?}", job.failure_message);
+            return Some(job);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    None
 }
 
 fn count(worker: &Process) -> usize {
