@@ -1,9 +1,9 @@
 //! What dies, freezes or is asked to end in the middle of the work, with the real binary.
 
-mod database_away;
 mod acknowledged;
 mod bad_data;
 mod crowd;
+mod database_away;
 mod disk;
 mod drain;
 mod kill;
