@@ -137,7 +137,7 @@ impl Writer {
         let body = json!({
             "jobName": name,
             "customModelName": format!("model-{name}"),
-            "roleArn": "arn:aws:iam::000000000000:role/tuner",
+            "roleArn": "arn:aws:iam::111111111111:role/tuner",
             "baseModelIdentifier": super::tiny::MODEL,
             "clientRequestToken": format!("token-{name}"),
             "trainingDataConfig": { "s3Uri": format!("s3://{}/train.jsonl", self.bucket) },

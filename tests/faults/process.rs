@@ -26,7 +26,7 @@ const SECRET_KEY: &str = "a-secret-for-fault-tests";
 const BEARER_KEY: &str = "a-bearer-key-for-fault-tests";
 const DATABASE_PASSWORD: &str = "a-password-for-fault-tests";
 /// The account of the root keys.
-pub(crate) const ACCOUNT: &str = "000000000000";
+pub(crate) const ACCOUNT: &str = crate::jobs::ACCOUNT;
 /// Short, so that a frozen worker's job is soon free again; long enough for a machine whose disk is busy.
 pub(crate) const LEASE: Duration = Duration::from_secs(15);
 /// Nothing in these tests takes longer when it works.
@@ -271,7 +271,7 @@ impl House {
         json!({
             "jobName": name,
             "customModelName": format!("model-{name}"),
-            "roleArn": "arn:aws:iam::000000000000:role/tuner",
+            "roleArn": "arn:aws:iam::111111111111:role/tuner",
             "baseModelIdentifier": tiny::MODEL,
             "clientRequestToken": format!("token-{name}"),
             "trainingDataConfig": { "s3Uri": format!("s3://{}/train.jsonl", self.bucket) },

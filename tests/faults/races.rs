@@ -23,7 +23,7 @@ on_each! {
         until("the API answers", async || house.client().try_call("GET", "/custom-models", None).await).await;
         house.put("model/config.json", "{}").await;
         let import = json!({
-            "jobName": "import", "importedModelName": "imported", "roleArn": "arn:aws:iam::000000000000:role/importer",
+            "jobName": "import", "importedModelName": "imported", "roleArn": "arn:aws:iam::111111111111:role/importer",
             "modelDataSource": {"s3DataSource": {"s3Uri": format!("s3://{}/model/", house.bucket)}},
             "clientRequestToken": "token-import",
         });
@@ -58,7 +58,7 @@ on_each! {
             let mut other = body.clone();
             other[changed] = match changed {
                 "outputDataConfig" => json!({"s3Uri": format!("s3://{}/elsewhere/", house.bucket)}),
-                "roleArn" => json!("arn:aws:iam::000000000000:role/another"),
+                "roleArn" => json!("arn:aws:iam::111111111111:role/another"),
                 "modelUnits" => json!(2),
                 _ => json!("changed"),
             };
