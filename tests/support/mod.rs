@@ -127,8 +127,9 @@ impl TestApp {
             secret_key: keys.map(|keys| keys.secret_key.expose().to_string()).unwrap_or_default(),
             session_token: None,
         };
-        recorder::plant(&root.secret_key);
-        recorder::plant(service.keys.bearer_key.expose());
+        for secret in keys.into_iter().flat_map(|keys| [Some(&keys.secret_key), keys.bearer_key.as_ref()]).flatten() {
+            recorder::plant(secret.expose());
+        }
         let address = service.api.unwrap();
         service.app.objects.ensure_bucket("tuning").await.unwrap();
         Self { service, address, root, folder }
