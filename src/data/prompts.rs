@@ -59,17 +59,25 @@ pub enum ReadPrompts {
 }
 
 impl Prompts {
-    /// Reads `source`; prompts may have `max_tokens` tokens. A report of bad lines is written into `folder`.
+    /// Reads `source`; prompts may have `max_tokens` tokens. A report of bad lines is written into `folder`. `goes_on` is
+    /// asked before every line.
     ///
     /// # Errors
-    /// When a file cannot be read or written.
-    pub fn read(source: &Source, encoder: &Encoder, max_tokens: usize, folder: &Path) -> Result<ReadPrompts> {
+    /// When a file cannot be read or written, and what `goes_on` says.
+    pub fn read(
+        source: &Source,
+        encoder: &Encoder,
+        max_tokens: usize,
+        folder: &Path,
+        goes_on: &dyn Fn() -> Result<()>,
+    ) -> Result<ReadPrompts> {
         let file = Hashing { inner: File::open(&source.path)?, digest: Sha256::new() };
         let mut lines = Lines::with_cap(file, MAX_TREE_LINE_BYTES)?;
         let mut bad = Collector::new(folder);
         let (mut records, mut blank_lines) = (Vec::new(), 0);
         let mut held = 0;
         while let Some(line) = lines.next_line()? {
+            goes_on()?;
             let (fault, beginning) = match line.content {
                 Content::Blank => {
                     blank_lines += 1;
@@ -239,7 +247,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("prompts.jsonl");
         std::fs::write(&path, lines).unwrap();
-        Prompts::read(&Source { path, name: "prompts.jsonl".into() }, &encoder(), max_tokens, dir.path()).unwrap()
+        let source = Source { path, name: "prompts.jsonl".into() };
+        Prompts::read(&source, &encoder(), max_tokens, dir.path(), &|| Ok(())).unwrap()
+    }
+
+    #[test]
+    fn reading_ends_when_it_is_told_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("prompts.jsonl");
+        std::fs::write(&path, "\n".repeat(10)).unwrap();
+        let source = Source { path, name: "prompts.jsonl".into() };
+        let told = || Err(crate::error::Error::unavailable(anyhow::anyhow!("told to end")));
+        let error = Prompts::read(&source, &encoder(), 8, dir.path(), &told).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
     }
 
     fn ready(lines: &str) -> Prompts {

@@ -46,7 +46,11 @@ pub fn reinforce(plan: &Plan, grader: &dyn Grader, observer: &mut dyn Observer, 
 
     // Data: every line is checked before the model is touched.
     observer.phase(Phase::Preparing);
-    let sources = Sources::read(plan, observer)?;
+    let sources = match Sources::read(plan, observer, stop) {
+        // Whatever went wrong, the caller wants to stop and will come back.
+        Err(_) if stop.is_raised() => return Ok(Outcome::Interrupted),
+        sources => sources?,
+    };
     let found = checkpoint::newest(&plan.checkpoints(), &sources.run, &mut |text| observer.checkpoint_refused(text))?;
     let resolved = sources.resolve(plan, found.as_ref())?;
 

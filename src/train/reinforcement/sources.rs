@@ -7,7 +7,7 @@ use super::super::identity::RunIdentity;
 use super::super::planner::{Largest, Question};
 use super::super::settings::Resolved;
 use super::super::sources::base_digest;
-use super::super::{Base, Observer, Plan, TrainingDevice, TrainingObjective, recipe, side_by_side, start};
+use super::super::{Base, Observer, Plan, StopFlag, TrainingDevice, TrainingObjective, recipe, side_by_side, start};
 use super::{Algorithm, Reinforcement};
 use crate::data::{Encoder, Prompts, REPORT_FILE, ReadPrompts, Source};
 use crate::error::{Error, Result};
@@ -40,7 +40,7 @@ pub(super) struct Sources {
 
 impl Sources {
     /// Checks and tokenises the prompts.
-    pub(super) fn read(plan: &Plan, observer: &mut dyn Observer) -> Result<Self> {
+    pub(super) fn read(plan: &Plan, observer: &mut dyn Observer, stop: &StopFlag) -> Result<Self> {
         let TrainingObjective::Reinforcement(options) = plan.settings.objective else {
             return Err(Error::internal(anyhow::anyhow!("the plan's objective is not reinforcement")));
         };
@@ -82,10 +82,10 @@ impl Sources {
         if let Some(effort) = options.effort {
             encoder.set_reasoning_effort(effort.name());
         }
-        let training = prompts(plan, &encoder, max_prompt, &plan.training, "training")?;
+        let training = prompts(plan, &encoder, max_prompt, &plan.training, "training", stop)?;
         let mut validation = Vec::with_capacity(plan.validation.len());
         for (index, path) in plan.validation.iter().enumerate() {
-            validation.push(prompts(plan, &encoder, max_prompt, path, &format!("validation-{index}"))?);
+            validation.push(prompts(plan, &encoder, max_prompt, path, &format!("validation-{index}"), stop)?);
         }
         if validation.is_empty() && plan.settings.early_stopping.is_some() {
             observer.warn("early stopping has no effect without validation prompts: give a validator");
@@ -181,7 +181,14 @@ impl Sources {
 }
 
 /// One data file.
-fn prompts(plan: &Plan, encoder: &Encoder, max_tokens: usize, path: &Path, folder: &str) -> Result<Prompts> {
+fn prompts(
+    plan: &Plan,
+    encoder: &Encoder,
+    max_tokens: usize,
+    path: &Path,
+    folder: &str,
+    stop: &StopFlag,
+) -> Result<Prompts> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     if !path.is_file() {
         return Err(Error::validation(format!("cannot read the data file {}: there is no such file", path.display())));
@@ -189,7 +196,11 @@ fn prompts(plan: &Plan, encoder: &Encoder, max_tokens: usize, path: &Path, folde
     let folder = plan.work_dir.join("prepared").join(folder);
     std::fs::create_dir_all(&folder)?;
     let source = Source { path: path.to_path_buf(), name };
-    match Prompts::read(&source, encoder, max_tokens, &folder)? {
+    let goes_on = || match stop.is_raised() {
+        true => Err(Error::unavailable(anyhow::anyhow!("asked to stop"))),
+        false => Ok(()),
+    };
+    match Prompts::read(&source, encoder, max_tokens, &folder, &goes_on)? {
         ReadPrompts::Ready(prompts) => Ok(prompts),
         ReadPrompts::Refused(report) => {
             std::fs::copy(&report.path, plan.output().join(REPORT_FILE))?;

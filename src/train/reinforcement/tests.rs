@@ -267,7 +267,7 @@ fn a_step_that_meets_too_little_memory_is_repeated_in_smaller_parts() {
     let dir = tempfile::tempdir().unwrap();
     let plan = plan(dir.path(), &[("batchSize", "4"), ("trainingSamplePerPrompt", "4"), ("inferenceMaxTokens", "8")]);
     std::fs::create_dir_all(plan.output()).unwrap();
-    let sources = Sources::read(&plan, &mut ()).unwrap();
+    let sources = Sources::read(&plan, &mut (), &StopFlag::default()).unwrap();
     // All answers together, as on a device; cores would share them out.
     let resolved = Resolved { parts: 1, lanes: 1, ..sources.resolve(&plan, None).unwrap() };
     let tuned = (&sources.method, &sources.config);
@@ -328,7 +328,7 @@ fn a_step_that_is_stopped_or_spoilt_after_some_of_its_updates_changes_nothing() 
         [("batchSize", "4"), ("trainingSamplePerPrompt", "4"), ("inferenceMaxTokens", "8"), ("updatesPerBatch", "2")];
     let plan = plan(dir.path(), &given);
     std::fs::create_dir_all(plan.output()).unwrap();
-    let sources = Sources::read(&plan, &mut ()).unwrap();
+    let sources = Sources::read(&plan, &mut (), &StopFlag::default()).unwrap();
     let resolved = sources.resolve(&plan, None).unwrap();
     let decoder = recipe::load(&plan, (&sources.method, &sources.config), &plan.device().open().unwrap()).unwrap();
     for stops in [true, false] {

@@ -126,7 +126,7 @@ fn an_answer_without_a_grade_moves_nothing_neither_policy_nor_values() {
     let dir = tempfile::tempdir().unwrap();
     let plan = super::plan(dir.path(), &given);
     std::fs::create_dir_all(plan.output()).unwrap();
-    let sources = Sources::read(&plan, &mut ()).unwrap();
+    let sources = Sources::read(&plan, &mut (), &StopFlag::default()).unwrap();
     let resolved = sources.resolve(&plan, None).unwrap();
     let decoder = recipe::load(&plan, (&sources.method, &sources.config), &plan.device().open().unwrap()).unwrap();
     let method = start::method_on(&plan, (&sources.method, None), &decoder).unwrap();
