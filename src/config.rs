@@ -94,6 +94,11 @@ pub struct Config {
     #[arg(long, env = "TUNESMITH_S3_LISTEN", default_value = "127.0.0.1:9000")]
     pub s3_listen: SocketAddr,
 
+    /// Domains of the embedded S3 server, separated by commas: `bucket.s3.example.com` names a bucket where
+    /// `s3.example.com` is one of them; `bucket.localhost` always does
+    #[arg(long, env = "TUNESMITH_S3_DOMAIN", value_delimiter = ',')]
+    pub s3_domain: Vec<String>,
+
     /// Trainer slots: `auto` (every GPU, or the CPU where there is none), `cpu`, or `cuda:0,cuda:1`; one job at a
     /// time on each
     #[arg(long, env = "TUNESMITH_DEVICES", default_value = "auto")]
@@ -150,6 +155,11 @@ pub struct Config {
     #[arg(long, env = "TUNESMITH_ACCOUNTS", value_parser = Accounts::load)]
     pub accounts: Option<Accounts>,
 
+    /// Origins, separated by commas, whose web pages may call the API from a browser, such as
+    /// `https://console.example.com`; `*` for every origin; none when absent
+    #[arg(long, env = "TUNESMITH_CORS_ORIGINS", value_delimiter = ',')]
+    pub cors_origins: Vec<String>,
+
     /// How many requests a key may send per second in the long run, fractions too; no limit when absent
     #[arg(long, env = "TUNESMITH_RATE_LIMIT")]
     pub rate_limit: Option<f64>,
@@ -203,6 +213,18 @@ impl Config {
         let lambda = self.lambda_endpoint.as_deref();
         if lambda.is_some_and(|url| !url.starts_with("http://") && !url.starts_with("https://")) {
             return wrong("TUNESMITH_LAMBDA_ENDPOINT must begin with http:// or https://".into());
+        }
+        let is_origin = |origin: &str| {
+            let host = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+            host.is_some_and(|host| {
+                !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && !b"/?#@*,\"".contains(&b))
+            })
+        };
+        if let Some(wrong_origin) = self.cors_origins.iter().find(|origin| *origin != "*" && !is_origin(origin)) {
+            return wrong(format!(
+                "TUNESMITH_CORS_ORIGINS must be origins without a path, such as https://console.example.com, or *, not \
+                 {wrong_origin:?}"
+            ));
         }
         if self.lambda_timeout_seconds == 0 {
             return wrong("TUNESMITH_LAMBDA_TIMEOUT_SECONDS must be at least 1".into());

@@ -17,7 +17,7 @@ use crate::bedrock::{deployments, foundation, imported_models, imports, jobs, mo
 use crate::http::identify::identify;
 use crate::http::policy::Operations;
 use crate::http::receive::{Gate, receive};
-use crate::http::{docs, health, openapi, reply};
+use crate::http::{cors, docs, health, openapi, reply};
 
 /// The operations, each registered together with its description.
 fn operations() -> OpenApiRouter<Arc<App>> {
@@ -72,6 +72,8 @@ pub fn router(app: Arc<App>) -> Router {
                 .merge(docs::page()),
         )
         .layer(from_fn_with_state(Arc::clone(&app), identify))
+        // Outermost: a preflight carries no key.
+        .layer(cors::layer(&app.config.cors_origins))
         .with_state(app)
 }
 

@@ -208,6 +208,7 @@ async fn embedded_store(
         folder: config.data_dir.join("objects"),
         region: config.region.clone(),
         account: config.account_id.clone(),
+        domains: config.s3_domain.clone(),
     };
     let keys = StorageKeys { db: db.clone(), clock: clock.clone(), service_secret: service_secret.clone() };
     Ok(Some(embedded::start(&settings, Arc::new(keys), clock.clone()).await?))

@@ -94,6 +94,8 @@ impl Demo {
             s3_access_key: None,
             s3_secret_key: None,
             s3_listen: free(self.s3_listen)?,
+            s3_domain: Vec::new(),
+            cors_origins: Vec::new(),
             devices: "cpu".into(),
             memory: MemorySettings::default(),
             serving: ServingSettings::default(),

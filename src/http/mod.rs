@@ -2,6 +2,7 @@
 //! into Bedrock's replies. It knows no operation; [`crate::routes`] says which there are.
 
 pub mod auth;
+pub mod cors;
 pub mod credentials;
 pub mod docs;
 pub mod extract;

@@ -19,6 +19,10 @@ where
     let cause = anyhow::anyhow!("{doing} {uri}: {}", DisplayErrorContext(&error));
     let (kind, message) = match &error {
         SdkError::ServiceError(_) => meaning(uri, status.unwrap_or_default(), &code, &said),
+        // The SDK sends nothing that names no object.
+        SdkError::ConstructionFailure(_) if uri.key().is_empty() => {
+            return Error::validation(format!("{uri} names a bucket; an object in it is needed")).because(cause);
+        }
         SdkError::ConstructionFailure(_) => return Error::internal(cause),
         // No answer, half an answer, or too late: the network or the server is away.
         _ => return away(cause),

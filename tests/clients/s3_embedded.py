@@ -238,7 +238,9 @@ def wrong_keys():
 
 
 def unknown_operations():
-    refused("NotImplemented", s3.get_bucket_versioning, Bucket=BUCKET)
+    refused(
+        "NotImplemented", s3.put_bucket_versioning, Bucket=BUCKET, VersioningConfiguration={"Status": "Enabled"}
+    )
     refused("NotImplemented", s3.put_object, Bucket=BUCKET, Key="x", Body=b"x", ServerSideEncryption="AES256")
     refused("NotImplemented", s3.put_object, Bucket=BUCKET, Key="x", Body=b"x", ACL="public-read")
 

@@ -4,7 +4,9 @@
 mod boto3;
 mod checks;
 mod crash;
+mod edges;
 mod embedded;
+mod flood;
 mod outage;
 mod servers;
 

@@ -24,18 +24,26 @@ impl Keys for OneKey {
 
 /// The account's key without limits.
 pub(super) fn holder() -> Holder {
-    Holder { secret: SECRET_KEY.into(), account: Some("000000000000".into()), token_digest: None, limits: None }
+    Holder { secret: SECRET_KEY.into(), account: Some(ACCOUNT.into()), token_digest: None, limits: None }
 }
 
 /// Our server on a free port, its objects in `folder`.
 pub(super) async fn start(folder: &Path) -> Server {
-    let settings = Settings {
+    embedded::start(&settings(folder), Arc::new(OneKey), Clock::system()).await.unwrap()
+}
+
+/// The account that owns what is in our server.
+pub(super) const ACCOUNT: &str = "111122223333";
+
+/// Settings of our server on a free port.
+pub(super) fn settings(folder: &Path) -> Settings {
+    Settings {
         listen: "127.0.0.1:0".parse().unwrap(),
         folder: folder.to_path_buf(),
         region: "us-east-1".into(),
-        account: "000000000000".into(),
-    };
-    embedded::start(&settings, Arc::new(OneKey), Clock::system()).await.unwrap()
+        account: ACCOUNT.into(),
+        domains: vec!["s3.example.com".into()],
+    }
 }
 
 /// The tests' credentials at `url`.

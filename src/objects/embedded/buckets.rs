@@ -1,8 +1,8 @@
 //! Buckets: made, found, listed, removed when empty.
 
 use s3s::dto::{
-    Bucket, BucketLocationConstraint, CreateBucketOutput, GetBucketLocationOutput, HeadBucketOutput, ListBucketsInput,
-    ListBucketsOutput,
+    Bucket, BucketCannedACL, BucketLocationConstraint, CreateBucketInput, CreateBucketOutput, GetBucketLocationOutput,
+    HeadBucketOutput, ListBucketsInput, ListBucketsOutput, ObjectOwnership,
 };
 use s3s::{S3Error, S3Result, s3_error};
 use sqlx::Row;
@@ -123,4 +123,50 @@ pub(super) fn taken() -> S3Error {
         "The requested bucket name is not available. The bucket namespace is shared by all users of the system. \
          Please select a different name and try again."
     )
+}
+
+/// Refuses what a new bucket cannot be.
+///
+/// # Errors
+/// `IllegalLocationConstraintException` or `InvalidLocationConstraint` for another region; `NotImplemented`.
+pub(super) fn check(input: &CreateBucketInput, region: &str) -> S3Result<()> {
+    let configuration = input.create_bucket_configuration.as_ref();
+    if let Some(place) = configuration.and_then(|c| c.location_constraint.as_ref()).map(BucketLocationConstraint::as_str)
+        && !place.is_empty()
+        && place != region
+        // The oldest name of that region.
+        && !(place == "EU" && region == "eu-west-1")
+    {
+        let is_region =
+            place.contains('-') && place.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        return Err(if is_region {
+            s3_error!(
+                IllegalLocationConstraintException,
+                "The {place} location constraint is incompatible for the region specific endpoint this request was sent \
+                 to: buckets here lie in {region}."
+            )
+        } else {
+            s3_error!(InvalidLocationConstraint, "The specified location-constraint is not valid")
+        });
+    }
+    if configuration.is_some_and(|c| c.bucket.is_some() || c.location.is_some()) {
+        return Err(s3_error!(NotImplemented, "Directory buckets are not implemented"));
+    }
+    if input.object_lock_enabled_for_bucket == Some(true) {
+        return Err(s3_error!(NotImplemented, "Object locks are not implemented"));
+    }
+    let granted = [
+        &input.grant_full_control,
+        &input.grant_read,
+        &input.grant_read_acp,
+        &input.grant_write,
+        &input.grant_write_acp,
+    ];
+    let public = input.acl.as_ref().is_some_and(|acl| acl.as_str() != BucketCannedACL::PRIVATE);
+    let enforced = ObjectOwnership::BUCKET_OWNER_ENFORCED;
+    let shared = input.object_ownership.as_ref().is_some_and(|ownership| ownership.as_str() != enforced);
+    if public || shared || granted.iter().any(|grant| grant.is_some()) {
+        return Err(s3_error!(NotImplemented, "Buckets are private: access control lists are not implemented"));
+    }
+    Ok(())
 }

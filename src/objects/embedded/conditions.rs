@@ -5,6 +5,7 @@ use std::ops;
 use s3s::dto::{ETag, ETagCondition, Range, Timestamp};
 use s3s::{S3Error, S3Result, s3_error};
 
+use super::digest::Checksums;
 use super::index::{Held, Object, no_such_key, stamp, tag};
 
 /// Conditions of a put, a delete or a completed upload.
@@ -58,6 +59,8 @@ pub(super) struct Slice {
     pub(super) content_range: Option<String>,
     /// How many parts the object has, when one of them was asked for.
     pub(super) parts_count: Option<i32>,
+    /// The checksums of these bytes, and of what kind they are.
+    pub(super) checksums: (Checksums, Option<String>),
 }
 
 impl Reading {
@@ -101,20 +104,30 @@ impl Reading {
             let range = start..start + held.pieces[at].size;
             let parts_count = held.object.etag.contains('-').then_some(held.pieces.len());
             let content_range = (!range.is_empty()).then(|| content_range(&range, size));
+            let described = &held.object.described;
+            let checksums = match parts_count {
+                Some(_) => held.pieces[at].checksums.clone(),
+                None => described.checksums.clone(),
+            };
             return Ok(Slice {
                 range,
                 content_range,
                 parts_count: parts_count.and_then(|count| i32::try_from(count).ok()),
+                checksums: (checksums, described.checksum_type.clone()),
             });
         }
         let Some(range) = range else {
-            return Ok(Slice { range: 0..size, content_range: None, parts_count: None });
+            let described = &held.object.described;
+            let checksums = (described.checksums.clone(), described.checksum_type.clone());
+            return Ok(Slice { range: 0..size, content_range: None, parts_count: None, checksums });
         };
         let range = range.check(size).map_err(|_| unsatisfiable())?;
         if range.is_empty() {
             return Err(unsatisfiable());
         }
-        Ok(Slice { content_range: Some(content_range(&range, size)), range, parts_count: None })
+        let content_range = Some(content_range(&range, size));
+        // Nobody knows the checksum of an arbitrary stretch.
+        Ok(Slice { content_range, range, parts_count: None, checksums: Default::default() })
     }
 
     /// # Errors

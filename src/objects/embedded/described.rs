@@ -43,7 +43,7 @@ macro_rules! describe_again {
     }};
 }
 
-/// A caller who asks for encryption, tags, a lock, a redirect or public access must not believe that
+/// A caller who asks for encryption, a lock, a redirect or public access must not believe that
 /// they have it.
 macro_rules! refuse_unsupported {
     ($input:expr) => {
@@ -54,9 +54,21 @@ macro_rules! refuse_unsupported {
                  a store that does"
             ));
         }
-        let locked = $input.object_lock_mode.is_some() || $input.object_lock_legal_hold_status.is_some();
-        if $input.tagging.is_some() || locked || $input.website_redirect_location.is_some() {
-            return Err(s3s::s3_error!(NotImplemented, "Tags, locks and redirects are not implemented"));
+        let locked = $input.object_lock_mode.is_some()
+            || $input.object_lock_legal_hold_status.is_some()
+            || $input.object_lock_retain_until_date.is_some();
+        if locked || $input.website_redirect_location.is_some() {
+            return Err(s3s::s3_error!(NotImplemented, "Locks and redirects are not implemented"));
+        }
+        let granted = [&$input.grant_full_control, &$input.grant_read, &$input.grant_read_acp, &$input.grant_write_acp];
+        if granted.iter().any(|grant| grant.is_some()) {
+            return Err(s3s::s3_error!(NotImplemented, "Objects are private: grants are not implemented"));
+        }
+        if $input.storage_class.as_ref().is_some_and(|class| class.as_str() != s3s::dto::StorageClass::STANDARD) {
+            return Err(s3s::s3_error!(
+                InvalidStorageClass,
+                "The embedded object store has one storage class, STANDARD"
+            ));
         }
         $crate::objects::embedded::described::private($input.acl.as_ref())?;
     };

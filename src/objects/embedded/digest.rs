@@ -8,6 +8,9 @@ use s3s::crypto::{Checksum, Crc32, Crc32c, Crc64Nvme, Sha1, Sha256};
 use s3s::{S3Result, TrailingHeaders, s3_error};
 use serde::{Deserialize, Serialize};
 
+use super::checksums::Algorithm;
+use super::index::custom;
+
 /// S3's `x-amz-checksum-*` values, base64.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -86,6 +89,8 @@ pub(super) struct Announced {
     checksums: Checksums,
     /// Values that come after the body, and the header that names them.
     trailers: Option<(TrailingHeaders, String)>,
+    /// Computed though nothing is announced of it.
+    also: Option<Algorithm>,
     /// Bytes.
     pub(super) length: Option<u64>,
 }
@@ -109,7 +114,14 @@ impl Announced {
         };
         let names: Vec<_> = headers.get_all("x-amz-trailer").iter().filter_map(|value| value.to_str().ok()).collect();
         let trailers = trailers.map(|trailers| (trailers, names.join(",").to_ascii_lowercase()));
-        Ok(Self { md5, checksums, trailers, length: length.and_then(|length| u64::try_from(length).ok()) })
+        let length = length.and_then(|length| u64::try_from(length).ok());
+        Ok(Self { md5, checksums, trailers, also: None, length })
+    }
+
+    /// Asks for a checksum of which nothing may be announced.
+    pub(super) fn also(mut self, algorithm: Option<Algorithm>) -> Self {
+        self.also = algorithm;
+        self
     }
 
     /// The digests that have to be computed while the body passes.
@@ -117,7 +129,9 @@ impl Announced {
         let trailing = self.trailers.as_ref().map_or("", |(_, names)| names.as_str());
         let wants = |name: &str, value: &Option<String>| {
             let header = format!("x-amz-checksum-{name}");
-            value.is_some() || trailing.split(',').any(|trailer| trailer.trim() == header)
+            value.is_some()
+                || trailing.split(',').any(|trailer| trailer.trim() == header)
+                || self.also.is_some_and(|also| also.name().eq_ignore_ascii_case(name))
         };
         let sums = &self.checksums;
         Hasher {
@@ -144,8 +158,20 @@ impl Announced {
         let finished = hasher.sums.finalize();
         let computed = checksums_of!(finished);
         computed.check(&self.checksums)?;
-        if let Some((trailers, _)) = &self.trailers {
+        if let Some((trailers, names)) = &self.trailers {
             let sent = trailers.take().unwrap_or_default();
+            let promised = names.split(',').map(str::trim).filter(|name| name.starts_with("x-amz-checksum-"));
+            for name in promised {
+                Algorithm::parse(&name["x-amz-checksum-".len()..])?;
+                if !sent.contains_key(name) {
+                    return Err(custom(
+                        "MalformedTrailerError",
+                        hyper::StatusCode::BAD_REQUEST,
+                        "The request contained trailing data that was not well-formed or did not conform to our published \
+                         schema.",
+                    ));
+                }
+            }
             let sent = |name: &str| {
                 let value = sent.get(format!("x-amz-checksum-{name}"))?;
                 value.to_str().ok().map(str::to_string)

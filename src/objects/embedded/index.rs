@@ -15,6 +15,7 @@ use tokio::sync::RwLock;
 
 use super::digest::Checksums;
 use super::files::{Files, Pin, Step};
+use super::tags::Tags;
 use crate::clock::{Clock, Millis};
 use crate::error::{Error, Result};
 
@@ -53,6 +54,12 @@ CREATE TABLE IF NOT EXISTS pieces (
     checksums TEXT NOT NULL,
     UNIQUE (owner, number)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS bucket_settings (
+    bucket TEXT NOT NULL REFERENCES buckets (name) ON DELETE CASCADE,
+    kind TEXT NOT NULL,
+    document TEXT NOT NULL,
+    PRIMARY KEY (bucket, kind)
+) STRICT;
 ";
 
 /// How long a writer waits for another; commits take milliseconds.
@@ -83,6 +90,11 @@ pub(super) struct Described {
     /// `x-amz-meta-*`.
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) checksums: Checksums,
+    /// Whether the checksums are of the whole object or of its parts' checksums.
+    pub(super) checksum_type: Option<String>,
+    /// What an upload in parts was begun with.
+    pub(super) checksum_algorithm: Option<String>,
+    pub(super) tags: Tags,
 }
 
 /// An object's row.

@@ -4,8 +4,9 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use s3s::dto::{
-    CommonPrefix, EncodingType, ListObjectsInput, ListObjectsOutput, ListObjectsV2Input, ListObjectsV2Output, Object,
-    ObjectStorageClass,
+    CommonPrefix, EncodingType, ListObjectVersionsInput, ListObjectVersionsOutput, ListObjectsInput, ListObjectsOutput,
+    ListObjectsV2Input, ListObjectsV2Output, Object, ObjectStorageClass, ObjectVersion, ObjectVersionStorageClass,
+    Owner,
 };
 use s3s::{S3Result, s3_error};
 use sqlx::Row;
@@ -107,6 +108,55 @@ impl Index {
             encoding_type: input.encoding_type,
             name: Some(input.bucket),
             ..ListObjectsOutput::default()
+        })
+    }
+
+    /// Every object as its only version, which S3 calls `null` where versions were never kept.
+    pub(super) async fn list_versions(
+        &self,
+        input: ListObjectVersionsInput,
+        owner: &Owner,
+    ) -> S3Result<ListObjectVersionsOutput> {
+        if input.key_marker.is_none() && input.version_id_marker.as_ref().is_some_and(|marker| !marker.is_empty()) {
+            return Err(s3_error!(InvalidArgument, "A version-id marker cannot be specified without a key marker."));
+        }
+        let listed = self
+            .list_objects(ListObjectsInput {
+                bucket: input.bucket,
+                delimiter: input.delimiter,
+                encoding_type: input.encoding_type,
+                marker: input.key_marker.clone(),
+                max_keys: input.max_keys,
+                prefix: input.prefix,
+                ..ListObjectsInput::default()
+            })
+            .await?;
+        let versions = listed.contents.unwrap_or_default().into_iter().map(|object| ObjectVersion {
+            key: object.key,
+            version_id: Some("null".to_string()),
+            is_latest: Some(true),
+            last_modified: object.last_modified,
+            e_tag: object.e_tag,
+            size: object.size,
+            storage_class: Some(ObjectVersionStorageClass::from_static(ObjectVersionStorageClass::STANDARD)),
+            owner: Some(owner.clone()),
+            ..ObjectVersion::default()
+        });
+        let more = listed.next_marker.is_some();
+        Ok(ListObjectVersionsOutput {
+            versions: Some(versions.collect()),
+            common_prefixes: listed.common_prefixes,
+            delimiter: listed.delimiter,
+            encoding_type: listed.encoding_type,
+            is_truncated: listed.is_truncated,
+            key_marker: listed.marker,
+            max_keys: listed.max_keys,
+            name: listed.name,
+            next_key_marker: listed.next_marker,
+            next_version_id_marker: more.then(|| "null".to_string()),
+            prefix: listed.prefix,
+            version_id_marker: input.version_id_marker,
+            ..ListObjectVersionsOutput::default()
         })
     }
 

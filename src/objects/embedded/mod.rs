@@ -6,9 +6,15 @@
 //! after the commit the old file goes. Whatever dies in between leaves either the old object or the
 //! new one, and at most a stray file, which the next start sweeps away. Keys are rows, never paths.
 
+mod addressing;
+mod assembly;
+mod attributes;
 mod body;
 mod buckets;
+mod checksums;
 mod conditions;
+mod cors;
+mod crc;
 mod described;
 mod digest;
 #[cfg(test)]
@@ -21,6 +27,11 @@ mod multipart;
 mod objects;
 mod operations;
 mod server;
+mod settings;
+mod signatures;
+mod tags;
+mod unused;
+mod upload_listing;
 mod walls;
 
 use std::net::SocketAddr;
@@ -40,4 +51,6 @@ pub struct Settings {
     pub region: String,
     /// Owns the buckets that the service itself makes, and those of releases that knew no owners.
     pub account: String,
+    /// Domains whose subdomains are buckets, besides `localhost`.
+    pub domains: Vec<String>,
 }

@@ -2,14 +2,15 @@
 
 use futures::TryStreamExt;
 use s3s::dto::{
-    CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, DeleteObjectsInput, DeleteObjectsOutput,
-    DeletedObject, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput, MetadataDirective,
-    PutObjectInput, PutObjectOutput, StreamingBlob,
+    ChecksumType, CopyObjectInput, CopyObjectOutput, CopyObjectResult, CopySource, DeleteObjectsInput,
+    DeleteObjectsOutput, DeletedObject, GetObjectInput, GetObjectOutput, HeadObjectInput, HeadObjectOutput,
+    MetadataDirective, PutObjectInput, PutObjectOutput, StreamingBlob, TaggingDirective,
 };
 use s3s::{S3Request, S3Result, s3_error};
 use tokio::io::AsyncReadExt;
 use tokio_util::io::ReaderStream;
 
+use super::checksums::Algorithm;
 use super::conditions::{Reading, Writing};
 use super::described::{describe, describe_again, refuse_unsupported};
 use super::digest::{Announced, checksums_of, set_checksums};
@@ -17,6 +18,7 @@ use super::index::{
     Described, Held, Index, Object, Piece, expect_bucket, fault, find, insert_piece, point, remove, stamp, tag,
 };
 use super::intake::{Taken, take};
+use super::tags::from_header;
 
 /// Bytes read from a file at a time.
 const CHUNK: usize = 256 << 10;
@@ -28,10 +30,15 @@ impl Index {
         let S3Request { input, headers, trailing_headers, .. } = request;
         refuse_unsupported!(input);
         let writing = Writing { if_match: input.if_match.clone(), if_none_match: input.if_none_match.clone() };
-        let described = describe!(input)?;
+        if input.write_offset_bytes.is_some() {
+            return Err(s3_error!(NotImplemented, "Appending to an object is not implemented"));
+        }
+        let described = Described { tags: from_header(input.tagging.as_deref())?, ..describe!(input)? };
         let sums = checksums_of!(input);
         let length = input.content_length;
-        let announced = Announced::new(input.content_md5.as_deref(), sums, length, trailing_headers, &headers)?;
+        let also = input.checksum_algorithm.as_ref().map(|name| Algorithm::parse(name.as_str())).transpose()?;
+        let announced =
+            Announced::new(input.content_md5.as_deref(), sums, length, trailing_headers, &headers)?.also(also);
         // Refused before gigabytes are taken in, and again in the transaction.
         self.expect_bucket(&input.bucket).await?;
         let taken = take(&self.files, input.body, announced).await?;
@@ -39,6 +46,7 @@ impl Index {
         let mut output = PutObjectOutput {
             e_tag: Some(tag(&object.etag)),
             size: i64::try_from(object.size).ok(),
+            checksum_type: object.described.checksum_type.clone().map(ChecksumType::from),
             ..PutObjectOutput::default()
         };
         set_checksums!(output, object.described.checksums);
@@ -65,7 +73,11 @@ impl Index {
                 size,
                 etag: md5.clone(),
                 modified,
-                described: Described { checksums: checksums.clone(), ..described },
+                described: Described {
+                    checksum_type: checksums.any().then(|| ChecksumType::FULL_OBJECT.to_string()),
+                    checksums: checksums.clone(),
+                    ..described
+                },
             };
             let piece = Piece { file: fresh.name.clone(), number: 1, size, md5, modified, checksums };
             let mut tx = index.begin().await?;
@@ -101,9 +113,11 @@ impl Index {
             ..GetObjectOutput::default()
         };
         describe_again!(output, object.described);
-        // A checksum is of the whole object, so it goes with the whole object only.
-        if input.checksum_mode.is_some() && output.content_range.is_none() {
-            set_checksums!(output, object.described.checksums);
+        output.tag_count = i32::try_from(object.described.tags.len()).ok().filter(|count| *count > 0);
+        if input.checksum_mode.is_some() {
+            let (checksums, kind) = slice.checksums;
+            set_checksums!(output, checksums);
+            output.checksum_type = kind.map(ChecksumType::from);
         }
         Ok(output)
     }
@@ -128,8 +142,10 @@ impl Index {
             ..HeadObjectOutput::default()
         };
         describe_again!(output, object.described);
-        if input.checksum_mode.is_some() && output.content_range.is_none() {
-            set_checksums!(output, object.described.checksums);
+        if input.checksum_mode.is_some() {
+            let (checksums, kind) = slice.checksums;
+            set_checksums!(output, checksums);
+            output.checksum_type = kind.map(ChecksumType::from);
         }
         Ok(output)
     }
@@ -154,15 +170,28 @@ impl Index {
             if_unmodified_since: input.copy_source_if_unmodified_since.clone(),
         };
         reading.allows_copy(&held.object)?;
-        let described = if replace { describe!(input)? } else { held.object.described.clone() };
-        let checksums = held.object.described.checksums.clone();
+        let there = &held.object.described;
+        let tags = match input.tagging_directive.as_ref().map(TaggingDirective::as_str) {
+            Some(TaggingDirective::REPLACE) => from_header(input.tagging.as_deref())?,
+            _ if input.tagging.is_some() => {
+                return Err(s3_error!(InvalidRequest, "Tags are replaced only with x-amz-tagging-directive: REPLACE"));
+            }
+            _ => there.tags.clone(),
+        };
+        let described = Described { tags, ..if replace { describe!(input)? } else { there.clone() } };
+        // Of the whole, also where the source's is of its parts.
+        let wanted = match &input.checksum_algorithm {
+            Some(name) => Some(Algorithm::parse(name.as_str())?),
+            None => Algorithm::all_of(&there.checksums).next(),
+        };
         let size = held.object.size;
-        let mut taken = take(&self.files, Some(body(self, held, 0..size)), Announced::default()).await?;
-        taken.checksums = checksums;
+        let announced = Announced::default().also(wanted);
+        let taken = take(&self.files, Some(body(self, held, 0..size)), announced).await?;
         let object = self.store(input.bucket, input.key, taken, described, Writing::default()).await?;
         let mut result = CopyObjectResult {
             e_tag: Some(tag(&object.etag)),
             last_modified: Some(stamp(object.modified)),
+            checksum_type: object.described.checksum_type.clone().map(ChecksumType::from),
             ..CopyObjectResult::default()
         };
         set_checksums!(result, object.described.checksums);

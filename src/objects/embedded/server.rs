@@ -5,23 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
-use percent_encoding::percent_decode_str;
+use hyper::header::HeaderValue;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use s3s::{Body, HttpResponse, S3Error, S3Result, s3_error};
+use s3s::{Body, HttpResponse, S3Result, s3_error};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::addressing::{Domains, host};
 use super::body::Patient;
+use super::index::Index;
 use super::operations::Operations;
 use super::walls::{Gate, remembering};
-use super::{Keys, Settings};
+use super::{Keys, Settings, signatures};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::net::{self, Limits};
-
-/// AWS refuses presigned links that live longer than a week, and so do we.
-const PRESIGNED_SECONDS: u64 = 7 * 24 * 3600;
 
 /// A running server. Dropping it stops accepting; [`Server::stop`] also waits for requests in flight.
 #[derive(Debug)]
@@ -37,8 +36,10 @@ pub struct Server {
 /// `Validation` when the address or the folder cannot be used, for example because another process
 /// uses the folder; `Internal` when the store's index cannot be read.
 pub async fn start(settings: &Settings, keys: Arc<dyn Keys>, clock: Clock) -> Result<Server> {
-    let operations = Operations::open(settings, clock).await?;
-    let gate = Gate { keys, index: operations.index() };
+    let domains = Domains::new(&settings.domains)?;
+    let operations = Operations::open(settings, clock.clone()).await?;
+    let index = operations.index();
+    let gate = Gate { keys, index: index.clone() };
     let listener = TcpListener::bind(settings.listen).await.map_err(|cause| {
         Error::validation(format!(
             "The embedded S3 server cannot listen on {}: {cause}. Set TUNESMITH_S3_LISTEN to a free address",
@@ -48,12 +49,16 @@ pub async fn start(settings: &Settings, keys: Arc<dyn Keys>, clock: Clock) -> Re
     let address = listener.local_addr()?;
     let mut builder = S3ServiceBuilder::new(operations);
     builder.set_auth(gate.clone());
-    builder.set_access(gate);
+    builder.set_access(gate.clone());
+    builder.set_host(domains.clone());
+    let answers = Arc::new(Answers { service: builder.build(), index, domains, gate, clock });
     let (stop, stopped) = oneshot::channel();
-    let service = builder.build();
     // Until it is told how long requests may take to end; dropped without a word, it ends at once.
     let stopped = async move { stopped.await.unwrap_or_default() };
-    let answer = move |request| answer(service.clone(), request);
+    let answer = move |request| {
+        let answers = Arc::clone(&answers);
+        async move { answers.answer(request).await }
+    };
     let task = tokio::spawn(net::serve(listener, Limits::default(), answer, stopped));
     tracing::info!(%address, folder = %settings.folder.display(), "the embedded S3 server listens");
     Ok(Server { address, stop: Some(stop), task })
@@ -88,46 +93,53 @@ impl Drop for Server {
     }
 }
 
-async fn answer(service: S3Service, request: hyper::Request<Incoming>) -> Result<HttpResponse, s3s::HttpError> {
-    if let Err(error) = acceptable(&request) {
-        return error.to_http_response().map_err(|error| s3s::HttpError::new(Box::new(error)));
-    }
-    remembering(service.call(request.map(|body| Body::http_body_unsync(Patient::new(body))))).await
+/// What answers requests.
+struct Answers {
+    service: S3Service,
+    index: Index,
+    domains: Domains,
+    gate: Gate,
+    clock: Clock,
 }
 
-/// Refuses what `s3s` takes although we must not: links that live too long, the old signatures that
-/// have no such limit, and browser forms, which it would collect in memory.
-fn acceptable(request: &hyper::Request<Incoming>) -> S3Result<()> {
-    for pair in request.uri().query().unwrap_or_default().split('&') {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let name = percent_decode_str(name).decode_utf8_lossy();
-        if name.eq_ignore_ascii_case("x-amz-expires") {
-            let seconds = percent_decode_str(value).decode_utf8_lossy().parse::<u64>();
-            if seconds.is_ok_and(|seconds| seconds > PRESIGNED_SECONDS) {
-                return Err(s3_error!(
-                    AuthorizationQueryParametersError,
-                    "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be \
-                     less than 604800 seconds"
-                ));
+impl Answers {
+    async fn answer(&self, request: hyper::Request<Incoming>) -> Result<HttpResponse, s3s::HttpError> {
+        let bucket = self.domains.bucket_of(&request);
+        if request.method() == hyper::Method::OPTIONS {
+            return or_error(self.index.preflight(bucket, &request).await);
+        }
+        let origin = request.headers().get(hyper::header::ORIGIN).cloned();
+        let method = request.method().clone();
+        let answer = async {
+            match self.accepted(request).await {
+                Ok(request) => self.service.call(request).await,
+                Err(error) => or_error(Err(error)),
             }
+        };
+        let mut response = remembering(answer).await?;
+        if let (Some(origin), Some(bucket)) = (origin, bucket) {
+            self.index.allow_origin(&bucket, &method, &origin, response.headers_mut()).await;
         }
-        if name == "Signature" || name == "AWSAccessKeyId" {
-            return Err(old_signature());
+        Ok(response)
+    }
+
+    /// Refuses what `s3s` takes although we must not: signatures that cover too little, links that live too long,
+    /// and browser forms, which it would collect in memory.
+    async fn accepted(&self, mut request: hyper::Request<Incoming>) -> S3Result<hyper::Request<Body>> {
+        let content_type = request.headers().get(hyper::header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let form = content_type.is_some_and(|given| given.to_ascii_lowercase().starts_with(b"multipart/form-data"));
+        if request.method() == hyper::Method::POST && form {
+            return Err(s3_error!(NotImplemented, "Uploads from browser forms are not implemented"));
         }
+        let hosted = match host(&request) {
+            Some(host) => self.domains.bucket(host)?,
+            None => None,
+        };
+        signatures::check(&mut request, hosted.as_deref(), &self.gate, self.clock.now()).await?;
+        Ok(request.map(|body| Body::http_body_unsync(Patient::new(body))))
     }
-    let header = |name| request.headers().get(name).map(hyper::http::HeaderValue::as_bytes).unwrap_or_default();
-    if header("authorization").starts_with(b"AWS ") {
-        return Err(old_signature());
-    }
-    if request.method() == hyper::Method::POST && header("content-type").starts_with(b"multipart/form-data") {
-        return Err(s3_error!(NotImplemented, "Uploads from browser forms are not implemented"));
-    }
-    Ok(())
 }
 
-fn old_signature() -> S3Error {
-    s3_error!(
-        InvalidRequest,
-        "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256."
-    )
+fn or_error(answer: S3Result<HttpResponse>) -> Result<HttpResponse, s3s::HttpError> {
+    answer.or_else(|error| error.to_http_response().map_err(|error| s3s::HttpError::new(Box::new(error))))
 }

@@ -25,6 +25,7 @@ use crate::objects::Grants;
 /// What temporary credentials send beside their signature: a header, or a parameter of a presigned link.
 const SESSION_TOKEN: &str = "x-amz-security-token";
 const EXPECTED_OWNER: &str = "x-amz-expected-bucket-owner";
+const EXPECTED_SOURCE_OWNER: &str = "x-amz-source-expected-bucket-owner";
 
 /// A key that opens the store, and whose it is.
 #[derive(Clone)]
@@ -161,6 +162,13 @@ impl Gate {
 
     /// Refuses an operation on a bucket, or on an object, that the holder may not do.
     async fn admit(&self, holder: &Holder, cx: &S3AccessContext<'_>) -> S3Result<()> {
+        let source = cx.headers().get("x-amz-copy-source").and_then(|source| source.to_str().ok());
+        if let Some(expected) = cx.headers().get(EXPECTED_SOURCE_OWNER)
+            && let Some(CopySource::Bucket { bucket, .. }) = source.and_then(|source| CopySource::parse(source).ok())
+            && self.index.owner(&bucket).await?.is_some_and(|owner| expected.as_bytes() != owner.as_bytes())
+        {
+            return Err(denied());
+        }
         let (bucket, key) = match cx.s3_path() {
             // Only its own buckets are listed to an account.
             S3Path::Root => return self.admit_listing_of_buckets(holder),
