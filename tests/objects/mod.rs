@@ -10,4 +10,5 @@ mod flood;
 mod outage;
 mod servers;
 
+mod uploads;
 pub(crate) use servers::{Moto, not_run, sdk};
