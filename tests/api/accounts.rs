@@ -14,7 +14,7 @@ use crate::support::{Pair, TINY, TestApp, segment, until, with_app};
 const OTHER: &str = "222222222222";
 
 /// A bucket of the other account's own, with something to learn from.
-async fn own_bucket(app: &TestApp, pair: &Pair) {
+pub(super) async fn own_bucket(app: &TestApp, pair: &Pair) {
     let s3 = app.s3(pair);
     s3.create_bucket().bucket("theirs").send().await.unwrap();
     let line = b"{\"prompt\": \"a\", \"completion\": \"b\"}\n".to_vec();
@@ -22,7 +22,7 @@ async fn own_bucket(app: &TestApp, pair: &Pair) {
 }
 
 /// A job of the other account that reads and writes in its own bucket.
-fn own_job(app: &TestApp, name: &str) -> Value {
+pub(super) fn own_job(app: &TestApp, name: &str) -> Value {
     let mut job = app.job(name);
     job["trainingDataConfig"]["s3Uri"] = json!("s3://theirs/train.jsonl");
     job["outputDataConfig"]["s3Uri"] = json!("s3://theirs/out");

@@ -109,7 +109,9 @@ fn what_belongs_to_another_account_is_as_if_it_were_not_there() {
         let list = app.call_as(&stranger, "GET", "/model-customization-jobs", None).await;
         assert_eq!(list.json(), json!({ "modelCustomizationJobSummaries": [] }));
         // The name is free for them: accounts share no names.
-        let theirs = app.call_as(&stranger, "POST", "/model-customization-jobs", Some(&app.job("secret"))).await;
+        super::accounts::own_bucket(&app, &stranger).await;
+        let job = super::accounts::own_job(&app, "secret");
+        let theirs = app.call_as(&stranger, "POST", "/model-customization-jobs", Some(&job)).await;
         assert_eq!(theirs.status, 201, "{}", theirs.text());
         let mine = app.call("GET", "/model-customization-jobs/secret", None).await.json();
         assert!(mine["jobArn"].as_str().unwrap().contains(ACCOUNT));
