@@ -61,28 +61,27 @@ async fn made_by_the_first(app: &TestApp) -> Things {
     }
     let source = json!({ "s3DataSource": { "s3Uri": "s3://tuning/llama" } });
     let role = "arn:aws:iam::000000000000:role/importer";
-    let body =
-        json!({ "jobName": "imports", "importedModelName": "brought", "roleArn": role, "modelDataSource": source });
+    let body = json!({ "jobName": "alpha-import", "importedModelName": "alpha-brought", "roleArn": role, "modelDataSource": source });
     let import = app.call("POST", "/model-import-jobs", Some(&body)).await.json();
     let import = import["jobArn"].as_str().unwrap().to_string();
     let done = until("the import ends", async || {
-        let job = app.call("GET", "/model-import-jobs/imports", None).await.json();
+        let job = app.call("GET", "/model-import-jobs/alpha-import", None).await.json();
         (job["status"] != "InProgress").then_some(job)
     })
     .await;
     pool.drain().await;
-    let deployment = json!({ "modelDeploymentName": "serves", "modelArn": model.arn });
+    let deployment = json!({ "modelDeploymentName": "alpha-serves", "modelArn": model.arn });
     let deployment = app.call("POST", "/model-customization/custom-model-deployments", Some(&deployment)).await.json();
-    let throughput = json!({ "provisionedModelName": "kept-places", "modelId": model.arn, "modelUnits": 1 });
+    let throughput = json!({ "provisionedModelName": "alpha-places", "modelId": model.arn, "modelUnits": 1 });
     let throughput = app.call("POST", "/provisioned-model-throughput", Some(&throughput)).await.json();
     let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{done} {deployment} {throughput}")).to_string();
     Things {
-        job: [app.create("mine").await, "mine".into()],
-        import: [import, "imports".into()],
+        job: [app.create("alpha-job").await, "alpha-job".into()],
+        import: [import, "alpha-import".into()],
         model: [model.arn, model.name],
-        imported: [text(&done["importedModelArn"]), "brought".into()],
-        deployment: [text(&deployment["customModelDeploymentArn"]), "serves".into()],
-        throughput: [text(&throughput["provisionedModelArn"]), "kept-places".into()],
+        imported: [text(&done["importedModelArn"]), "alpha-brought".into()],
+        deployment: [text(&deployment["customModelDeploymentArn"]), "alpha-serves".into()],
+        throughput: [text(&throughput["provisionedModelArn"]), "alpha-places".into()],
     }
 }
 
@@ -193,7 +192,7 @@ fn another_account_finds_nothing_of_the_firsts_with_any_operation() {
         assert!(asked > 80, "{asked}");
 
         // And nothing of it has changed.
-        assert_eq!(status(&app, &app.root, "mine").await["status"], "InProgress");
+        assert_eq!(status(&app, &app.root, "alpha-job").await["status"], "InProgress");
         for (collection, id) in [
             ("/custom-models", &things.model[0]),
             ("/imported-models", &things.imported[0]),
