@@ -5,6 +5,7 @@ pub mod artifact;
 pub mod deployments;
 pub mod door;
 pub(crate) mod layout;
+pub mod model_cache;
 pub mod models;
 pub mod preview;
 pub mod rounds;
@@ -18,6 +19,7 @@ use tokio::sync::Notify;
 use tracing::warn;
 
 use self::door::Door;
+use self::model_cache::ModelCache;
 use self::preview::Previews;
 use self::walls::Walls;
 use crate::clock::Clock;
@@ -48,6 +50,8 @@ pub struct App {
     pub job_memory: Option<u64>,
     /// Where each answer under way has a place.
     pub door: Door,
+    /// What was fetched from object storage to be served.
+    pub model_cache: Arc<ModelCache>,
     /// The checkpoints of running jobs that were asked.
     pub previews: Previews,
     /// Rung when a job or a model to bring in was accepted, so that a worker of the same process takes it at once.
@@ -67,8 +71,10 @@ impl App {
         let walls = Arc::new(Walls::new(db.clone(), &config.account_id, embedded));
         let limits = Limits { sequences: serving.sequences, cache: serving.cache_memory.0 };
         let capacity = Capacity { bases: serving.base_bytes(), adapters: serving.adapter_memory.0, limits };
+        let model_cache = Arc::new(ModelCache::new(config.cache(), config.cache_bytes(), clock.clone()));
         Self {
             job_memory,
+            model_cache,
             config,
             clock,
             db,

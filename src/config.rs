@@ -11,7 +11,7 @@ mod serving;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use accounts::{Accounts, ListedAccount, is_account_id};
@@ -63,6 +63,16 @@ impl std::str::FromStr for Secret {
     }
 }
 
+/// Tenths of the disk that the cache may take when no setting says.
+const CACHE_SHARE: u64 = 3;
+
+/// Bytes of the disk that `folder` is on, or will be made on; no bound where the system does not say.
+fn disk_bytes(folder: &Path) -> u64 {
+    let there = folder.ancestors().chain([Path::new(".")]).find(|place| place.exists());
+    let facts = there.and_then(|place| rustix::fs::statvfs(place).ok());
+    facts.map_or(u64::MAX / 10, |facts| facts.f_blocks.saturating_mul(facts.f_frsize))
+}
+
 /// The settings of `serve`, `worker`, `migrate`, `keys` and `demo`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
@@ -89,6 +99,11 @@ pub struct Config {
     /// Secret key for the S3 endpoint
     #[arg(long, env = "AWS_SECRET_ACCESS_KEY", hide_env_values = true)]
     pub s3_secret_key: Option<Secret>,
+
+    /// The most bytes of fetched models, quantised bases and asked checkpoints that are kept in the data folder, such as
+    /// 100GiB; three tenths of its disk when absent
+    #[arg(long, env = "TUNESMITH_CACHE_SIZE", value_name = "SIZE")]
+    pub cache_size: Option<ByteSize>,
 
     /// Address of the embedded S3 server
     #[arg(long, env = "TUNESMITH_S3_LISTEN", default_value = "127.0.0.1:9000")]
@@ -252,14 +267,24 @@ impl Config {
         Ok(self.memory.bytes()? / self.devices.split(',').count().max(1) as u64)
     }
 
+    /// Where everything is kept that can be fetched or made again.
+    pub fn cache(&self) -> PathBuf {
+        self.data_dir.join("cache")
+    }
+
+    /// Bytes that the cache may take: what is set, or else [`CACHE_SHARE`] of its disk.
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache_size.map_or_else(|| disk_bytes(&self.data_dir) / 10 * CACHE_SHARE, |ByteSize(bytes)| bytes)
+    }
+
     /// Where base models that were quantised are kept.
     pub fn quantized(&self) -> PathBuf {
-        self.data_dir.join("cache").join("quantized")
+        self.cache().join("quantized")
     }
 
     /// Where checkpoints of running jobs are brought to be asked.
     pub fn previews(&self) -> PathBuf {
-        self.data_dir.join("cache").join("previews")
+        self.cache().join("previews")
     }
 
     /// How many requests a key may send at once.

@@ -3,6 +3,7 @@
 //! status and an `x-amzn-errortype`, so nothing below `http` knows about HTTP.
 
 use std::fmt;
+use std::io::ErrorKind;
 
 /// Shorthand used by every module above the kernels.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -120,6 +121,18 @@ impl Error {
         self.cause.as_ref().is_some_and(|cause| cause.chain().any(|one| named(&one)))
     }
 
+    /// Whether a disk is full, or somebody's share of it: to wait frees no space.
+    pub fn is_storage_full(&self) -> bool {
+        // Some libraries pass the operating system's error on as a text; the numbers are Linux's ENOSPC and EDQUOT.
+        const NUMBERS: [&str; 2] = ["(os error 28)", "(os error 122)"];
+        let full = |cause: &(dyn std::error::Error + 'static)| {
+            let kind = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            matches!(kind, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+                || NUMBERS.iter().any(|number| cause.to_string().contains(number))
+        };
+        self.cause.as_ref().is_some_and(|cause| cause.chain().any(full))
+    }
+
     /// Which of Bedrock's exceptions this is.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -177,14 +190,9 @@ impl From<sqlx::Error> for Error {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed
+            | sqlx::Error::Protocol(_)
             | sqlx::Error::Tls(_) => Self::unavailable(cause),
-            // Class 57 is an operator's shutdown, 53 a full or exhausted server, 08 a lost connection.
-            sqlx::Error::Database(ref inner)
-                if inner.code().is_some_and(|code| ["57", "53", "08"].iter().any(|class| code.starts_with(class))) =>
-            {
-                Self::unavailable(cause)
-            }
-            sqlx::Error::Database(ref inner) if inner.code().is_some_and(|code| is_passing(&code)) => {
+            sqlx::Error::Database(ref inner) if !inner.code().is_some_and(|code| is_permanent(&code)) => {
                 Self::unavailable(cause)
             }
             // Postgres: a character that its text cannot hold, U+0000. Whatever sent it, sending it again is no use.
@@ -196,11 +204,44 @@ impl From<sqlx::Error> for Error {
     }
 }
 
-/// Whether a database's code tells of a state that passes: a rival transaction, or a disk that is full.
-fn is_passing(code: &str) -> bool {
-    // Postgres: serialization failure, deadlock, a lock that was waited for too long, and a transaction that was ended
-    // because nothing was heard of it. SQLite, in the low byte of codes of at most four digits: busy, locked, I/O
-    // error, full.
-    matches!(code, "40001" | "40P01" | "55P03" | "25P03")
-        || code.len() < 5 && code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 5 | 6 | 10 | 13))
+/// Whether a database will say the same again: the statement or its values are wrong. Every other state passes, such as
+/// a rival transaction, a lock that was not had in time, a server that is shut down, read-only or full.
+fn is_permanent(code: &str) -> bool {
+    // SQLite's codes are numbers of at most four digits; the low byte says what kind.
+    if code.len() < 5 {
+        // Error, internal, permission, corrupt, too big, constraint, mismatch, misuse, authorization, range, no database.
+        return code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 1..=3 | 11 | 18..=21 | 23 | 25 | 26));
+    }
+    // Postgres: unsupported, cardinality, bad value, constraint, authorization, unknown database, syntax or unknown name.
+    let classes = ["0A", "21", "22", "23", "28", "3D", "3F", "42", "44"];
+    classes.iter().any(|class| code.starts_with(class))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_says_something_unknown_is_asked_again_and_a_wrong_statement_is_not() {
+        for passing in [
+            "40001", "40P01", "55P03", "57014", "57P01", "53100", "08006", "25006", "58030", "5", "261", "13", "10",
+            "778", "8",
+        ] {
+            assert!(!is_permanent(passing), "{passing}");
+        }
+        for permanent in ["23505", "42P01", "22021", "0A000", "1", "19", "2067", "20", "26"] {
+            assert!(is_permanent(permanent), "{permanent}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_known_wherever_it_stands_in_the_chain() {
+        for code in [28, 122] {
+            let cause = std::io::Error::from_raw_os_error(code);
+            let text = anyhow::anyhow!("candle says: {cause}");
+            assert!(Error::internal(anyhow::Error::new(cause).context("writing a file")).is_storage_full());
+            assert!(Error::internal(text).is_storage_full());
+        }
+        assert!(!Error::internal(std::io::Error::from_raw_os_error(5)).is_storage_full());
+    }
 }

@@ -21,6 +21,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod data;
+pub mod durable;
 pub mod error;
 mod fault_points;
 pub mod graders;

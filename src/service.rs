@@ -18,6 +18,7 @@ use self::storage_keys::{SERVICE_KEY, StorageKeys, service_secret};
 use crate::app::{App, deployments, rounds};
 use crate::clock::Clock;
 use crate::config::{Config, Role, Secret};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::http::credentials::{self, RootKeys};
 use crate::http::serve;
@@ -139,7 +140,7 @@ pub async fn run(config: Config, role: Role, ready_file: Option<PathBuf>) -> Res
             "listen": service.api.map(|address| address.to_string()),
             "s3": service.embedded.as_ref().map(|embedded| embedded.address().to_string()),
         });
-        std::fs::write(&path, ready.to_string())?;
+        durable::replace(&path, ready.to_string())?;
     }
     announce(&service);
     tokio::select! {

@@ -1,6 +1,6 @@
-//! Brings a model's files from the object store to a local folder, once. The folder is named by
-//! the model and by what its files must be, and appears only when every digest holds, so a changed or
-//! half-downloaded artifact is never served.
+//! A model's files, fetched from object storage into the cache. The folder is named by the model and by what its files
+//! must be, and appears only when every digest holds, so a changed or half-downloaded artifact is never served. What was
+//! fetched is looked at again before it is used: its sizes for an answer, its digests for a job and after a failure.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,41 +8,44 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::App;
+use super::model_cache::{Cached, Patience};
+use crate::durable::{self, Hold};
 use crate::error::{Error, Kind, Result};
 use crate::infer::Adapter;
-use crate::objects::Uri;
-use crate::store::custom_models::CustomModel;
-use crate::store::imported_models::ImportedModel;
+use crate::objects::{Entry, FOLDER_LISTING, Folder, Objects, Uri};
+use crate::store::custom_models::{self, CustomModel};
+use crate::store::imported_models::{self, ImportedModel};
 
 /// The files that a model consists of, and what names them.
-pub struct Files<'a> {
-    id: &'a str,
-    arn: &'a str,
-    account: &'a str,
-    uri: &'a str,
-    digests: &'a BTreeMap<String, String>,
+#[derive(Debug, Clone)]
+pub struct Files {
+    id: String,
+    arn: String,
+    account: String,
+    uri: String,
+    digests: BTreeMap<String, String>,
 }
 
-impl<'a> From<&'a CustomModel> for Files<'a> {
-    fn from(model: &'a CustomModel) -> Self {
+impl From<&CustomModel> for Files {
+    fn from(model: &CustomModel) -> Self {
         Self {
-            id: &model.id,
-            arn: &model.arn,
-            account: &model.account_id,
-            uri: &model.artifact_uri,
-            digests: &model.artifact_digests,
+            id: model.id.clone(),
+            arn: model.arn.clone(),
+            account: model.account_id.clone(),
+            uri: model.artifact_uri.clone(),
+            digests: model.artifact_digests.0.clone(),
         }
     }
 }
 
-impl<'a> From<&'a ImportedModel> for Files<'a> {
-    fn from(model: &'a ImportedModel) -> Self {
+impl From<&ImportedModel> for Files {
+    fn from(model: &ImportedModel) -> Self {
         Self {
-            id: &model.id,
-            arn: &model.arn,
-            account: &model.account_id,
-            uri: &model.artifact_uri,
-            digests: &model.artifact_digests,
+            id: model.id.clone(),
+            arn: model.arn.clone(),
+            account: model.account_id.clone(),
+            uri: model.artifact_uri.clone(),
+            digests: model.artifact_digests.0.clone(),
         }
     }
 }
@@ -55,38 +58,100 @@ pub enum Artifact {
     Whole(PathBuf),
 }
 
-/// The model's files, downloaded if they are not here yet.
-///
-/// # Errors
-/// When a file is gone, cannot be read, or is not what the model was made of.
-pub async fn bring(app: &App, model: &Files<'_>) -> Result<Artifact> {
-    let mut all = Sha256::new();
-    for (name, digest) in model.digests.iter() {
-        all.update(format!("{name}={digest}\n"));
-    }
-    let name = format!("{}-{}", model.id, &hex::encode(all.finalize())[..16]);
-    let folder = app.config.data_dir.join("cache").join("models").join(name);
-    if !tokio::fs::try_exists(&folder).await? {
-        let staging = folder.with_extension(app.clock.id());
-        let brought = download(app, model, &staging).await;
-        if brought.is_ok() && tokio::fs::rename(&staging, &folder).await.is_err() && !folder.exists() {
-            return Err(Error::internal(anyhow::anyhow!("cannot move {} into place", staging.display())));
-        }
-        // Left over after a failure, or because another request was faster.
-        let _ = tokio::fs::remove_dir_all(&staging).await;
-        brought?;
-    }
-    if model.digests.contains_key("adapter_config.json") {
-        return Ok(Artifact::Adapter(Adapter { id: model.arn.to_string(), dir: folder }));
-    }
-    Ok(Artifact::Whole(folder))
+/// Who wants a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum For {
+    /// A request, which cannot wait for long and is answered many times: sizes are compared.
+    Request,
+    /// A job, or whatever else runs for hours by what it reads: digests are compared.
+    Job,
 }
 
-async fn download(app: &App, model: &Files<'_>, staging: &Path) -> Result<()> {
-    let (root, objects) = (Uri::parse(model.uri)?, app.objects_of(model.account));
-    for (name, digest) in model.digests.iter() {
-        let uri = root.join(name);
-        let file = staging.join(name);
+/// The model's files, downloaded if they are not here yet, and what keeps them here.
+///
+/// # Errors
+/// When a file is gone, cannot be read, or is not what the model was made of; `ModelNotReady` when a request would have
+/// to wait for too long.
+pub async fn fetch(app: &App, model: &Files, by: For) -> Result<(Artifact, Hold)> {
+    let dir = app.model_cache.models().join(model.folder());
+    let patience = match by {
+        For::Request => Patience::Request,
+        For::Job => Patience::Job,
+    };
+    let mut cached = get(app, model, &dir, &patience).await?;
+    if !is_intact(model, &dir, by == For::Job).await? {
+        app.model_cache.discard(&dir)?;
+        app.engine.forget_dir(&dir);
+        cached = get(app, model, &dir, &patience).await?;
+    }
+    let artifact = match model.digests.contains_key("adapter_config.json") {
+        true => Artifact::Adapter(Adapter { id: model.arn.clone(), dir: cached.dir }),
+        false => Artifact::Whole(cached.dir),
+    };
+    Ok((artifact, cached.in_use))
+}
+
+/// Compares the digests of files that were fetched and cannot be used; when they are damaged, they are put away, so that
+/// the next who wants them fetches them again. Whether they were.
+///
+/// # Errors
+/// When they cannot be put away.
+pub async fn recheck(app: &App, model: &Files) -> Result<bool> {
+    let dir = app.model_cache.models().join(model.folder());
+    if !tokio::fs::try_exists(&dir).await? || is_intact(model, &dir, true).await? {
+        return Ok(false);
+    }
+    app.model_cache.discard(&dir)?;
+    app.engine.forget_dir(&dir);
+    Ok(true)
+}
+
+/// Removes what was fetched of a model that was deleted; what somebody uses at this moment is swept later.
+pub async fn forget(app: &App, model: &Files) {
+    let dir = app.model_cache.models().join(model.folder());
+    app.engine.forget_dir(&dir);
+    app.model_cache.remove(&dir);
+}
+
+/// Removes what was fetched of models that exist no more, whoever deleted them.
+pub async fn sweep(app: &App) -> Result<()> {
+    let Ok(mut entries) = tokio::fs::read_dir(app.model_cache.models()).await else { return Ok(()) };
+    while let Some(entry) = entries.next_entry().await? {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some((id, _)) = name.split_once('-').filter(|_| !name.contains('.')) else { continue };
+        if !custom_models::exists(&app.db, id).await? && !imported_models::exists(&app.db, id).await? {
+            app.engine.forget_dir(&entry.path());
+            app.model_cache.remove(&entry.path());
+        }
+    }
+    Ok(())
+}
+
+impl Files {
+    fn folder(&self) -> String {
+        let mut all = Sha256::new();
+        for (name, digest) in &self.digests {
+            all.update(format!("{name}={digest}\n"));
+        }
+        format!("{}-{}", self.id, &hex::encode(all.finalize())[..16])
+    }
+}
+
+async fn get(app: &App, model: &Files, dir: &Path, patience: &Patience) -> Result<Cached> {
+    let (objects, files) = (app.objects_of(&model.account), model.clone());
+    let fill = move |staging| {
+        let (objects, files) = (objects.clone(), files.clone());
+        async move { download(&objects, &files, staging).await.map(|()| true) }
+    };
+    let cached = app.model_cache.get(dir, patience, fill).await?;
+    cached.ok_or_else(|| Error::internal(anyhow::anyhow!("{} was not fetched", dir.display())))
+}
+
+async fn download(objects: &Objects, model: &Files, staging: PathBuf) -> Result<()> {
+    let root = Uri::parse(&model.uri)?;
+    let mut listing = Folder::default();
+    for (name, digest) in &model.digests {
+        let (uri, file) = (root.join(name), Folder::place(&staging, name)?);
         if let Some(parent) = file.parent() {
             tokio::fs::create_dir_all(parent).await?;
         }
@@ -106,6 +171,32 @@ async fn download(app: &App, model: &Files<'_>, staging: &Path) -> Result<()> {
                 ),
             ));
         }
+        listing.files.insert(name.clone(), Entry { size: fetched.size, sha256: fetched.sha256 });
     }
-    Ok(())
+    Ok(durable::write(&staging.join(FOLDER_LISTING), serde_json::to_vec_pretty(&listing)?)?)
+}
+
+/// Whether the files are those that were fetched: by their sizes, or by their digests, too.
+async fn is_intact(model: &Files, dir: &Path, digests: bool) -> Result<bool> {
+    let (model, dir) = (model.clone(), dir.to_path_buf());
+    tokio::task::spawn_blocking(move || {
+        let listed = std::fs::read(dir.join(FOLDER_LISTING)).ok();
+        let listing = listed.and_then(|bytes| serde_json::from_slice::<Folder>(&bytes).ok());
+        let has = |name: &str, listing: &Folder| {
+            let size = std::fs::metadata(dir.join(name)).map(|facts| facts.len()).ok();
+            size.is_some() && size == listing.files.get(name).map(|entry| entry.size)
+        };
+        match &listing {
+            Some(listing) if !model.digests.keys().all(|name| has(name, listing)) => return false,
+            Some(_) if !digests => return true,
+            _ => {}
+        }
+        // Earlier versions left no listing.
+        let is = |(name, digest): (&String, &String)| {
+            durable::digest(&dir.join(name)).is_ok_and(|found| found.sha256 == *digest)
+        };
+        model.digests.iter().all(is)
+    })
+    .await
+    .map_err(Error::internal)
 }

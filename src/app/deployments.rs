@@ -12,7 +12,8 @@ use tokio::task::{self, JoinSet};
 use tracing::{error, info, warn};
 
 use super::App;
-use super::models::{self, Found};
+use super::artifact::For;
+use super::models::{self, Found, Served};
 use crate::error::{Error, Kind, Result};
 use crate::store::custom_models;
 use crate::store::deployments::{self, Attempt, Deployment, Outcome};
@@ -229,11 +230,14 @@ async fn persist(
 async fn ready(app: &App, account: &str, model: &str) -> Result<()> {
     let found = custom_models::find(&app.db, account, model).await?;
     let found = found.ok_or_else(|| Error::not_found(format!("The custom model {model} was deleted")))?;
-    let target = models::target(app, &Found::Custom(Box::new(found))).await?;
-    let engine = Arc::clone(&app.engine);
+    let found = Found::Custom(Box::new(found));
+    let Served { target, in_use } = models::target(app, &found, For::Job).await?;
+    let (engine, wanted) = (Arc::clone(&app.engine), target.clone());
     // Without waiting for room, which would hold up deployments that need none: it is tried again.
     let full = || Err(Error::unavailable(anyhow::anyhow!("answers under way hold all memory for models")));
-    tokio::task::spawn_blocking(move || engine.load(&target, &full)).await.map_err(Error::internal)?
+    let loaded = tokio::task::spawn_blocking(move || engine.load(&wanted, &full)).await.map_err(Error::internal)?;
+    drop(in_use);
+    loaded
 }
 
 /// What the owner of a deployment is told.

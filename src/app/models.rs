@@ -2,9 +2,14 @@
 //! deployment or provisioned throughput of it or, as an extension of ours, by its own ARN or name, an imported
 //! model by its ARN or name.
 
+use std::sync::Arc;
+
+use tracing::warn;
+
 use super::App;
-use super::artifact::{Artifact, Files, bring};
+use super::artifact::{self, Artifact, Files, For, fetch};
 use super::door::Pass;
+use crate::durable::Hold;
 use crate::error::{Error, Kind, Result};
 use crate::infer::Target;
 use crate::models::FoundationModel;
@@ -88,31 +93,46 @@ fn answers(behind: &Behind) -> Result<()> {
     }
 }
 
-/// The model as the engine takes it, its files brought here.
+/// A model as the engine takes it.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// What the engine takes.
+    pub target: Target,
+    /// Keeps the files that were fetched for it where they are.
+    pub in_use: Option<Hold>,
+}
+
+/// The model as the engine takes it, its files fetched.
 ///
 /// # Errors
 /// `ModelNotReady` when the model cannot be asked yet or its base is not installed here, and whatever
-/// [`bring`] fails with.
-pub async fn target(app: &App, found: &Found<'_>) -> Result<Target> {
+/// [`fetch`] fails with.
+pub async fn target(app: &App, found: &Found<'_>, by: For) -> Result<Served> {
     match found {
         Found::Foundation(model) => {
-            Ok(Target { base_dir: model.dir.clone(), context_length: Some(model.context_length), adapter: None })
+            let target =
+                Target { base_dir: model.dir.clone(), context_length: Some(model.context_length), adapter: None };
+            Ok(Served { target, in_use: None })
         }
-        Found::Custom(model) => custom(app, model).await,
-        Found::Imported(model) => match bring(app, &Files::from(&**model)).await? {
-            Artifact::Whole(base_dir) => Ok(Target { base_dir, context_length: None, adapter: None }),
-            Artifact::Adapter(_) => Err(Error::internal(anyhow::anyhow!("{} consists of an adapter", model.arn))),
+        Found::Custom(model) => custom(app, model, by).await,
+        Found::Imported(model) => match fetch(app, &Files::from(&**model), by).await? {
+            (Artifact::Whole(base_dir), hold) => {
+                let target = Target { base_dir, context_length: None, adapter: None };
+                Ok(Served { target, in_use: Some(hold) })
+            }
+            (Artifact::Adapter(_), _) => Err(Error::internal(anyhow::anyhow!("{} consists of an adapter", model.arn))),
         },
     }
 }
 
-async fn custom(app: &App, model: &CustomModel) -> Result<Target> {
+async fn custom(app: &App, model: &CustomModel, by: For) -> Result<Served> {
     if model.status != ModelStatus::Active {
         return Err(Error::new(Kind::ModelNotReady, format!("The custom model {} is {}", model.name, model.status)));
     }
     let base = app.registry.get(&model.base_model_id);
     let context_length = base.map(|base| base.context_length);
-    Ok(match bring(app, &Files::from(model)).await? {
+    let (artifact, hold) = fetch(app, &Files::from(model), by).await?;
+    let target = match artifact {
         // A whole model needs its base for nothing.
         Artifact::Whole(base_dir) => Target { base_dir, context_length, adapter: None },
         Artifact::Adapter(adapter) => {
@@ -123,7 +143,40 @@ async fn custom(app: &App, model: &CustomModel) -> Result<Target> {
             })?;
             Target { base_dir: base.dir.clone(), context_length, adapter: Some(adapter) }
         }
-    })
+    };
+    Ok(Served { target, in_use: Some(hold) })
+}
+
+/// What an error of the engine comes to. When the model cannot be loaded because its files were damaged after they were
+/// fetched, they are put away, and whoever asks again fetches them again.
+pub async fn after_failure(app: &App, found: &Found<'_>, target: &Target, error: Error) -> Error {
+    let files = match found {
+        Found::Foundation(_) => return error,
+        Found::Custom(model) => Files::from(&**model),
+        Found::Imported(model) => Files::from(&**model),
+    };
+    if !matches!(error.kind(), Kind::Internal | Kind::Validation | Kind::Model) {
+        return error;
+    }
+    // A model that can be loaded is whole: then the question was at fault.
+    let (engine, target) = (Arc::clone(&app.engine), target.clone());
+    let full = || Err(Error::unavailable(anyhow::anyhow!("answers under way hold all memory for models")));
+    let loaded = tokio::task::spawn_blocking(move || engine.load(&target, &full)).await;
+    let Ok(Err(cause)) = loaded else { return error };
+    if matches!(cause.kind(), Kind::Unavailable | Kind::ModelNotReady) {
+        return error;
+    }
+    match artifact::recheck(app, &files).await {
+        Ok(true) => {
+            Error::new(Kind::ModelNotReady, "The model's files were damaged here and are fetched again. Try again")
+                .because(anyhow::anyhow!("{}", error.log()))
+        }
+        Ok(false) => error,
+        Err(failed) => {
+            warn!("fetched files could not be looked at again: {}", failed.log());
+            error
+        }
+    }
 }
 
 /// The id that a foundation model's id or ARN names; `None` when the ARN names something else or

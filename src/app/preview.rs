@@ -4,20 +4,22 @@
 //! other, and share what one of them found for a moment: many at once cost one look and bring a checkpoint once.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
 use super::App;
-use super::layout::{Layout, checkpoint_of};
+use super::layout::{CheckpointPlace, Layout};
+use super::model_cache::Patience;
+use super::models::Served;
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Adapter, Target};
 use crate::models::{FoundationModel, copy_tokenizer};
 use crate::objects::{FOLDER_LISTING, Folder, Objects, Uri};
 use crate::store::jobs::Job;
-use crate::store::{Status, queue};
+use crate::store::{Status, scratch};
 
 /// The trained weights among a checkpoint's files.
 const WEIGHTS: &str = "weights.safetensors";
@@ -37,15 +39,9 @@ const FRESH: Duration = Duration::from_secs(1);
 pub struct Preview {
     /// After how many steps it was made.
     pub step: u64,
-    /// What the engine takes.
-    pub target: Target,
-    /// To be held until it has answered.
-    pub in_use: InUse,
+    /// What the engine takes, to be held until it has answered.
+    pub served: Served,
 }
-
-/// Keeps a checkpoint's files here while it, or a clone, is held.
-#[derive(Debug, Clone, Default)]
-pub struct InUse(Arc<()>);
 
 /// The checkpoints that this process brought, by the id of their job.
 #[derive(Default)]
@@ -55,8 +51,6 @@ pub struct Previews(Mutex<HashMap<String, Arc<tokio::sync::Mutex<Brought>>>>);
 #[derive(Default)]
 struct Brought {
     last: Option<Look>,
-    /// By the name of the folder.
-    in_use: HashMap<String, InUse>,
 }
 
 /// When it was looked for the newest checkpoint, and what was there.
@@ -70,7 +64,8 @@ struct Look {
 /// A checkpoint that lies here.
 #[derive(Debug, Clone)]
 struct Found {
-    /// The name of its folder.
+    /// Its folder, and the name of that.
+    dir: PathBuf,
     name: String,
     step: u64,
     target: Target,
@@ -91,19 +86,6 @@ impl Previews {
     }
 }
 
-impl Brought {
-    fn is_in_use(&self, name: &str) -> bool {
-        self.in_use.get(name).is_some_and(InUse::is_held)
-    }
-}
-
-impl InUse {
-    /// Whether somebody holds it beside the one who keeps count.
-    fn is_held(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
-    }
-}
-
 /// The job's newest checkpoint; `None` when it has none (any more).
 ///
 /// # Errors
@@ -120,16 +102,21 @@ pub async fn newest(app: &App, job: &Job) -> Result<Option<Preview>> {
     let found = match brought.last.as_ref().filter(fresh) {
         Some(look) => known(&look.found)?,
         None => {
-            let found = look(app, job, base, &mut brought).await;
+            let found = look(app, job, base).await;
             let last = Look { at: app.clock.monotonic(), job: stands, found: known(&found) };
             brought.last = Some(last);
             found?
         }
     };
-    Ok(found.map(|Found { name, step, target }| {
-        let in_use = brought.in_use.entry(name).or_default().clone();
-        Preview { step, target, in_use }
-    }))
+    let Some(Found { dir, step, target, .. }) = found else { return Ok(None) };
+    let held = app.model_cache.hold(&dir)?;
+    if held.is_none() {
+        // Evicted since it was found: the next look fetches it again.
+        brought.last = None;
+    }
+    let missing = || Error::new(Kind::ModelNotReady, "The checkpoint is being fetched again. Try again in a moment");
+    let in_use = Some(held.ok_or_else(missing)?.in_use);
+    Ok(Some(Preview { step, served: Served { target, in_use } }))
 }
 
 /// What was found, or why nothing was, for another who asks.
@@ -141,7 +128,7 @@ fn known(found: &Result<Option<Found>>) -> Result<Option<Found>> {
 }
 
 /// Looks for the newest checkpoint and brings it here.
-async fn look(app: &App, job: &Job, base: &FoundationModel, brought: &mut Brought) -> Result<Option<Found>> {
+async fn look(app: &App, job: &Job, base: &FoundationModel) -> Result<Option<Found>> {
     let (layout, objects) = (Layout::of(&job.spec)?, app.objects_of(&job.spec.account_id));
     for _ in 0..LOOKS {
         let there = checkpoints(&objects, &layout, job.attempt).await?;
@@ -149,8 +136,8 @@ async fn look(app: &App, job: &Job, base: &FoundationModel, brought: &mut Brough
             return Ok(None);
         }
         for checkpoint in there {
-            if let Some(found) = bring(app, job, base, &layout, checkpoint).await? {
-                remove_old(app, &job.spec.id, brought, KEPT, Some(&found.name)).await;
+            if let Some(found) = bring(app, job, base, &checkpoint).await? {
+                remove_old(app, &job.spec.id, KEPT, Some(&found.name)).await;
                 return Ok(Some(found));
             }
         }
@@ -170,13 +157,11 @@ pub async fn forget(app: &App, job: &str) {
         // Somebody looks at this moment, and will use what it finds.
         let Ok(mut brought) = brought.try_lock() else { return };
         brought.last = None;
-        remove_old(app, job, &mut brought, 0, None).await;
-        brought.in_use.retain(|_, in_use| in_use.is_held());
-        if !brought.in_use.is_empty() {
+        remove_old(app, job, 0, None).await;
+        // It is not empty while somebody uses a checkpoint.
+        if tokio::fs::remove_dir(&folder).await.is_err() {
             return;
         }
-        // What could not be removed is in nobody's way.
-        let _ = tokio::fs::remove_dir_all(&folder).await;
     }
     app.previews.let_go(job);
 }
@@ -186,7 +171,7 @@ pub async fn sweep(app: &App) {
     let Ok(mut entries) = tokio::fs::read_dir(app.config.previews()).await else { return };
     while let Ok(Some(entry)) = entries.next_entry().await {
         let job = entry.file_name().to_string_lossy().into_owned();
-        match queue::has_checkpoints(&app.db, &job).await {
+        match scratch::has_checkpoints(&app.db, &job).await {
             Ok(true) => {}
             Ok(false) => {
                 forget(app, &job).await;
@@ -198,11 +183,14 @@ pub async fn sweep(app: &App) {
 }
 
 /// The whole checkpoints of the last attempt that has any, newest first: each attempt goes on from those before it.
-async fn checkpoints(objects: &Objects, layout: &Layout, attempts: i64) -> Result<Vec<(i64, u64)>> {
+async fn checkpoints(objects: &Objects, layout: &Layout, attempts: i64) -> Result<Vec<CheckpointPlace>> {
     for attempt in (1..=attempts).rev() {
-        let listed = objects.list(&layout.checkpoints(attempt)).all().await?;
-        let whole = listed.iter().filter(|object| object.uri.name() == FOLDER_LISTING);
-        let found: BTreeSet<_> = whole.filter_map(|object| checkpoint_of(object.uri.key())).collect();
+        let mut found = BTreeSet::new();
+        for prefix in layout.checkpoints(attempt) {
+            let listed = objects.list(&prefix).all().await?;
+            let whole = listed.iter().filter(|object| object.uri.name() == FOLDER_LISTING);
+            found.extend(whole.filter_map(|object| CheckpointPlace::of(&object.uri)));
+        }
         if !found.is_empty() {
             return Ok(found.into_iter().rev().collect());
         }
@@ -216,11 +204,10 @@ async fn bring(
     app: &App,
     job: &Job,
     base: &FoundationModel,
-    layout: &Layout,
-    (attempt, step): (i64, u64),
+    CheckpointPlace { attempt, step, folder: from }: &CheckpointPlace,
 ) -> Result<Option<Found>> {
-    let (from, objects) = (layout.checkpoint(attempt, step), app.objects_of(&job.spec.account_id));
-    let Some(listing) = objects.folder(&from).await? else { return Ok(None) };
+    let (step, objects) = (*step, app.objects_of(&job.spec.account_id));
+    let Some(listing) = objects.folder(from).await? else { return Ok(None) };
     let has = |name: &str| listing.files.contains_key(name);
     let whole = !has("adapter_config.json") && has("config.json");
     let weights = if has(ADAPTER) { ADAPTER } else { WEIGHTS };
@@ -237,59 +224,53 @@ async fn bring(
     // Sorts as the checkpoints were made: each attempt goes on from those before it.
     let name = format!("{attempt:06}-{step:08}-{}", entry.sha256.get(..16).unwrap_or_default());
     let place = folder(app, &job.spec.id).join(&name);
-    if !tokio::fs::try_exists(&place).await? {
-        let staging = Staging(place.with_extension(app.clock.id()));
-        if !download(&objects, &from, &listing, &wanted, &staging.0).await? {
-            return Ok(None);
-        }
-        if whole {
-            copy_tokenizer(&base.dir, &staging.0)?;
-        }
-        // At once: somebody who goes away meanwhile must not leave half of it there.
-        if std::fs::rename(&staging.0, &place).is_err() && !place.exists() {
-            return Err(Error::internal(anyhow::anyhow!("cannot move {} into place", staging.0.display())));
-        }
+    let tokenizer = whole.then(|| base.dir.clone());
+    let wanted: Vec<_> = wanted.into_iter().map(|(name, local)| (name.to_string(), local.to_string())).collect();
+    let wanted = Arc::new(Wanted { from: from.clone(), listing, files: wanted, tokenizer });
+    let fill = move |staging| {
+        let (objects, wanted) = (objects.clone(), Arc::clone(&wanted));
+        async move { wanted.download(&objects, staging).await }
+    };
+    if app.model_cache.get(&place, &Patience::Request, fill).await?.is_none() {
+        return Ok(None);
     }
     let context_length = Some(base.context_length);
     let target = match whole {
-        true => Target { base_dir: place, context_length, adapter: None },
+        true => Target { base_dir: place.clone(), context_length, adapter: None },
         false => {
-            let adapter = Adapter { id: format!("{}@{name}", job.spec.arn), dir: place };
+            let adapter = Adapter { id: format!("{}@{name}", job.spec.arn), dir: place.clone() };
             Target { base_dir: base.dir.clone(), context_length, adapter: Some(adapter) }
         }
     };
-    Ok(Some(Found { name, step, target }))
+    Ok(Some(Found { dir: place, name, step, target }))
 }
 
-/// A folder that is being filled. What is left of it goes away with it: after a failure, when nobody waits for the
-/// request any more, or because another process was faster.
-struct Staging(PathBuf);
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // It was moved into place, as a rule.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// What is fetched of a checkpoint.
+struct Wanted {
+    from: Uri,
+    listing: Folder,
+    /// Names there and here.
+    files: Vec<(String, String)>,
+    /// Where the tokenizer of a whole model is.
+    tokenizer: Option<PathBuf>,
 }
 
-/// `false` when a file is gone or is not what the listing says.
-async fn download(
-    objects: &Objects,
-    from: &Uri,
-    listing: &Folder,
-    wanted: &[(&str, &str)],
-    into: &Path,
-) -> Result<bool> {
-    tokio::fs::create_dir_all(into).await?;
-    for (name, local) in wanted {
-        match objects.get_to_file(&from.join(name), &into.join(local)).await {
-            Ok(fetched) if listing.files.get(*name).is_some_and(|entry| entry.sha256 == fetched.sha256) => {}
-            Ok(_) => return Ok(false),
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Conflict) => return Ok(false),
-            Err(error) => return Err(error),
+impl Wanted {
+    /// `false` when a file is gone or is not what the listing says.
+    async fn download(&self, objects: &Objects, into: PathBuf) -> Result<bool> {
+        for (name, local) in &self.files {
+            match objects.get_to_file(&self.from.join(name), &into.join(local)).await {
+                Ok(fetched) if self.listing.files.get(name).is_some_and(|entry| entry.sha256 == fetched.sha256) => {}
+                Ok(_) => return Ok(false),
+                Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Conflict) => return Ok(false),
+                Err(error) => return Err(error),
+            }
         }
+        if let Some(base) = &self.tokenizer {
+            copy_tokenizer(base, &into)?;
+        }
+        Ok(true)
     }
-    Ok(true)
 }
 
 /// Where checkpoints of the job lie here.
@@ -298,40 +279,21 @@ fn folder(app: &App, job: &str) -> PathBuf {
 }
 
 /// Drops all but the newest `kept` from the disk and from memory; never `current` or one in use.
-async fn remove_old(app: &App, job: &str, brought: &mut Brought, kept: usize, current: Option<&str>) {
+async fn remove_old(app: &App, job: &str, kept: usize, current: Option<&str>) {
     let Ok(mut entries) = tokio::fs::read_dir(folder(app, job)).await else { return };
     let mut names = BTreeSet::new();
     while let Ok(Some(entry)) = entries.next_entry().await {
-        // What is being brought has an extension.
+        // What is being fetched has a dot in its name.
         let name = entry.file_name().to_string_lossy().into_owned();
         if !name.contains('.') {
             names.insert(name);
         }
     }
-    for old in names.iter().rev().skip(kept) {
-        if current == Some(old.as_str()) || brought.is_in_use(old) {
-            continue;
+    for old in names.iter().rev().skip(kept).filter(|old| current != Some(old.as_str())) {
+        let old = folder(app, job).join(old);
+        // What somebody uses is looked at again with the next checkpoint.
+        if app.model_cache.remove(&old) {
+            app.engine.forget_dir(&old);
         }
-        let old_folder = folder(app, job).join(old);
-        app.engine.forget_dir(&old_folder);
-        brought.in_use.remove(old);
-        // What could not be removed is tried again with the next checkpoint.
-        let _ = tokio::fs::remove_dir_all(&old_folder).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_checkpoint_is_in_use_until_the_last_who_was_given_it_has_let_go() {
-        let mut brought = Brought::default();
-        let given = brought.in_use.entry("a".into()).or_default().clone();
-        let again = given.clone();
-        drop(given);
-        assert!(brought.is_in_use("a") && !brought.is_in_use("b"));
-        drop(again);
-        assert!(!brought.is_in_use("a"));
     }
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval};
+use tracing::warn;
 
-use super::{App, preview};
+use super::{App, artifact, preview};
 
 /// How often it is asked what is kept.
 const UNITS: Duration = Duration::from_secs(1);
@@ -17,6 +18,7 @@ const SWEEP: Duration = Duration::from_secs(30);
 /// Goes round until the process is told to stop.
 pub async fn run(app: Arc<App>, stopping: watch::Receiver<bool>) {
     let (mut units, mut sweeps) = (Turns::every(UNITS, &stopping), Turns::every(SWEEP, &stopping));
+    let mut bounded = Turns::every(SWEEP, &stopping);
     let units = async {
         while units.next().await {
             app.units_changed().await;
@@ -25,10 +27,20 @@ pub async fn run(app: Arc<App>, stopping: watch::Receiver<bool>) {
     let sweeps = async {
         while sweeps.next().await {
             preview::sweep(&app).await;
+            if let Err(error) = artifact::sweep(&app).await {
+                warn!("fetched models that were deleted were not looked for: {}", error.log());
+            }
+        }
+    };
+    let bounds = async {
+        while bounded.next().await {
+            if let Err(error) = app.model_cache.sweep().await {
+                warn!("the cache could not be swept: {}", error.log());
+            }
         }
     };
     // Neither waits for the other.
-    tokio::join!(units, sweeps);
+    tokio::join!(units, sweeps, bounds);
 }
 
 /// Turns of one kind, until the process is told to stop.

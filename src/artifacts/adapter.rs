@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde_json::{Map, Value, json};
 
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::models::{DecoderConfig, Precision, Projection, quantization_config, save_tensors};
 use crate::tune::{
@@ -54,9 +55,9 @@ pub fn write_adapter_config(
         config["modules_to_save"] = json!(["score"]);
         config["task_type"] = json!("SEQ_CLS");
     }
-    std::fs::write(dir.join("adapter_config.json"), format!("{config:#}\n"))?;
+    durable::write(&dir.join("adapter_config.json"), format!("{config:#}\n"))?;
     if matches!(method, TuningMethod::Qlora(_)) {
-        std::fs::write(dir.join(QUANTIZATION), format!("{:#}\n", quantization_config()))?;
+        durable::write(&dir.join(QUANTIZATION), format!("{:#}\n", quantization_config()))?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::merge::Merged;
+use crate::durable;
 use crate::error::Result;
 
 /// The file.
@@ -102,7 +103,7 @@ impl TrainingManifest {
     pub fn write(&self, dir: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
-        std::fs::write(dir.join("training_manifest.json"), text)?;
+        durable::write(&dir.join("training_manifest.json"), text)?;
         Ok(())
     }
 }

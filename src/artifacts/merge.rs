@@ -12,6 +12,7 @@ use safetensors::tensor::Dtype;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::models::{
     DecoderConfig, Form, Frozen, Outline, Tuning, Weights, copy_tokenizer, encode, layerwise_logits, write_shards,
@@ -145,7 +146,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, options: &MergeOptions) ->
         if out.exists() {
             std::fs::remove_dir(out)?;
         }
-        std::fs::rename(&staging, out)?;
+        durable::rename(&staging, out)?;
         Ok(Merged {
             method: tuned.method.name(),
             dtype: plan.types(),
@@ -230,7 +231,7 @@ impl<'a> Planned<'a> {
         options: &MergeOptions,
     ) -> Result<Vec<String>> {
         std::fs::create_dir_all(dir)?;
-        std::fs::write(dir.join("config.json"), config_of(base, options, self.untied)?)?;
+        durable::write(&dir.join("config.json"), config_of(base, options, self.untied)?)?;
         // What the adapter was taught with goes before what its base has.
         copy_tokenizer(base, dir)?;
         copy_tokenizer(adapter, dir)?;

@@ -93,6 +93,7 @@ impl Demo {
             s3_endpoint: None,
             s3_access_key: None,
             s3_secret_key: None,
+            cache_size: None,
             s3_listen: free(self.s3_listen)?,
             s3_domain: Vec::new(),
             cors_origins: Vec::new(),

@@ -4,7 +4,7 @@
 //! whole.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use memmap2::{Mmap, UncheckedAdvice};
@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::encode::Encoded;
 use super::records::{Format, Objective};
+use crate::durable;
 use crate::error::{Error, Result};
 
 const MANIFEST: &str = "manifest.json";
@@ -206,21 +207,13 @@ fn release(map: &Mmap) {
 
 /// SHA-256 of a file, in hexadecimal.
 pub(crate) fn sha256_of(path: &Path) -> Result<String> {
-    let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
-    let mut digest = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match reader.read(&mut buffer)? {
-            0 => return Ok(hex::encode(digest.finalize())),
-            n => digest.update(&buffer[..n]),
-        }
-    }
+    Ok(durable::digest(path)?.sha256)
 }
 
 /// Writes a corpus.
 pub(crate) struct Writer {
     folder: PathBuf,
-    files: [(BufWriter<File>, Sha256); 3],
+    files: [(durable::Writer, Sha256); 3],
     /// How many sequences have each length: bounded by the model's length.
     lengths: Vec<u64>,
     records: u64,
@@ -236,9 +229,7 @@ impl Writer {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        let create = |name| -> Result<_> {
-            Ok((BufWriter::with_capacity(1 << 18, File::create(folder.join(name))?), Sha256::new()))
-        };
+        let create = |name| -> Result<_> { Ok((durable::Writer::create(&folder.join(name))?, Sha256::new())) };
         let files = [create(FILES[0])?, create(FILES[1])?, create(FILES[2])?];
         Ok(Self { folder: folder.to_owned(), files, lengths: Vec::new(), records: 0, tokens: 0, learned: 0 })
     }
@@ -277,9 +268,8 @@ impl Writer {
     ) -> Result<Corpus> {
         let length_quantiles = [50, 90, 99].map(|percent| quantile(&self.lengths, self.records, percent));
         let mut digests: [String; 3] = Default::default();
-        for ((mut file, digest), place) in self.files.into_iter().zip(&mut digests) {
-            file.flush()?;
-            file.get_ref().sync_all()?;
+        for ((file, digest), place) in self.files.into_iter().zip(&mut digests) {
+            file.finish()?;
             *place = hex::encode(digest.finalize());
         }
         let manifest = Manifest {
@@ -294,12 +284,7 @@ impl Writer {
             length_quantiles,
             files: digests,
         };
-        let unfinished = self.folder.join("manifest.json.new");
-        let mut file = File::create(&unfinished)?;
-        file.write_all(&serde_json::to_vec_pretty(&manifest)?)?;
-        file.sync_all()?;
-        std::fs::rename(&unfinished, self.folder.join(MANIFEST))?;
-        File::open(&self.folder)?.sync_all()?;
+        durable::replace(&self.folder.join(MANIFEST), serde_json::to_vec_pretty(&manifest)?)?;
         Corpus::open(&self.folder)
     }
 }

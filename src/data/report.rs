@@ -1,13 +1,13 @@
 //! What was wrong with the data: every bad line goes to a report file, the first twenty into the
 //! message that the job shows.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::jsonl::{Class, Fault};
+use crate::durable;
 use crate::error::Result;
 
 /// The report's name beside the outputs.
@@ -47,7 +47,7 @@ pub struct DataReport {
 /// Collects bad lines; the list on disk is whole, what stays in memory is bounded.
 pub(crate) struct Collector {
     path: PathBuf,
-    out: Option<BufWriter<File>>,
+    out: Option<durable::Writer>,
     first: Vec<BadLine>,
     /// The first line of the message: the first fault's, unless a later one says that a file is no JSONL.
     heading: Option<(Class, String)>,
@@ -76,7 +76,7 @@ impl Collector {
         let bad = BadLine { file: file.to_owned(), line, column: fault.column, reason: fault.reason };
         let out = match &mut self.out {
             Some(out) => out,
-            None => self.out.insert(BufWriter::new(File::create(&self.path)?)),
+            None => self.out.insert(durable::Writer::create(&self.path)?),
         };
         serde_json::to_writer(&mut *out, &bad)?;
         out.write_all(b"\n")?;
@@ -93,9 +93,8 @@ impl Collector {
 
     /// Ends the report.
     pub(crate) fn finish(mut self) -> Result<DataReport> {
-        if let Some(mut out) = self.out.take() {
-            out.flush()?;
-            out.get_ref().sync_all()?;
+        if let Some(out) = self.out.take() {
+            out.finish()?;
         }
         let heading = self.heading.take().map(|(_, heading)| heading).unwrap_or_default();
         let message = message(&heading, &self.first, self.bad);

@@ -27,7 +27,7 @@ use crate::error::Result;
 use crate::store::custom_models::CustomModel;
 use crate::store::jobs::{Job, Progress};
 use crate::store::queue::{self, Fence, GivenBack, Taking};
-use crate::store::{Db, Status, Tasks};
+use crate::store::{Db, Status, Tasks, scratch};
 
 /// Strikes that end a job.
 pub const STRIKE_LIMIT: i64 = 12;
@@ -195,6 +195,6 @@ impl Claim {
 
     /// An attempt that had lost the job may have written working objects after they were removed.
     pub async fn left_behind(&self) -> Result<()> {
-        queue::scratch_left(&self.queue.db, &self.fence.job_id).await
+        scratch::late(&self.queue.db, &self.fence.job_id).await
     }
 }

@@ -18,6 +18,7 @@ use super::quantized::{quantize, read};
 use super::rotary::Rotaries;
 use super::tuning::{Site, Tuning};
 use super::weights::{Precision, Weights, save_tensors};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::kernels::{self, Nf4, Weight, has_bf16_products};
 use crate::rng::Rng;
@@ -336,7 +337,7 @@ impl Decoder {
         let mut config = self.config.to_json();
         let dtype = if precision == Precision::F32 { "float32" } else { "bfloat16" };
         config["torch_dtype"] = dtype.into();
-        Ok(std::fs::write(dir.join("config.json"), format!("{config:#}\n"))?)
+        Ok(durable::write(&dir.join("config.json"), format!("{config:#}\n"))?)
     }
 }
 

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use candle_core::Device;
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,8 @@ use sha2::{Digest, Sha256};
 
 use super::decoder::{Decoder, Form};
 use super::weights::{Outgoing, Weights, save};
+use crate::clock::Clock;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::kernels::{BLOCK, DYNAMIC_MAP, LEVELS, NESTED_BLOCK, Nf4, Parts};
 
@@ -115,7 +117,7 @@ fn write(decoder: &Decoder, dir: &Path) -> Result<()> {
     let mut config = decoder.config().to_json();
     config["torch_dtype"] = "float32".into();
     config["quantization_config"] = quantization_config();
-    fs::write(dir.join("config.json"), format!("{config:#}\n"))?;
+    durable::write(&dir.join("config.json"), format!("{config:#}\n"))?;
     let mut tensors = Vec::new();
     for (name, tensor) in decoder.named_weights() {
         tensors.push((name.clone(), Outgoing::tensor(tensor)?));
@@ -134,7 +136,9 @@ fn write(decoder: &Decoder, dir: &Path) -> Result<()> {
 pub fn load_nf4(dir: &Path, device: &Device, cache: Option<&Path>) -> Result<Decoder> {
     let Some(cache) = cache else { return Decoder::load(dir, device, Form::Nf4) };
     let place = cache.join(fingerprint(dir)?);
-    if place.join("model.safetensors").exists() {
+    // Held while it is read: what was not used for longest is removed when the cache is full.
+    if let Some(_in_use) = durable::hold(&place)? {
+        durable::touch(&place, UNIX_EPOCH + Duration::from_millis(Clock::system().now().unsigned_abs()));
         match Decoder::load(&place, device, Form::Nf4) {
             Ok(decoder) => return Ok(decoder),
             Err(cause) => tracing::warn!("the quantised base in {} is not used: {}", place.display(), cause.log()),
@@ -148,12 +152,14 @@ pub fn load_nf4(dir: &Path, device: &Device, cache: Option<&Path>) -> Result<Dec
 }
 
 fn keep(decoder: &Decoder, place: &Path) -> Result<()> {
-    let staging = place.with_extension(format!("unfinished-{}", std::process::id()));
+    let staging = place.with_file_name(format!(".{}.unfinished", Clock::system().id()));
     fs::create_dir_all(&staging)?;
+    // Tells those who sweep left-overs that somebody is at work.
+    let _in_use = durable::hold(&staging)?;
     let kept = write(decoder, &staging).and_then(|()| {
         // A damaged one may be in the way; another process may be faster.
         let _ = fs::remove_dir_all(place);
-        Ok(fs::rename(&staging, place)?)
+        Ok(durable::rename(&staging, place)?)
     });
     let _ = fs::remove_dir_all(&staging);
     kept

@@ -2,16 +2,16 @@
 //! are asked for when they are written, so that a model of any size takes the memory of one strip.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
+use safetensors::tensor::{Dtype, View};
 use serde_json::json;
 
-use super::weights::{bf16, origin};
+use super::weights::{bf16, header};
+use crate::durable;
 use crate::error::{Error, Result};
 
 /// Numbers of a strip: 4 MiB of f32. A strip is of whole rows, so one row may be more.
@@ -90,7 +90,7 @@ pub fn write_shards(dir: &Path, tensors: &[Outline], max_bytes: u64, content: &m
             .collect();
         let total: u64 = tensors.iter().map(Outline::bytes).sum();
         let index = json!({"metadata": {"total_size": total}, "weight_map": places});
-        std::fs::write(dir.join("model.safetensors.index.json"), format!("{index:#}\n"))?;
+        durable::write(&dir.join("model.safetensors.index.json"), format!("{index:#}\n"))?;
     }
     Ok((0..count).map(name).collect())
 }
@@ -115,20 +115,12 @@ fn shards(tensors: &[Outline], max_bytes: u64) -> Vec<Vec<&Outline>> {
 }
 
 fn write(path: &Path, tensors: &[&Outline], content: &mut Content<'_>) -> Result<()> {
-    let (mut infos, mut offset) = (Vec::with_capacity(tensors.len()), 0);
-    for tensor in tensors {
-        let end = offset + tensor.bytes() as usize;
-        let info = TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets: (offset, end) };
-        infos.push((tensor.name.clone(), info));
-        offset = end;
-    }
-    let mut header = serde_json::to_vec(&Metadata::new(Some(origin()), infos)?)?;
-    // The data begins at a multiple of eight bytes.
-    header.resize(header.len().next_multiple_of(8), b' ');
-
-    let mut file = BufWriter::new(File::create(path)?);
-    file.write_all(&(header.len() as u64).to_le_bytes())?;
-    file.write_all(&header)?;
+    let parts = tensors.iter().map(|tensor| {
+        let Outline { name, shape, dtype } = tensor;
+        (name.clone(), *dtype, shape.clone(), tensor.bytes() as usize)
+    });
+    let mut file = durable::Writer::create(path)?;
+    file.write_all(&header(parts)?)?;
     for tensor in tensors {
         let mut written = 0;
         for strip in tensor.strips() {
@@ -140,7 +132,7 @@ fn write(path: &Path, tensors: &[&Outline], content: &mut Content<'_>) -> Result
             return Err(Error::internal(anyhow::anyhow!("{}: {written} bytes, not {}", tensor.name, tensor.bytes())));
         }
     }
-    Ok(file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?)
+    Ok(file.finish()?)
 }
 
 #[cfg(test)]

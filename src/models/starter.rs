@@ -1,11 +1,10 @@
 //! The starter model travels inside the binary, so that the first command needs no download. It is
 //! unpacked into a Hugging Face directory like any other base and loaded from there like any other.
 
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::clock::Clock;
+use crate::durable;
 use crate::error::{Error, Result};
 
 /// The starter's Bedrock id, and the name of its directory.
@@ -49,19 +48,13 @@ pub fn unpack(models: &Path) -> Result<PathBuf> {
             continue;
         }
         let beside = directory.join(format!(".{name}.{}", Clock::system().id()));
-        write_whole(&beside, content).and_then(|()| std::fs::rename(&beside, &place)).map_err(|cause| {
+        durable::write(&beside, content).and_then(|()| durable::rename(&beside, &place)).map_err(|cause| {
             // What was half written is of no use to anyone; the first error is the one to tell.
             let _ = std::fs::remove_file(&beside);
             failed(cause)
         })?;
     }
     Ok(directory)
-}
-
-fn write_whole(path: &Path, content: &[u8]) -> std::io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(content)?;
-    file.sync_all()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use crate::durable;
 use crate::error::Result;
 
 /// Files that make up a tokenizer in a Hugging Face directory, as far as they exist.
@@ -26,8 +27,7 @@ pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
     for name in FILES {
         let source = from.join(name);
         if source.is_file() {
-            // Read and written, not copied: a read-only model folder must not give read-only outputs.
-            std::fs::write(to.join(name), std::fs::read(&source)?)?;
+            durable::copy(&source, &to.join(name))?;
         }
     }
     Ok(())

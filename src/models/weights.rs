@@ -4,14 +4,16 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::io::Write;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::{Dtype, Metadata, View, serialize_to_file};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
 use serde::Deserialize;
 
+use crate::durable;
 use crate::error::{Error, Result};
 
 /// The tensors of a model or an adapter, in one safetensors file or several.
@@ -352,12 +354,35 @@ pub fn save_tensors(path: &Path, tensors: &[(String, Tensor)], precision: Precis
 }
 
 /// Writes tensors of any kind as one safetensors file.
-pub(super) fn save(path: &Path, tensors: Vec<(String, Outgoing<'_>)>) -> Result<()> {
-    Ok(serialize_to_file(tensors, Some(origin()), path)?)
+pub(super) fn save(path: &Path, mut tensors: Vec<(String, Outgoing<'_>)>) -> Result<()> {
+    // The order of the format's own library: larger numbers first, so that all are aligned, then by name.
+    tensors.sort_by(|(a, left), (b, right)| right.dtype().cmp(&left.dtype()).then_with(|| a.cmp(b)));
+    let parts =
+        tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dtype(), tensor.shape().to_vec(), tensor.data_len()));
+    let mut file = durable::Writer::create(path)?;
+    file.write_all(&header(parts)?)?;
+    for (_, tensor) in &tensors {
+        file.write_all(&tensor.data())?;
+    }
+    Ok(file.finish()?)
+}
+
+/// The beginning of a safetensors file with these tensors, each by its name, type, shape and bytes: the length of the
+/// header and the header.
+pub(super) fn header(tensors: impl Iterator<Item = (String, Dtype, Vec<usize>, usize)>) -> Result<Vec<u8>> {
+    let (mut infos, mut offset) = (Vec::new(), 0);
+    for (name, dtype, shape, bytes) in tensors {
+        infos.push((name, TensorInfo { dtype, shape, data_offsets: (offset, offset + bytes) }));
+        offset += bytes;
+    }
+    let mut header = serde_json::to_vec(&Metadata::new(Some(origin()), infos)?)?;
+    // The data begins at a multiple of eight bytes.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok([&(header.len() as u64).to_le_bytes(), header.as_slice()].concat())
 }
 
 /// What a file says of itself: transformers refuses one that does not say which framework wrote it.
-pub(super) fn origin() -> HashMap<String, String> {
+fn origin() -> HashMap<String, String> {
     HashMap::from([("format".to_string(), "pt".to_string())])
 }
 

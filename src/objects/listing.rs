@@ -5,7 +5,7 @@ use super::failure::explain;
 use super::wall::{Access, refusal};
 use super::{Objects, Uri};
 use crate::clock::Millis;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// One object of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +37,10 @@ impl Objects {
 }
 
 impl Pages {
-    /// The next page (up to 1000 objects), or `None` after the last.
+    /// The next page (up to 1000 objects), or `None` after the last. After an error the same page is asked for again.
+    ///
+    /// # Errors
+    /// As the other operations; `Internal` when the server says that there is more, and not where.
     pub async fn next(&mut self) -> Result<Option<Vec<Listed>>> {
         if self.done {
             return Ok(None);
@@ -53,12 +56,16 @@ impl Pages {
             .list_objects_v2()
             .bucket(self.prefix.bucket())
             .prefix(self.prefix.key())
-            .set_continuation_token(self.token.take())
+            .set_continuation_token(self.token.clone())
             .send()
             .await
             .map_err(|error| explain("ListObjectsV2", &self.prefix, error))?;
-        self.token = page.next_continuation_token().map(str::to_string);
-        self.done = !page.is_truncated().unwrap_or(false) || self.token.is_none();
+        self.done = !page.is_truncated().unwrap_or(false);
+        let next = page.next_continuation_token().map(str::to_string);
+        if !self.done && (next.is_none() || next == self.token) {
+            return Err(Error::internal(anyhow::anyhow!("the listing of {} has more and not where", self.prefix)));
+        }
+        self.token = next;
         let found = page.contents().iter().map(|object| Listed {
             uri: Uri::new(self.prefix.bucket(), object.key().unwrap_or_default()),
             size: size(object.size()),
@@ -76,5 +83,49 @@ impl Pages {
             found.extend(page);
         }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::fake::{Fake, page, reply};
+    use super::*;
+
+    #[tokio::test]
+    async fn after_a_failed_page_a_listing_goes_on_where_it_was() {
+        let failures = AtomicUsize::new(0);
+        let server = Fake::start(move |request| match request.query("continuation-token").as_deref() {
+            None => page(&["a", "b"], Some("second")),
+            // More often than the SDK tries by itself.
+            Some("second") if failures.fetch_add(1, Ordering::SeqCst) < 5 => reply(503, "SlowDown"),
+            Some("second") => page(&["c"], Some("third")),
+            Some("third") => page(&["d"], None),
+            Some(other) => panic!("asked for {other}"),
+        })
+        .await;
+        let mut pages = server.objects().list(&Uri::new("data", ""));
+        let (mut found, mut failed) = (Vec::new(), 0);
+        loop {
+            match pages.next().await {
+                Ok(Some(page)) => found.extend(page.into_iter().map(|object| object.uri.key().to_string())),
+                Ok(None) => break,
+                Err(_) => failed += 1,
+            }
+        }
+        assert_eq!(found, ["a", "b", "c", "d"]);
+        assert!(failed >= 1, "a page failed before the caller's eyes");
+    }
+
+    #[tokio::test]
+    async fn a_listing_that_breaks_off_is_an_error_and_no_end() {
+        let server = Fake::start(|request| {
+            let truncated = "<IsTruncated>true</IsTruncated>";
+            assert_eq!(request.query("continuation-token"), None);
+            reply(200, &format!("<ListBucketResult><Name>data</Name>{truncated}</ListBucketResult>"))
+        })
+        .await;
+        assert!(server.objects().list(&Uri::new("data", "")).all().await.is_err());
     }
 }

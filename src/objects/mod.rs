@@ -5,9 +5,12 @@
 mod client;
 pub mod embedded;
 mod failure;
+#[cfg(test)]
+mod fake;
 mod folder;
 mod listing;
 mod read;
+mod upload;
 mod uri;
 mod wall;
 mod write;
@@ -19,4 +22,4 @@ pub use listing::{Listed, Pages};
 pub use read::{Fetched, Opened};
 pub use uri::Uri;
 pub use wall::{Grants, Wall};
-pub use write::Put;
+pub use write::{Put, There};

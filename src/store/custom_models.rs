@@ -134,6 +134,13 @@ pub async fn find(db: &Db, account_id: &str, identifier: &str) -> Result<Option<
     Ok(run!(db, |on| sqlx::query_as(SQL).bind(account_id).bind(identifier).fetch_optional(on).await)?)
 }
 
+/// Whether any account has a model of this id.
+pub async fn exists(db: &Db, id: &str) -> Result<bool> {
+    const SQL: &str = "SELECT COUNT(*) FROM custom_models WHERE id = $1";
+    let models: i64 = run!(db, |on| sqlx::query_scalar(SQL).bind(id).fetch_one(on).await)?;
+    Ok(models > 0)
+}
+
 /// What only a listing of models can be narrowed by.
 #[derive(Debug, Clone, Default)]
 pub struct ModelFilter {

@@ -130,6 +130,13 @@ pub async fn list(db: &Db, account_id: &str, filter: &Filter) -> Result<Listed<I
     Ok(filter.page(rows, |row: &ImportedModel| Cursor { creation_time: row.creation_time, id: row.id.clone() }))
 }
 
+/// Whether any account has a model of this id.
+pub async fn exists(db: &Db, id: &str) -> Result<bool> {
+    const SQL: &str = "SELECT COUNT(*) FROM imported_models WHERE id = $1";
+    let models: i64 = run!(db, |on| sqlx::query_scalar(SQL).bind(id).fetch_one(on).await)?;
+    Ok(models > 0)
+}
+
 /// Removes a model and its tags; the job that made it stays, and so do its objects. `None`: the account
 /// has no such model.
 pub async fn delete(db: &Db, account_id: &str, identifier: &str) -> Result<Option<ImportedModel>> {

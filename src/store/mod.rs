@@ -18,6 +18,7 @@ pub mod jobs;
 pub mod keys;
 pub mod queue;
 pub mod root_keys;
+pub mod scratch;
 pub mod service_secrets;
 pub mod serving;
 pub mod tags;

@@ -481,38 +481,6 @@ pub async fn sweep(
     }))
 }
 
-/// Jobs that ended before `ended_before` and whose working objects may still lie in S3, oldest first.
-pub async fn scratch(db: &Db, ended_before: Millis, limit: i64) -> Result<Vec<Job>> {
-    const SQL: &str = concat!(
-        "SELECT ",
-        columns!(),
-        " FROM customization_jobs WHERE scratch = 1 AND end_time < $1 ORDER BY end_time LIMIT $2"
-    );
-    Ok(run!(db, |on| sqlx::query_as(SQL).bind(ended_before).bind(limit).fetch_all(on).await)?)
-}
-
-/// Says that the working objects of an ended job are gone.
-pub async fn scratch_removed(db: &Db, job_id: &str) -> Result<()> {
-    const SQL: &str = "UPDATE customization_jobs SET scratch = 0 WHERE id = $1 AND end_time IS NOT NULL";
-    run!(db, |on| sqlx::query(SQL).bind(job_id).execute(on).await.map(drop))?;
-    Ok(())
-}
-
-/// Whether checkpoints of the job of any account may still lie in S3. Not of one that is unknown here.
-pub async fn has_checkpoints(db: &Db, job_id: &str) -> Result<bool> {
-    const SQL: &str = "SELECT COUNT(*) FROM customization_jobs WHERE id = $1 AND scratch = 1";
-    let jobs: i64 = run!(db, |on| sqlx::query_scalar(SQL).bind(job_id).fetch_one(on).await)?;
-    Ok(jobs > 0)
-}
-
-/// Says that the working objects of an ended job may not all be gone: an attempt that had lost the job wrote
-/// some late.
-pub async fn scratch_left(db: &Db, job_id: &str) -> Result<()> {
-    const SQL: &str = "UPDATE customization_jobs SET scratch = 1 WHERE id = $1 AND end_time IS NOT NULL";
-    run!(db, |on| sqlx::query(SQL).bind(job_id).execute(on).await.map(drop))?;
-    Ok(())
-}
-
 macro_rules! waiting_sql {
     ($now:literal) => {
         concat!(

@@ -5,7 +5,7 @@
 //! The manifest names the format. 1 had none, and one digest for its run; 2 has the run's [`Identity`]. Both are read.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
@@ -16,6 +16,7 @@ use super::metrics::Table;
 use super::reference::REFERENCE;
 use crate::data::Cursor;
 use crate::data::corpus::sha256_of;
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::models::{Precision, save_tensors};
 
@@ -141,26 +142,24 @@ pub(crate) fn save(root: &Path, contents: &Contents<'_>) -> Result<PathBuf> {
         save_tensors(&unfinished.join(BEST), best, Precision::F32)?;
     }
     for (table, bytes) in contents.metrics {
-        fs::write(unfinished.join(table.copy_name()), bytes)?;
+        durable::write(&unfinished.join(table.copy_name()), bytes)?;
     }
     if let Some(bytes) = contents.reference {
-        fs::write(unfinished.join(REFERENCE), bytes)?;
+        durable::write(&unfinished.join(REFERENCE), bytes)?;
     }
-    fs::write(unfinished.join(STATE), serde_json::to_vec_pretty(contents.state)?)?;
+    durable::write(&unfinished.join(STATE), serde_json::to_vec_pretty(contents.state)?)?;
     (contents.servable)(&unfinished)?;
     let mut files = BTreeMap::new();
     for name in names(&unfinished)? {
         let path = unfinished.join(&name);
-        File::open(&path)?.sync_all()?;
         files.insert(name, sha256_of(&path)?);
     }
-    fs::write(unfinished.join(MANIFEST), serde_json::to_vec_pretty(&Manifest { format_version: FORMAT, files })?)?;
-    File::open(unfinished.join(MANIFEST))?.sync_all()?;
-    File::open(&unfinished)?.sync_all()?;
+    let manifest = Manifest { format_version: FORMAT, files };
+    durable::write(&unfinished.join(MANIFEST), serde_json::to_vec_pretty(&manifest)?)?;
+    durable::sync_folder(&unfinished)?;
     // A damaged one of the same step may be in the way.
     remove(&dir)?;
-    fs::rename(&unfinished, &dir)?;
-    File::open(root)?.sync_all()?;
+    durable::rename(&unfinished, &dir)?;
     let all = all(root)?;
     for (_, old) in all.iter().rev().skip(KEPT) {
         remove(old)?;

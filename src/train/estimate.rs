@@ -6,7 +6,7 @@
 mod operations;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use super::side_by_side::Lanes;
 use super::sources::Sources;
 use super::{Observer, Plan, StopFlag, TrainingDevice};
 use crate::data::{Batches, Cursor, Objective};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::models::{Decoder, DecoderConfig};
 use crate::tune::{LlamaAdapterConfig, TuningMethod};
@@ -190,7 +191,7 @@ fn sample(path: &Path, scratch: &Path) -> Result<(PathBuf, f64)> {
     let mut lines = BufReader::new(File::open(path)?);
     let name = path.file_name().unwrap_or_default();
     let to = scratch.join(name);
-    let mut out = BufWriter::new(File::create(&to)?);
+    let mut out = durable::Writer::create(&to)?;
     let mut taken = 0u64;
     let mut line = Vec::new();
     for at in 0..SAMPLE_LINES {
@@ -207,7 +208,7 @@ fn sample(path: &Path, scratch: &Path) -> Result<(PathBuf, f64)> {
         taken += line.len() as u64;
         out.write_all(&line)?;
     }
-    out.flush()?;
+    out.finish()?;
     Ok((to, taken as f64 / size as f64))
 }
 

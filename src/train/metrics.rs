@@ -2,10 +2,9 @@
 //! step, one line per validation, appended while the run goes on. A checkpoint carries a copy of what
 //! they held, so a resumed run's files have no line twice and none missing.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::durable;
 use crate::error::Result;
 
 /// One of the two files.
@@ -60,7 +59,7 @@ pub(crate) struct Measured<'a> {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     path: PathBuf,
-    file: File,
+    file: durable::Appender,
 }
 
 impl Metrics {
@@ -72,8 +71,7 @@ impl Metrics {
             std::fs::create_dir_all(folder)?;
         }
         let header: String = [table.header()].into_iter().chain(extra.iter().copied()).collect::<Vec<_>>().join(",");
-        std::fs::write(&path, earlier.unwrap_or(format!("{header}\n").as_bytes()))?;
-        let file = OpenOptions::new().append(true).open(&path)?;
+        let file = durable::Appender::create(&path, earlier.unwrap_or(format!("{header}\n").as_bytes()))?;
         Ok(Self { path, file })
     }
 
@@ -83,7 +81,7 @@ impl Metrics {
         let perplexity = perplexity.map(|value| value.to_string()).unwrap_or_default();
         let extra: String = extra.iter().map(|(_, value)| format!(",{value}")).collect();
         // One write: whoever reads the growing file sees whole lines.
-        Ok(self.file.write_all(format!("{step},{epoch},{loss},{perplexity}{extra}\n").as_bytes())?)
+        Ok(self.file.append(format!("{step},{epoch},{loss},{perplexity}{extra}\n").as_bytes())?)
     }
 
     /// Everything written so far.

@@ -15,6 +15,7 @@ use crate::artifacts::{
     WEIGHT_FILES, copy_tokenizer, loss_chart, merge, write_adapter, write_adapter_config,
 };
 use crate::data::corpus::{SourceFacts, sha256_of};
+use crate::durable;
 use crate::error::{Error, Kind, Result};
 use crate::models::{Precision, save_tensors};
 
@@ -56,7 +57,7 @@ pub(super) fn write(learner: &Learner<'_>, learned: &Learned<'_>) -> Result<Summ
         Curve { name: "training", color: "#7aa6da", points: &training },
         Curve { name: "validation", color: "#d9480f", points: &validation },
     ]);
-    std::fs::write(output.join("loss.svg"), chart)?;
+    durable::write(&output.join("loss.svg"), chart)?;
 
     let validation_losses: Vec<f64> = state.validation_losses.iter().map(|Exact(loss)| *loss).collect();
     let Exact(training_loss) = state.training_loss;

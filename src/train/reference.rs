@@ -10,6 +10,7 @@ use super::checkpoint::Checkpoint;
 use super::sources::Sources;
 use super::{Plan, StopFlag, TuningMethod, backprop};
 use crate::data::{Corpus, in_order};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::models::{Decoder, Frozen, Tuning};
 use crate::tune::Method;
@@ -62,9 +63,7 @@ impl Reference {
             all.push(one);
         }
         let reference = Self::split(all)?;
-        let unfinished = kept.with_extension("new");
-        std::fs::write(&unfinished, reference.bytes(sources.run.digest()))?;
-        std::fs::rename(&unfinished, &kept)?;
+        durable::replace(&kept, reference.bytes(sources.run.digest()))?;
         Ok(Some(reference))
     }
 

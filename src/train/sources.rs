@@ -12,6 +12,7 @@ use super::outputs::{Learned, facts};
 use super::{Base, Observer, Plan, Settings, StopFlag, start};
 use crate::data::corpus::sha256_of;
 use crate::data::{Corpus, Encoder, Objective, Options, Prepared, REPORT_FILE, Source, prepare};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::models::{DecoderConfig, Tokenizer};
 use crate::tune::{TuningMethod, VirtualTokens};
@@ -172,7 +173,7 @@ fn corpus(
         Err(error) => Err(error),
         Ok(Prepared::Ready(corpus)) => Ok(Some(corpus)),
         Ok(Prepared::Refused(report)) => {
-            std::fs::copy(&report.path, plan.output().join(REPORT_FILE))?;
+            durable::copy(&report.path, &plan.output().join(REPORT_FILE))?;
             Err(Error::validation(report.message))
         }
     }

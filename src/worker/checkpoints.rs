@@ -7,9 +7,9 @@ use std::path::Path;
 use tracing::{info, warn};
 
 use super::halt::Halt;
-use super::retry::patiently;
+use super::retry::retry_unavailable;
 use super::transfer;
-use crate::app::layout::{Layout, checkpoint_of};
+use crate::app::layout::{CheckpointPlace, Layout};
 use crate::error::Result;
 use crate::objects::Objects;
 
@@ -31,12 +31,13 @@ impl Checkpoints {
         let listing = transfer::folder(folder).await?;
         let to = self.layout.checkpoint(self.attempt, step);
         transfer::upload(&self.objects, &self.halt, folder, &listing, &to, &self.layout.put()).await?;
-        let steps: BTreeSet<u64> =
-            self.list().await?.into_iter().filter(|c| c.0 == self.attempt).map(|c| c.1).collect();
-        for old in steps.iter().rev().skip(KEPT) {
-            let prefix = self.layout.checkpoint(self.attempt, *old).folder();
-            patiently(&self.halt, "removing an old checkpoint", async || self.objects.delete_prefix(&prefix).await)
-                .await?;
+        let own: Vec<_> = self.list().await?.into_iter().filter(|place| place.attempt == self.attempt).collect();
+        for old in own.iter().rev().skip(KEPT) {
+            let prefix = old.folder.folder();
+            retry_unavailable(&self.halt, "removing an old checkpoint", async || {
+                self.objects.delete_prefix(&prefix).await
+            })
+            .await?;
         }
         Ok(())
     }
@@ -44,11 +45,10 @@ impl Checkpoints {
     /// Brings the newest whole checkpoint into `folder/step-<step>`; returns its step.
     pub(crate) async fn download_newest(&self, folder: &Path) -> Result<Option<u64>> {
         let mut found = self.list().await?;
-        found.retain(|&(attempt, _)| attempt < self.attempt);
+        found.retain(|place| place.attempt < self.attempt);
         // The newest step first; of equal steps, the newest attempt's.
-        found.sort_by_key(|&(attempt, step)| std::cmp::Reverse((step, attempt)));
-        for (attempt, step) in found {
-            let from = self.layout.checkpoint(attempt, step);
+        found.sort_by_key(|place| std::cmp::Reverse((place.step, place.attempt)));
+        for CheckpointPlace { attempt, step, folder: from } in found {
             let Some(listing) = transfer::listing(&self.objects, &self.halt, &from).await? else { continue };
             let into = folder.join(format!("step-{step:08}"));
             if transfer::download(&self.objects, &self.halt, &from, &listing, &into).await? {
@@ -61,12 +61,14 @@ impl Checkpoints {
         Ok(None)
     }
 
-    /// Attempt and step of every checkpoint that has any object.
-    async fn list(&self) -> Result<Vec<(i64, u64)>> {
-        let prefix = self.layout.attempts();
-        let keys =
-            patiently(&self.halt, "listing checkpoints", async || self.objects.list(&prefix).all().await).await?;
-        let found: BTreeSet<_> = keys.iter().filter_map(|object| checkpoint_of(object.uri.key())).collect();
+    /// Every checkpoint that has any object, by attempt and step.
+    async fn list(&self) -> Result<Vec<CheckpointPlace>> {
+        let mut found = BTreeSet::new();
+        for prefix in self.layout.attempts() {
+            let list = async || self.objects.list(&prefix).all().await;
+            let keys = retry_unavailable(&self.halt, "listing checkpoints", list).await?;
+            found.extend(keys.iter().filter_map(|object| CheckpointPlace::of(&object.uri)));
+        }
         Ok(found.into_iter().collect())
     }
 }

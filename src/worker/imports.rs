@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use super::Worker;
 use super::halt::{Halt, Reason};
 use super::lease::Outage;
-use super::retry::patiently;
+use super::retry::retry_unavailable;
 use super::run::{failure, persist};
 use crate::artifacts::{QUANTIZATION, Received, WEIGHT_FILES, check_adapter, check_model};
 use crate::error::{Error, Result};
@@ -169,7 +169,7 @@ async fn work(worker: &Worker, import: &Import, dir: &Path) -> Result<(Uri, Foun
     let base = base(worker, import)?;
     let objects = &worker.app.objects_of(&import.account_id);
     let halt = Halt::default();
-    let listed = patiently(&halt, "listing a model", async || list(objects, &source).await).await?;
+    let listed = retry_unavailable(&halt, "listing a model", async || list(objects, &source).await).await?;
     let names: Vec<&str> = listed.iter().map(|object| object.uri.name()).collect();
     let adapter = import.kind == ImportKind::CustomModel && names.contains(&"adapter_config.json");
     let wanted: Vec<&Listed> = listed.iter().filter(|object| wanted(object.uri.name(), adapter)).collect();
@@ -184,11 +184,14 @@ async fn work(worker: &Worker, import: &Import, dir: &Path) -> Result<(Uri, Foun
     for object in wanted {
         let path = dir.join(object.uri.name());
         let fetched =
-            patiently(&halt, "downloading a model", async || objects.get_to_file(&object.uri, &path).await).await?;
+            retry_unavailable(&halt, "downloading a model", async || objects.get_to_file(&object.uri, &path).await)
+                .await?;
         digests.insert(object.uri.name().to_string(), fetched.sha256);
     }
     // From here on a death may be the model's doing.
-    if !patiently(&halt, "beginning a check", async || imports::begin_check(&worker.app.db, import).await).await? {
+    if !retry_unavailable(&halt, "beginning a check", async || imports::begin_check(&worker.app.db, import).await)
+        .await?
+    {
         return Err(Error::unavailable(anyhow::anyhow!("the import is no longer ours")));
     }
     let (folder, place) = (dir.to_path_buf(), source.to_string());
@@ -259,6 +262,12 @@ fn wanted(name: &str, adapter: bool) -> bool {
 
 /// Says what is missing before anything large is downloaded.
 fn refuse_what_is_no_model(source: &Uri, names: &[&str], adapter: bool) -> Result<()> {
+    if let Some(long) = names.iter().find(|name| name.len() > 255 && wanted(name, adapter)) {
+        let short: String = long.chars().take(80).collect();
+        return Err(Error::validation(format!(
+            "{source} holds the file {short}…, whose name has more than 255 bytes: give it a shorter one"
+        )));
+    }
     let has = |name: &str| names.contains(&name);
     if !adapter && has("adapter_config.json") && !has("config.json") {
         return Err(Error::validation(format!(
@@ -301,5 +310,8 @@ mod tests {
         assert!(message(&["adapter_config.json"], false).unwrap().contains("CreateCustomModel"));
         assert!(message(&["adapter_config.json"], true).unwrap().contains("adapter_model.safetensors"));
         assert_eq!(message(&["adapter_config.json", "adapter.safetensors"], true), None);
+        let long = format!("model{}.safetensors", "n".repeat(255));
+        let refused = message(&["config.json", "tokenizer.json", &long], false).unwrap();
+        assert!(refused.contains("more than 255 bytes"), "{refused}");
     }
 }

@@ -24,10 +24,8 @@ use crate::train::TrainingDevice;
 
 /// How often a free slot asks for a job.
 const POLL: Duration = Duration::from_millis(500);
-/// How often jobs are ended that no worker will end.
+/// How often jobs are ended that no worker will end, and leftovers of ended ones looked for.
 const SWEEP: Duration = Duration::from_secs(2);
-/// How often leftovers in S3 are looked for.
-const SCRATCH: Duration = Duration::from_secs(30);
 
 /// The running slots.
 #[derive(Debug)]
@@ -64,6 +62,8 @@ impl Pool {
         }
         let (importer, watching) = (worker.clone(), watch.clone());
         threads.push(thread("imports".into(), async move || imports::bring_in(&importer, watching).await)?);
+        let (cleaner, watching) = (worker.clone(), watch.clone());
+        threads.push(thread("scratch".into(), async move || clean(&cleaner, watching).await)?);
         threads.push(thread("housekeeping".into(), async move || housekeeping(&worker, watch).await)?);
         Ok(Self { threads, draining })
     }
@@ -119,21 +119,31 @@ async fn slot(worker: &Worker, device: TrainingDevice, mut draining: watch::Rece
     }
 }
 
-/// Ends jobs that no worker will end, and removes what ended jobs left in S3.
+/// Ends jobs that no worker will end.
 async fn housekeeping(worker: &Worker, mut draining: watch::Receiver<bool>) {
-    let mut scratched = worker.app.clock.monotonic();
     while !*draining.borrow() {
         match sweep::sweep(&worker.app.db, &worker.app.clock).await {
             Ok(0) => {}
             Ok(ended) => info!(jobs = ended, "ended jobs that no worker would end"),
             Err(error) => warn!("the sweep failed: {}", error.log()),
         }
-        let now = worker.app.clock.monotonic();
-        if now.duration_since(scratched) >= SCRATCH {
-            scratched = now;
-            if let Err(error) = fault_points::around("sweeping leftovers", scratch::remove(worker)).await {
-                warn!("leftovers of ended jobs were not removed: {}", error.log());
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => {}
+            _ = draining.wait_for(|draining| *draining) => {}
+        }
+    }
+}
+
+/// Removes what ended jobs left in object storage, apart from the sweep, which must not wait for the store.
+async fn clean(worker: &Worker, mut draining: watch::Receiver<bool>) {
+    while !*draining.borrow() {
+        tokio::select! {
+            cleaned = fault_points::around("sweeping leftovers", scratch::remove(worker)) => {
+                if let Err(error) = cleaned {
+                    warn!("leftovers of ended jobs were not looked for: {}", error.log());
+                }
             }
+            _ = draining.wait_for(|draining| *draining) => return,
         }
         tokio::select! {
             () = tokio::time::sleep(SWEEP) => {}

@@ -11,13 +11,15 @@ use tracing::warn;
 use super::halt::Halt;
 use super::observer::News;
 use crate::app::layout::{Layout, TRAINING_METRICS, TRAJECTORIES};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::jobs::Claim;
 use crate::jobs::job::Stage;
-use crate::objects::Objects;
+use crate::objects::{Objects, There};
 
 const ROWS: Duration = Duration::from_secs(1);
 const FILES: Duration = Duration::from_secs(3);
+/// How often a report is put over what was seen there, before somebody else is taken to write it.
+const TRIES: usize = 5;
 /// What is shown while it grows.
 const GROWING: [&str; 2] = [TRAINING_METRICS, TRAJECTORIES];
 
@@ -76,31 +78,92 @@ async fn write(
     Ok(())
 }
 
+/// A growing file and what of it is at its final key.
+#[derive(Default)]
+struct Shown {
+    /// Bytes that the file had when it was uploaded last.
+    size: u64,
+    /// What is at the key, as far as this attempt saw it while it held the job.
+    there: Option<There>,
+    /// The server knows no conditions: only the end of the job writes the file.
+    given_up: bool,
+}
+
 /// Uploads the training metrics, and what a policy says, whenever they have grown, until dropped.
 pub(crate) async fn metrics(claim: &Claim, objects: &Objects, layout: &Layout, output: &Path, halt: &Halt) {
-    let mut uploaded = GROWING.map(|_| 0);
+    let mut shown: [Shown; 2] = Default::default();
     loop {
         tokio::time::sleep(FILES).await;
-        for (name, uploaded) in GROWING.into_iter().zip(&mut uploaded) {
+        for (name, shown) in GROWING.into_iter().zip(&mut shown) {
             let path = output.join(name);
             let size = std::fs::metadata(&path).map_or(0, |file| file.len());
-            if size == *uploaded || halt.reason().is_some() {
+            if size == shown.size || halt.reason().is_some() || shown.given_up {
                 continue;
             }
-            match upload(claim, objects, layout, (name, &path)).await {
-                Ok(()) => *uploaded = size,
-                Err(error) => warn!(job.id = claim.job.spec.id, "{name} was not uploaded: {}", error.log()),
+            match upload(claim, objects, layout, (name, &path), &mut shown.there).await {
+                Ok(true) => shown.size = size,
+                // Looked at again the next time.
+                Ok(false) => {}
+                Err(error) => {
+                    shown.given_up = error.kind() == Kind::Internal;
+                    warn!(job.id = claim.job.spec.id, "{name} was not uploaded: {}", error.log());
+                }
             }
         }
     }
 }
 
-async fn upload(claim: &Claim, objects: &Objects, layout: &Layout, (name, path): (&str, &Path)) -> Result<()> {
+/// Uploads a growing file over what this attempt saw there. Between the question whether the job is still the attempt's
+/// and the write, another may have finished the job: then something else is there, and stays.
+async fn upload(
+    claim: &Claim,
+    objects: &Objects,
+    layout: &Layout,
+    (name, path): (&str, &Path),
+    there: &mut Option<There>,
+) -> Result<bool> {
     // Read whole, and cut after the last full line: the trainer is writing meanwhile.
     let mut bytes = std::fs::read(path)?;
     bytes.truncate(bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1));
-    if claim.status().await?.is_some() {
-        objects.put_bytes(&layout.output(name), bytes, &layout.put()).await?;
+    let uri = layout.output(name);
+    let seen = match there.take() {
+        Some(seen) => seen,
+        None => objects.there(&uri).await?,
+    };
+    if claim.status().await?.is_none() {
+        return Ok(false);
     }
-    Ok(())
+    let stored = objects.put_bytes_over(&seen, &uri, bytes, &layout.put()).await?;
+    let done = stored.is_some();
+    *there = stored.filter(|etag| !etag.is_empty()).map(There::Etag);
+    Ok(done)
+}
+
+/// Puts a report of a failed job at its final key, over what the attempt sees there while it holds the job. `false`: the
+/// job is no longer the attempt's.
+pub(crate) async fn keep(
+    claim: &Claim,
+    objects: &Objects,
+    layout: &Layout,
+    (name, path): (&str, &Path),
+) -> Result<bool> {
+    let uri = layout.output(name);
+    for _ in 0..TRIES {
+        let seen = objects.there(&uri).await?;
+        if claim.status().await?.is_none() {
+            return Ok(false);
+        }
+        match objects.put_file_over(&seen, &uri, path, &layout.put()).await {
+            Ok(Some(_)) => return Ok(true),
+            // What was written meanwhile may be this attempt's own, whose answer was lost, or an older one's.
+            Ok(None) => {}
+            // The server knows no conditions: better a report than none.
+            Err(error) if error.kind() == Kind::Internal => {
+                objects.put_file(&uri, path, &layout.put()).await?;
+                return Ok(true);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(Error::new(Kind::Conflict, format!("{uri} was changed by someone else again and again")))
 }

@@ -2,6 +2,7 @@
 //! ways: completed, failed with a reason for its owner, stopped, or given back for another attempt.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tracing::{error, info, warn};
@@ -9,10 +10,12 @@ use tracing::{error, info, warn};
 use super::Worker;
 use super::halt::{Halt, Reason};
 use super::lease;
-use super::retry::patiently;
+use super::reporter;
+use super::retry::retry_unavailable;
 use super::stages;
 use super::transfer;
 use crate::app::layout::{DATA_REPORT, Layout, TRAINING_METRICS, TRAJECTORIES};
+use crate::durable::Hold;
 use crate::error::{Error, Kind, Result};
 use crate::jobs::{Claim, Held};
 use crate::objects::Objects;
@@ -39,6 +42,8 @@ pub(crate) struct Attempt {
     pub(crate) objects: Objects,
     /// A folder for this attempt alone: `data/`, `checkpoints/`, `output/`.
     pub(crate) work_dir: PathBuf,
+    /// Keeps models that were fetched where they are until the attempt has ended.
+    in_use: Mutex<Vec<Hold>>,
 }
 
 /// Works on a claimed job until it ends or has to be given back.
@@ -66,7 +71,7 @@ pub(crate) async fn run(worker: &Worker, device: TrainingDevice, claim: Claim, h
 async fn attempt(worker: &Worker, device: TrainingDevice, claim: Claim, halt: Halt, work_dir: PathBuf) -> Result<End> {
     let layout = Layout::of(&claim.job.spec)?;
     let objects = worker.app.objects_of(&claim.job.spec.account_id);
-    let attempt = Attempt { device, claim, halt, layout, objects, work_dir };
+    let attempt = Attempt { device, claim, halt, layout, objects, work_dir, in_use: Mutex::default() };
     let output = attempt.work_dir.join("output");
     std::fs::create_dir_all(&output)?;
 
@@ -107,6 +112,11 @@ async fn attempt(worker: &Worker, device: TrainingDevice, claim: Claim, halt: Ha
 }
 
 impl Attempt {
+    /// Keeps a fetched model where it is until the attempt has ended.
+    pub(crate) fn keep(&self, hold: Hold) {
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner).push(hold);
+    }
+
     pub(crate) fn publisher<'a>(&'a self, worker: &'a Worker) -> stages::publish::Publisher<'a> {
         stages::publish::Publisher {
             claim: &self.claim,
@@ -176,7 +186,7 @@ pub(super) async fn persist<T>(
     };
     let nothing_else = Halt::default();
     tokio::select! {
-        written = patiently(&nothing_else, what, async || write().await) => match written {
+        written = retry_unavailable(&nothing_else, what, async || write().await) => match written {
             Ok(written) => Some(written),
             Err(error) => {
                 error!("{what}: {}", error.log());
@@ -199,10 +209,13 @@ async fn keep_reports(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &st
     }
     for name in &names {
         let path = output.join(name);
-        if path.is_file() && claim.status().await?.is_some() {
-            let (uri, put) = (layout.output(name), layout.put());
-            let upload = patiently(halt, "keeping a report", async || objects.put_file(&uri, &path, &put).await);
-            tokio::time::timeout(Duration::from_secs(30), upload).await.map_err(Error::unavailable)??;
+        if path.is_file() {
+            let keep = retry_unavailable(halt, "keeping a report", async || {
+                reporter::keep(claim, &objects, &layout, (name, &path)).await
+            });
+            if !tokio::time::timeout(Duration::from_secs(30), keep).await.map_err(Error::unavailable)?? {
+                return Ok(());
+            }
         }
     }
     Ok(())
@@ -214,8 +227,9 @@ pub(super) fn failure(error: &Error, job_id: &str) -> String {
         Kind::Validation | Kind::NotFound | Kind::AccessDenied | Kind::Conflict | Kind::QuotaExceeded => {
             error.message().to_string()
         }
-        // The operating system's number is the same wherever the sentence around it comes from.
-        _ if error.log().contains("(os error 28)") => format!(
+        // An outage or a full disk that outlasted its bound; the message names it.
+        Kind::Unavailable => format!("{} (job id {job_id})", error.message()),
+        _ if error.is_storage_full() => format!(
             "There is no space left on the disk of the worker that ran this job. Free space in the service's data \
              folder, or use a smaller data set, then create a new job (job id {job_id})."
         ),
@@ -235,7 +249,11 @@ mod tests {
         assert_eq!(failure(&Error::validation("line 3 is wrong"), "j"), "line 3 is wrong");
         let secret = failure(&Error::internal(anyhow::anyhow!("password")), "abc123");
         assert!(secret.contains("abc123") && !secret.contains("password"));
-        let full = failure(&std::io::Error::from_raw_os_error(28).into(), "j");
-        assert!(full.contains("no space left"), "{full}");
+        for code in [28, 122] {
+            let full = failure(&std::io::Error::from_raw_os_error(code).into(), "j");
+            assert!(full.contains("no space left"), "{full}");
+        }
+        let away = failure(&Error::new(Kind::Unavailable, "Object storage is not answering"), "abc");
+        assert_eq!(away, "Object storage is not answering (job id abc)");
     }
 }

@@ -2,14 +2,11 @@
 //! the listing lies, the folder is whole, and what does not match it is not used.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use super::halt::Halt;
-use super::retry::patiently;
+use super::retry::retry_unavailable;
+use crate::durable::{self, Digest};
 use crate::error::{Error, Kind, Result};
 use crate::objects::{Entry, FOLDER_LISTING, Folder, Objects, Put, Uri};
 
@@ -41,24 +38,10 @@ fn walk(root: &Path, folder: &Path, files: &mut BTreeMap<String, Entry>) -> Resu
             .components()
             .map(|part| part.as_os_str().to_string_lossy())
             .collect();
-        files.insert(name.join("/"), digest(&path)?);
+        let Digest { size, sha256 } = durable::digest(&path)?;
+        files.insert(name.join("/"), Entry { size, sha256 });
     }
     Ok(())
-}
-
-fn digest(path: &Path) -> Result<Entry> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut size = 0;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            return Ok(Entry { size, sha256: hex::encode(hasher.finalize()) });
-        }
-        size += read as u64;
-        hasher.update(&buffer[..read]);
-    }
 }
 
 /// Uploads the listed files of `folder` under `to`, the listing last.
@@ -72,16 +55,16 @@ pub(crate) async fn upload(
 ) -> Result<()> {
     for name in listing.files.keys() {
         let (path, uri) = (Folder::place(folder, name)?, to.join(name));
-        patiently(halt, "uploading a file", async || objects.put_file(&uri, &path, put).await).await?;
+        retry_unavailable(halt, "uploading a file", async || objects.put_file(&uri, &path, put).await).await?;
     }
     let uri = to.join(FOLDER_LISTING);
     let bytes = serde_json::to_vec_pretty(listing)?;
-    patiently(halt, "uploading a listing", async || objects.put_bytes(&uri, bytes.clone(), put).await).await
+    retry_unavailable(halt, "uploading a listing", async || objects.put_bytes(&uri, bytes.clone(), put).await).await
 }
 
 /// The listing under `from`, or `None` when the folder was never completed.
 pub(crate) async fn listing(objects: &Objects, halt: &Halt, from: &Uri) -> Result<Option<Folder>> {
-    patiently(halt, "reading a listing", async || objects.folder(from).await).await
+    retry_unavailable(halt, "reading a listing", async || objects.folder(from).await).await
 }
 
 /// Downloads the listed files into `folder`; `false` when one is missing or does not match its digest.
@@ -97,7 +80,7 @@ pub(crate) async fn download(
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        match patiently(halt, "downloading a file", async || objects.get_to_file(&uri, &path).await).await {
+        match retry_unavailable(halt, "downloading a file", async || objects.get_to_file(&uri, &path).await).await {
             Ok(fetched) if fetched.sha256 == entry.sha256 => {}
             Ok(_) => return Ok(false),
             Err(error) if error.kind() == Kind::NotFound => return Ok(false),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tunesmith::app::preview;
 use tunesmith::infer::{Adapter, Capacity, Engine, Options, Prompt, Target};
 use tunesmith::objects::Uri;
-use tunesmith::store::queue;
+use tunesmith::store::scratch;
 
 use crate::support::http::Reply;
 use crate::support::{TestApp, fixture, segment, until, with_app, with_worker};
@@ -114,7 +114,7 @@ fn a_training_jobs_newest_checkpoint_answers_until_the_job_has_ended_and_its_che
         let own = engine.answer(&target, &prompt, &options, &AtomicBool::new(false), &mut |_| ()).unwrap();
         assert_eq!(reply.json()["generation"], json!(own.text));
 
-        let root = format!("s3://tuning/out/model-customization-job-{id}/attempt-");
+        let root = format!("s3://tuning/out/model-customization-job-{id}/.tunesmith/");
         app.service.app.objects.delete_prefix(&Uri::parse(&root).unwrap()).await.unwrap();
         let gone = until("what was found is no longer fresh", async || {
             let reply = ask(&app, &arn).await;
@@ -140,7 +140,7 @@ fn checkpoints_that_were_asked_stay_no_longer_than_those_of_the_job() {
         preview::sweep(&app.service.app).await;
         assert!(!previews.join("jobunknown01").exists(), "another database was here before");
         assert!(previews.join(id).exists(), "its checkpoints may still be asked");
-        queue::scratch_removed(&app.service.app.db, id).await.unwrap();
+        scratch::removed(&app.service.app.db, id, Some(i64::MAX)).await.unwrap();
         preview::sweep(&app.service.app).await;
         assert!(!previews.join(id).exists());
         app

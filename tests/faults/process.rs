@@ -357,12 +357,12 @@ impl House {
         self.objects.get_bytes(&folder.join(name), 64 << 20).await.unwrap().to_vec()
     }
 
-    /// Everything under the job's folder that is not an attempt's own.
+    /// Everything under the job's folder that is not hidden.
     pub(crate) async fn visible(&self, spec: &JobSpec) -> Vec<(String, String)> {
         let folder = Uri::parse(&spec.output_prefix().unwrap()).unwrap().folder();
         let all = self.objects.list(&folder).all().await.unwrap();
         let named = all.into_iter().map(|object| (object.uri.key()[folder.key().len()..].to_string(), object.etag));
-        named.filter(|(name, _)| !name.starts_with("attempt-")).collect()
+        named.filter(|(name, _)| !name.starts_with(".tunesmith/")).collect()
     }
 
     /// Multipart uploads that were begun and neither completed nor given up.

@@ -7,6 +7,7 @@ mod listing;
 mod names;
 mod queue;
 mod root_keys;
+mod scratch;
 mod serving;
 pub(crate) mod silence;
 mod store;

@@ -8,7 +8,7 @@ use tunesmith::jobs::queue::STRIKE_LIMIT;
 use tunesmith::jobs::{Held, Queue, sweep};
 use tunesmith::store::custom_models::Deleted;
 use tunesmith::store::jobs::{self, Accepted, JobSpec, Progress, StopRequest};
-use tunesmith::store::queue as queue_table;
+use tunesmith::store::scratch;
 use tunesmith::store::{Db, Status, TaskStatus, custom_models, job_events, tags};
 
 use super::database::on_both;
@@ -325,9 +325,10 @@ on_both! {
         assert_eq!(claim.renew().await.unwrap(), None);
         // What the loser wrote late is removed when the job has ended.
         assert_eq!(taken.complete(&model_of(&taken.job, 5)).await.unwrap(), Held::Yes);
-        queue_table::scratch_removed(&db, &spec(1).id).await.unwrap();
+        scratch::removed(&db, &spec(1).id, None).await.unwrap();
+        assert!(scratch::due(&db, clock.now(), 0, 9).await.unwrap().is_empty());
         claim.left_behind().await.unwrap();
-        assert!(queue_table::has_checkpoints(&db, &spec(1).id).await.unwrap());
+        assert_eq!(scratch::due(&db, clock.now(), 0, 9).await.unwrap().len(), 1);
     }
 }
 

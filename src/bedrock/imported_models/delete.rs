@@ -6,6 +6,7 @@ use axum::extract::State;
 
 use super::{ImportedModelIdentifier, no_such_model};
 use crate::app::App;
+use crate::app::artifact::{self, Files};
 use crate::bedrock::constraint::check;
 use crate::error::Result;
 use crate::http::Caller;
@@ -21,5 +22,7 @@ use crate::store::imported_models;
 pub async fn delete(State(app): State<Arc<App>>, caller: Caller, Segment(identifier): Segment) -> Result<()> {
     check("modelIdentifier", &ImportedModelIdentifier(identifier.clone()))?;
     let gone = imported_models::delete(&app.db, &caller.account, &identifier).await?;
-    gone.map(drop).ok_or_else(|| no_such_model(&identifier))
+    let gone = gone.ok_or_else(|| no_such_model(&identifier))?;
+    artifact::forget(&app, &Files::from(&gone)).await;
+    Ok(())
 }

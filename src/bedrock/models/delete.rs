@@ -6,6 +6,7 @@ use axum::extract::State;
 
 use super::no_such_model;
 use crate::app::App;
+use crate::app::artifact::{self, Files};
 use crate::bedrock::constraint::check;
 use crate::bedrock::shapes::ModelIdentifier;
 use crate::error::{Error, Kind, Result};
@@ -22,7 +23,10 @@ use crate::store::custom_models::{self, Deleted};
 pub async fn delete(State(app): State<Arc<App>>, caller: Caller, Segment(identifier): Segment) -> Result<()> {
     check("modelIdentifier", &ModelIdentifier(identifier.clone()))?;
     match custom_models::delete(&app.db, &caller.account, &identifier).await? {
-        Deleted::Done(_) => Ok(()),
+        Deleted::Done(model) => {
+            artifact::forget(&app, &Files::from(&*model)).await;
+            Ok(())
+        }
         Deleted::NotFound => Err(no_such_model(&identifier)),
         Deleted::InUse => Err(Error::new(
             Kind::Conflict,

@@ -333,7 +333,13 @@ fn text_of(blocks: &[Content], place: &str) -> Result<String> {
 }
 
 /// What a request to continue a conversation comes to.
-pub(super) async fn asked(app: &App, caller: &Caller, id: &str, headers: &HeaderMap, body: &[u8]) -> Result<Asked> {
+pub(super) async fn asked<'a>(
+    app: &'a App,
+    caller: &Caller,
+    id: &str,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Asked<'a>> {
     super::refuse_guardrail(headers)?;
     let model = super::model(app, caller, id).await?;
     let request: Request = parse(body)?;

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use super::{CancelOnDrop, Model, converse, invoke};
 use crate::app::App;
+use crate::app::models::Served;
 use crate::bedrock::constraint::{Shape, Violations, check, given, texts};
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
@@ -85,7 +86,7 @@ pub async fn count_tokens(
     body: Bytes,
 ) -> Result<axum::Json<Response>> {
     check("modelId", &FoundationModelVersionIdentifier(id.clone()))?;
-    let Model { target, in_use, .. } = super::model(&app, &caller, &id).await.map_err(declared)?;
+    let Model { source, .. } = super::model(&app, &caller, &id).await.map_err(declared)?;
     let request: Request = parse(&body)?;
     let mut violations = Violations::default();
     violations.required("input", request.input.as_ref());
@@ -105,6 +106,7 @@ pub async fn count_tokens(
         }
         (None, None) => return Err(Error::validation("input: give invokeModel or converse")),
     };
+    let Served { target, in_use } = source.served(&app).await.map_err(declared)?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::default());
     let cancelled = Arc::clone(&cancel.0);

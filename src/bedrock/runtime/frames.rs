@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::{Asked, CancelOnDrop, Model, place};
 use crate::app::App;
+use crate::app::models::Served;
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Answer, Options, Piece};
 
@@ -46,10 +47,12 @@ pub(super) enum Said {
 ///
 /// # Errors
 /// When there is no place at the door, or the engine fails before it says anything.
-pub(super) async fn pieces(app: &App, asked: Asked) -> Result<impl Stream<Item = Said> + Send + use<>> {
-    let Asked { model: Model { target, pass, in_use, .. }, prompt, options } = asked;
+pub(super) async fn pieces(app: &App, asked: Asked<'_>) -> Result<impl Stream<Item = Said> + Send + use<>> {
+    let Asked { model: Model { source, pass, .. }, prompt, options } = asked;
     let options = Options { reserved: pass.is_some(), ..options };
     let place = place(app, pass)?;
+    let Served { target, in_use } = source.served(app).await?;
+    let wanted = target.clone();
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::<AtomicBool>::default());
     let cancelled = Arc::clone(&cancel.0);
@@ -65,7 +68,7 @@ pub(super) async fn pieces(app: &App, asked: Asked) -> Result<impl Stream<Item =
         let _ = sender.blocking_send(Said::End(answer));
     });
     let first = match said.recv().await {
-        Some(Said::End(Err(error))) => return Err(error),
+        Some(Said::End(Err(error))) => return Err(source.after_failure(app, &wanted, error).await),
         Some(first) => first,
         None => return Err(Error::internal(anyhow::anyhow!("the engine ended without a word"))),
     };

@@ -98,7 +98,13 @@ pub(super) fn stop_reason(answer: &Answer) -> &'static str {
 }
 
 /// What a request to a model comes to.
-pub(super) async fn asked(app: &App, caller: &Caller, id: &str, headers: &HeaderMap, body: &[u8]) -> Result<Asked> {
+pub(super) async fn asked<'a>(
+    app: &'a App,
+    caller: &Caller,
+    id: &str,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Asked<'a>> {
     super::check_headers(headers)?;
     super::refuse_guardrail(headers)?;
     let model = super::model(app, caller, id).await?;

@@ -16,8 +16,9 @@ use axum::http::HeaderMap;
 use self::preview::Preview;
 use super::constraint::{Violations, check, choices, texts};
 use super::shapes::AskedModelIdentifier;
+use crate::app::artifact::For;
 use crate::app::door::{Pass, Place};
-use crate::app::preview::InUse;
+use crate::app::models::{Found, Served};
 use crate::app::{App, models};
 use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
@@ -56,16 +57,40 @@ const TOP_P: f32 = 0.9;
 const MAX_TOKENS: usize = 512;
 
 /// What a model id in the path stands for.
-struct Model {
-    target: Target,
+struct Model<'a> {
+    source: Source<'a>,
     /// The place that is its own; any that is free when `None`.
     pass: Option<Pass>,
     preview: Preview,
-    /// Of a job's checkpoint: keeps its files here until the answer is given.
-    in_use: Option<InUse>,
 }
 
-async fn model(app: &App, caller: &Caller, id: &str) -> Result<Model> {
+/// A model that answers.
+enum Source<'a> {
+    /// Its files may have to be fetched, which is done for those who were admitted.
+    Found(Found<'a>),
+    /// A job's checkpoint, which lies here.
+    Preview(Served),
+}
+
+impl Source<'_> {
+    /// What the engine takes, and what keeps its files here until the answer is given.
+    async fn served(&self, app: &App) -> Result<Served> {
+        match self {
+            Self::Found(found) => models::target(app, found, For::Request).await,
+            Self::Preview(served) => Ok(served.clone()),
+        }
+    }
+
+    /// What an error of the engine comes to.
+    async fn after_failure(&self, app: &App, target: &Target, error: Error) -> Error {
+        match self {
+            Self::Found(found) => models::after_failure(app, found, target, error).await,
+            Self::Preview(_) => error,
+        }
+    }
+}
+
+async fn model<'a>(app: &'a App, caller: &Caller, id: &str) -> Result<Model<'a>> {
     check("modelId", &AskedModelIdentifier(id.to_string())).map_err(|cause| {
         Error::validation("The provided model identifier is invalid.").because(anyhow::anyhow!("{}", cause.message()))
     })?;
@@ -73,7 +98,7 @@ async fn model(app: &App, caller: &Caller, id: &str) -> Result<Model> {
         return preview::model(app, &caller.account, id).await;
     }
     let (found, pass) = models::find_served(app, &caller.account, id).await?.ok_or_else(no_such_model)?;
-    Ok(Model { target: models::target(app, &found).await?, pass, preview: Preview::default(), in_use: None })
+    Ok(Model { source: Source::Found(found), pass, preview: Preview::default() })
 }
 
 fn no_such_model() -> Error {
@@ -98,17 +123,19 @@ fn place(app: &App, pass: Option<Pass>) -> Result<Place> {
 }
 
 /// What a request to a model comes to.
-struct Asked {
-    model: Model,
+struct Asked<'a> {
+    model: Model<'a>,
     prompt: Prompt,
     options: Options,
 }
 
 /// Asks the engine on a thread that may block.
-async fn answer(app: &App, asked: Asked) -> Result<Answer> {
-    let Asked { model: Model { target, pass, in_use, .. }, prompt, options } = asked;
+async fn answer(app: &App, asked: Asked<'_>) -> Result<Answer> {
+    let Asked { model: Model { source, pass, .. }, prompt, options } = asked;
     let options = Options { reserved: pass.is_some(), ..options };
     let place = place(app, pass)?;
+    let Served { target, in_use } = source.served(app).await?;
+    let wanted = target.clone();
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::default());
     let cancelled = Arc::clone(&cancel.0);
@@ -117,7 +144,10 @@ async fn answer(app: &App, asked: Asked) -> Result<Answer> {
         drop((place, in_use));
         answer
     };
-    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+    match tokio::task::spawn_blocking(work).await.map_err(Error::internal)? {
+        Ok(answer) => Ok(answer),
+        Err(error) => Err(source.after_failure(app, &wanted, error).await),
+    }
 }
 
 /// What would change the answer, and is not there, is refused rather than ignored.

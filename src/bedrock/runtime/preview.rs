@@ -5,8 +5,8 @@
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::{IntoResponseParts, ResponseParts};
 
-use super::{Model, no_such_model};
-use crate::app::models::{self, Found};
+use super::{Model, Source, no_such_model};
+use crate::app::models::Found;
 use crate::app::{App, preview};
 use crate::error::{Error, Kind, Result};
 use crate::store::jobs::{self, Job, Progress};
@@ -38,23 +38,20 @@ pub(super) fn is_job(id: &str) -> bool {
 }
 
 /// What answers for a job.
-pub(super) async fn model(app: &App, account: &str, arn: &str) -> Result<Model> {
+pub(super) async fn model<'a>(app: &'a App, account: &str, arn: &str) -> Result<Model<'a>> {
     let job = jobs::find(&app.db, account, arn).await?.ok_or_else(no_such_model)?;
     if job.status == Status::Completed {
         preview::forget(app, &job.spec.id).await;
         let made = job.output_model_arn.as_deref().unwrap_or_default();
         let model = custom_models::find(&app.db, account, made).await?;
         let model = model.ok_or_else(|| Error::not_found("The custom model that the job made was deleted."))?;
-        let target = models::target(app, &Found::Custom(Box::new(model))).await?;
-        return Ok(Model { target, pass: None, preview: Preview::default(), in_use: None });
+        let source = Source::Found(Found::Custom(Box::new(model)));
+        return Ok(Model { source, pass: None, preview: Preview::default() });
     }
     match preview::newest(app, &job).await? {
-        Some(found) => Ok(Model {
-            target: found.target,
-            pass: None,
-            preview: Preview(Some(found.step)),
-            in_use: Some(found.in_use),
-        }),
+        Some(found) => {
+            Ok(Model { source: Source::Preview(found.served), pass: None, preview: Preview(Some(found.step)) })
+        }
         None => {
             if job.status.is_end() {
                 preview::forget(app, &job.spec.id).await;

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::config::Secret;
+use crate::durable;
 use crate::error::{Error, Result};
 
 /// What the file holds.
@@ -56,23 +57,23 @@ pub(super) fn write(path: &Path, keys: &Kept) -> Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(failed)?;
     }
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(path).map_err(failed)?;
     let text = format!(
         "[default]\naws_access_key_id = {}\naws_secret_access_key = {}\n# AWS_BEARER_TOKEN_BEDROCK\nbearer_key = {}\n",
         keys.access_key,
         keys.secret_key.expose(),
         keys.bearer_key.expose()
     );
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
+    // What an earlier start left half written is of no use.
+    match std::fs::remove_file(path) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(failed(cause)),
+        _ => {}
+    }
+    let mut file = durable::Writer::create_private(path).map_err(failed)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.finish()).map_err(failed)
 }
 
 /// Puts the staged file in its place.
 pub(super) fn keep(path: &Path) -> Result<()> {
     let failed = |cause: std::io::Error| Error::validation(format!("Cannot write {}: {cause}", path.display()));
-    std::fs::rename(staged(path), path).map_err(failed)?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+    durable::rename(&staged(path), path).map_err(failed)
 }

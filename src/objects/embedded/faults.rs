@@ -53,7 +53,7 @@ async fn read(body: StreamingBlob) -> Vec<u8> {
     chunks.concat()
 }
 
-fn request<T>(input: T) -> S3Request<T> {
+pub(super) fn request<T>(input: T) -> S3Request<T> {
     S3Request {
         input,
         method: hyper::Method::PUT,

@@ -14,6 +14,7 @@ use sqlx::{Row, Sqlite, Transaction};
 use tokio::sync::RwLock;
 
 use super::digest::Checksums;
+use super::expiry::Looked;
 use super::files::{Files, Pin, Step};
 use super::tags::Tags;
 use crate::clock::{Clock, Millis};
@@ -74,6 +75,8 @@ pub(super) struct Index {
     /// Readers look an object up and pin it under the shared side; files are discarded under the other,
     /// so a reader never holds an object whose files have just gone.
     pub(super) gate: Arc<RwLock<()>>,
+    /// When it was looked for expired uploads.
+    pub(super) looked: Arc<Looked>,
 }
 
 /// What a writer says about an object and a reader hears again.
@@ -146,12 +149,15 @@ impl Index {
         if swept > 0 {
             tracing::info!(swept, "removed files that a crash left without an object");
         }
-        Ok(Self { pool, files, clock, gate: Arc::default() })
+        let index = Self { pool, files, clock, gate: Arc::default(), looked: Arc::default() };
+        index.expire_at_start().await;
+        Ok(index)
     }
 
     /// A transaction that will write.
     pub(super) async fn begin(&self) -> S3Result<Transaction<'static, Sqlite>> {
         self.files.pass(Step::Begin).map_err(fault)?;
+        self.expire_when_due();
         self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(fault)
     }
 

@@ -17,6 +17,7 @@ mod cors;
 mod crc;
 mod described;
 mod digest;
+mod expiry;
 #[cfg(test)]
 mod faults;
 mod files;

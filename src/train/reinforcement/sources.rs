@@ -10,6 +10,7 @@ use super::super::sources::base_digest;
 use super::super::{Base, Observer, Plan, StopFlag, TrainingDevice, TrainingObjective, recipe, side_by_side, start};
 use super::{Algorithm, Reinforcement};
 use crate::data::{Encoder, Prompts, REPORT_FILE, ReadPrompts, Source};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::models::{DecoderConfig, Form, Tokenizer};
 use crate::tune::TuningMethod;
@@ -203,7 +204,7 @@ fn prompts(
     match Prompts::read(&source, encoder, max_tokens, &folder, &goes_on)? {
         ReadPrompts::Ready(prompts) => Ok(prompts),
         ReadPrompts::Refused(report) => {
-            std::fs::copy(&report.path, plan.output().join(REPORT_FILE))?;
+            durable::copy(&report.path, &plan.output().join(REPORT_FILE))?;
             Err(Error::validation(report.message))
         }
     }

@@ -1,7 +1,5 @@
 //! `trajectories.jsonl`: what the policy said at each evaluation, one answer a line, for a person to read.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -9,12 +7,13 @@ use serde_json::{Map, Value, json};
 use super::super::metrics::Table;
 use super::rollout::Trajectory;
 use crate::data::PromptRecord;
+use crate::durable;
 use crate::error::Result;
 
 /// The growing file.
 pub(super) struct Trajectories {
     path: PathBuf,
-    file: File,
+    file: durable::Appender,
 }
 
 impl Trajectories {
@@ -24,8 +23,7 @@ impl Trajectories {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        std::fs::write(&path, earlier.unwrap_or_default())?;
-        let file = OpenOptions::new().append(true).open(&path)?;
+        let file = durable::Appender::create(&path, earlier.unwrap_or_default())?;
         Ok(Self { path, file })
     }
 
@@ -69,6 +67,6 @@ impl Trajectories {
             line.insert("reference_answer".into(), reference.clone());
         }
         // One write: whoever reads the growing file sees whole lines.
-        Ok(self.file.write_all(format!("{}\n", Value::Object(line)).as_bytes())?)
+        Ok(self.file.append(format!("{}\n", Value::Object(line)).as_bytes())?)
     }
 }

@@ -22,10 +22,12 @@ use self::records::Records;
 use self::spool::{Questions, Spool};
 use super::super::Worker;
 use super::super::halt::Reason;
-use super::super::retry::patiently;
+use super::super::retry::retry_unavailable;
 use super::super::run::Attempt;
-use crate::app::models;
+use crate::app::artifact::For;
+use crate::app::models::{self, Served};
 use crate::data::{MetadataFilters, Question};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::infer::{Capacity, Engine, Prompt, StopReason, Target};
 use crate::jobs::Held;
@@ -132,15 +134,17 @@ pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<Disti
     let mut cut = 0;
     if unanswered > 0 {
         let teacher = &teacher.teacher_model_identifier;
-        let found = patiently(&attempt.halt, "looking for the teacher", async || {
+        let found = retry_unavailable(&attempt.halt, "looking for the teacher", async || {
             models::teacher(&worker.app, &spec.account_id, teacher).await
         });
         let found = found.await?.ok_or_else(|| {
             Error::validation(format!("The teacher {teacher} was removed before the job could ask it."))
         })?;
-        let target =
-            patiently(&attempt.halt, "bringing the teacher", async || models::target(&worker.app, &found).await)
-                .await?;
+        let served = retry_unavailable(&attempt.halt, "fetching the teacher", async || {
+            models::target(&worker.app, &found, For::Job).await
+        });
+        // What was fetched stays here until the last answer.
+        let Served { target, in_use: _in_use } = served.await?;
         let mut answers = Answers::open(attempt, teacher, limit).await?;
         // An engine of its own: the teacher leaves memory before the student's training begins.
         let engine = Engine::new(Device::Cpu, Capacity::default(), Some(worker.app.config.quantized()));
@@ -164,7 +168,7 @@ pub(crate) fn keep(attempt: &Attempt) -> Result<()> {
     let to = attempt.work_dir.join("output").join(FOLDER);
     std::fs::create_dir_all(&to)?;
     for name in [TRAINING_DATA, LEFT_OUT] {
-        std::fs::copy(from.join(name), to.join(name))?;
+        durable::copy(&from.join(name), &to.join(name))?;
     }
     Ok(())
 }
@@ -172,7 +176,8 @@ pub(crate) fn keep(attempt: &Attempt) -> Result<()> {
 /// The job's owner sees the stage at once: asking may take hours.
 async fn reach(attempt: &Attempt, stage: Stage) -> Result<()> {
     attempt.claim.reach(stage);
-    let held = patiently(&attempt.halt, "recording a stage", async || attempt.claim.record_tasks().await).await?;
+    let held =
+        retry_unavailable(&attempt.halt, "recording a stage", async || attempt.claim.record_tasks().await).await?;
     still_ours(attempt, held)
 }
 
@@ -227,7 +232,7 @@ impl Asking<'_> {
                 total_steps: total,
                 ..Progress::default()
             };
-            let held = patiently(&self.attempt.halt, "recording progress", async || {
+            let held = retry_unavailable(&self.attempt.halt, "recording progress", async || {
                 // Kept answers are as good as a checkpoint: an attempt that got so far was no failure.
                 self.attempt.claim.progress(&progress, kept).await
             })

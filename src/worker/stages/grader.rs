@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::super::Worker;
-use super::super::retry::patiently;
+use super::super::retry::retry_unavailable;
 use super::super::run::Attempt;
-use crate::app::artifact::{self, Artifact, Files};
+use crate::app::artifact::{self, Artifact, Files, For};
 use crate::error::{Error, Result};
 use crate::graders::{BuiltIn, Lambda, LambdaEndpoint, MAX_GRADER_BYTES, RewardModel, Spec};
 use crate::objects::Uri;
@@ -53,7 +53,7 @@ pub(crate) async fn grader(worker: &Worker, attempt: &Attempt, plan: &Plan) -> R
     let text = if given.trim_start().starts_with("s3://") {
         let uri = Uri::parse(given.trim())?;
         let download = async || attempt.objects.get_bytes(&uri, MAX_GRADER_BYTES).await;
-        let bytes = patiently(&attempt.halt, "downloading the grader", download).await?;
+        let bytes = retry_unavailable(&attempt.halt, "downloading the grader", download).await?;
         String::from_utf8(bytes.to_vec())
             .map_err(|_| Error::validation(format!("The grader {uri} is not UTF-8: save it as UTF-8 JSON.")))?
     } else {
@@ -72,7 +72,7 @@ async fn reward_model(worker: &Worker, attempt: &Attempt, name: &str) -> Result<
     let app = &worker.app;
     let account = &attempt.claim.job.spec.account_id;
     let find = async || custom_models::find(&app.db, account, name).await;
-    let model = patiently(&attempt.halt, "looking for the reward model", find).await?;
+    let model = retry_unavailable(&attempt.halt, "looking for the reward model", find).await?;
     let model = model
         .ok_or_else(|| Error::validation(format!("The grader asks the reward model {name}, which does not exist.")))?;
     let base = app.registry.get(&model.base_model_id).ok_or_else(|| {
@@ -81,8 +81,10 @@ async fn reward_model(worker: &Worker, attempt: &Attempt, name: &str) -> Result<
             model.base_model_id
         ))
     })?;
-    let bring = async || artifact::bring(app, &Files::from(&model)).await;
-    match patiently(&attempt.halt, "bringing the reward model", bring).await? {
+    let fetch = async || artifact::fetch(app, &Files::from(&model), For::Job).await;
+    let (artifact, hold) = retry_unavailable(&attempt.halt, "fetching the reward model", fetch).await?;
+    attempt.keep(hold);
+    match artifact {
         Artifact::Adapter(adapter) => Ok(RewardModel::new(app.engine.clone(), base.dir.clone(), adapter)),
         Artifact::Whole(_) => Err(Error::validation(format!(
             "The custom model {name} is no reward model: one is made by trainingObjective reward."

@@ -5,15 +5,18 @@ use std::path::PathBuf;
 
 use super::super::Worker;
 use super::super::checkpoints::Checkpoints;
-use super::super::retry::patiently;
+use super::super::retry::retry_unavailable;
 use super::super::run::Attempt;
 use super::distill;
-use crate::app::artifact::{self, Artifact, Files};
+use crate::app::artifact::{self, Artifact, Files, For};
 use crate::error::{Error, Kind, Result};
 use crate::objects::Uri;
 use crate::store::CustomizationType;
 use crate::store::custom_models::{self, CustomModel};
 use crate::train::{Base, Memory, OPTIMIZER_STATE, Objective, Plan, Settings, reinforcement_hyper_parameters};
+
+/// Bytes of a file's name that every file system takes.
+const LONGEST_NAME: usize = 255;
 
 /// The plan of this attempt; the same for every attempt of the job, apart from its folder.
 pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
@@ -42,11 +45,10 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
     let (mut dir, mut start, mut optimizer_state) = (base.dir.clone(), None, None);
     if spec.base_model_arn != spec.foundation_model_arn {
         let parent = parent(worker, attempt).await?;
-        match patiently(&attempt.halt, "bringing the custom model", async || {
-            artifact::bring(&worker.app, &Files::from(&parent)).await
-        })
-        .await?
-        {
+        let fetch = async || artifact::fetch(&worker.app, &Files::from(&parent), For::Job).await;
+        let (artifact, hold) = retry_unavailable(&attempt.halt, "fetching the custom model", fetch).await?;
+        attempt.keep(hold);
+        match artifact {
             Artifact::Whole(folder) => dir = folder,
             Artifact::Adapter(adapter) => start = Some(adapter.dir),
         }
@@ -106,7 +108,7 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
 async fn parent(worker: &Worker, attempt: &Attempt) -> Result<CustomModel> {
     let spec = &attempt.claim.job.spec;
     let find = async || custom_models::find(&worker.app.db, &spec.account_id, &spec.base_model_arn).await;
-    let found = patiently(&attempt.halt, "looking for the custom model", find).await?;
+    let found = retry_unavailable(&attempt.halt, "looking for the custom model", find).await?;
     found.ok_or_else(|| {
         Error::validation(format!(
             "The custom model {} was deleted before the job could begin. Create a new job with another base model.",
@@ -139,14 +141,16 @@ pub(crate) fn checkpoints(attempt: &Attempt) -> Checkpoints {
     }
 }
 
-/// The object's own name, because messages about bad lines name the file.
+/// The object's own name, because messages about bad lines name the file; unless no file can have it.
 fn file_name<'a>(uri: &'a str, otherwise: &'a str) -> &'a str {
-    uri.rsplit('/').next().filter(|name| !matches!(*name, "" | "." | "..")).unwrap_or(otherwise)
+    let fits = |name: &&str| !matches!(*name, "" | "." | "..") && name.len() <= LONGEST_NAME;
+    uri.rsplit('/').next().filter(fits).unwrap_or(otherwise)
 }
 
 async fn fetch(attempt: &Attempt, uri: &str, path: &std::path::Path) -> Result<()> {
     let uri = Uri::parse(uri)?;
-    patiently(&attempt.halt, "downloading a data set", async || attempt.objects.get_to_file(&uri, path).await).await?;
+    retry_unavailable(&attempt.halt, "downloading a data set", async || attempt.objects.get_to_file(&uri, path).await)
+        .await?;
     Ok(())
 }
 
@@ -159,5 +163,8 @@ mod tests {
         assert_eq!(file_name("s3://b/folder/tickets.jsonl", "x"), "tickets.jsonl");
         assert_eq!(file_name("s3://b/folder/", "x"), "x");
         assert_eq!(file_name("s3://b/..", "x"), "x");
+        let longest = "n".repeat(255);
+        assert_eq!(file_name(&format!("s3://b/{longest}"), "x"), longest);
+        assert_eq!(file_name(&format!("s3://b/{longest}n"), "x"), "x", "an object's name may be longer than a file's");
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::super::halt::{Halt, Reason};
-use super::super::retry::patiently;
+use super::super::retry::retry_unavailable;
 use super::super::transfer;
 use crate::app::layout::Layout;
 use crate::clock::Clock;
@@ -66,7 +66,7 @@ impl Publisher<'_> {
             artifact: folder_name(outputs, &summary.artifact)?,
         };
         let value = serde_json::to_value(&decision)?;
-        match patiently(self.halt, "deciding the result", async || self.claim.publish(&value).await).await? {
+        match retry_unavailable(self.halt, "deciding the result", async || self.claim.publish(&value).await).await? {
             Held::Yes => Ok(decision),
             Held::No => Err(self.not_ours().await),
         }
@@ -76,10 +76,11 @@ impl Publisher<'_> {
     pub(crate) async fn finish(&self, decision: &Decision, outputs: &Path) -> Result<()> {
         for name in decision.outputs.files.keys() {
             let (uri, path, put) = (self.layout.output(name), outputs.join(name), self.layout.put());
-            patiently(self.halt, "placing an output", async || self.objects.put_file(&uri, &path, &put).await).await?;
+            retry_unavailable(self.halt, "placing an output", async || self.objects.put_file(&uri, &path, &put).await)
+                .await?;
         }
         let model = self.model(decision)?;
-        match patiently(self.halt, "completing the job", async || self.claim.complete(&model).await).await? {
+        match retry_unavailable(self.halt, "completing the job", async || self.claim.complete(&model).await).await? {
             Held::Yes => Ok(()),
             Held::No => Err(self.not_ours().await),
         }
@@ -87,10 +88,12 @@ impl Publisher<'_> {
 
     /// Brings the outputs that another attempt decided for into `folder`.
     pub(crate) async fn fetch(&self, decision: &Decision, attempt: i64, folder: &Path) -> Result<()> {
-        let from = self.layout.attempt_outputs(attempt);
-        if transfer::download(self.objects, self.halt, &from, &decision.outputs, folder).await? {
-            return Ok(());
+        for from in self.layout.attempt_outputs_of_any(attempt) {
+            if transfer::download(self.objects, self.halt, &from, &decision.outputs, folder).await? {
+                return Ok(());
+            }
         }
+        let from = self.layout.attempt_outputs(attempt);
         Err(Error::validation(format!(
             "The trained outputs at {from} were changed or removed before the job could be completed. Create a new job."
         )))
@@ -98,7 +101,7 @@ impl Publisher<'_> {
 
     /// A write found that the attempt may not go on: says why through the halt.
     async fn not_ours(&self) -> Error {
-        match patiently(self.halt, "asking whose the job is", async || self.claim.status().await).await {
+        match retry_unavailable(self.halt, "asking whose the job is", async || self.claim.status().await).await {
             Ok(Some(_)) => self.halt.raise(Reason::Stop),
             Ok(None) => self.halt.raise(Reason::Lost),
             // Told to end meanwhile, for a reason that stands already.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tracing::info;
 
-use super::super::super::retry::patiently;
+use super::super::super::retry::retry_unavailable;
 use super::super::super::run::Attempt;
 use crate::data::Question;
 use crate::error::{Kind, Result};
@@ -49,10 +49,14 @@ impl<'a> Answers<'a> {
         let asked = Sha256::new().chain_update(format!("{teacher}\n{limit}\n"));
         let mut answers = HashMap::new();
         let (objects, halt) = (&attempt.objects, &attempt.halt);
-        let prefix = attempt.layout.attempts();
-        let listed = patiently(halt, "listing answers", async || objects.list(&prefix).all().await).await?;
+        let mut listed = Vec::new();
+        for prefix in attempt.layout.attempts() {
+            listed
+                .extend(retry_unavailable(halt, "listing answers", async || objects.list(&prefix).all().await).await?);
+        }
         for object in listed.iter().filter(|object| object.uri.key().contains("/responses/")) {
-            let read = patiently(halt, "reading answers", async || objects.get_bytes(&object.uri, OBJECT_CAP).await);
+            let read =
+                retry_unavailable(halt, "reading answers", async || objects.get_bytes(&object.uri, OBJECT_CAP).await);
             let bytes = match read.await {
                 Ok(bytes) => bytes,
                 // Swept away meanwhile, or not ours: it is asked again.
@@ -85,7 +89,7 @@ impl<'a> Answers<'a> {
         let layout = &self.attempt.layout;
         let uri = layout.response(self.attempt.claim.attempt(), self.objects);
         self.objects += 1;
-        patiently(&self.attempt.halt, "keeping answers", async || {
+        retry_unavailable(&self.attempt.halt, "keeping answers", async || {
             self.attempt.objects.put_bytes(&uri, bytes.clone(), &layout.put()).await
         })
         .await

@@ -5,7 +5,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use super::super::super::retry::patiently;
+use super::super::super::retry::retry_unavailable;
 use super::super::super::run::Attempt;
 use super::gunzip::Gunzip;
 use super::spool::Spool;
@@ -38,8 +38,10 @@ impl Prompts {
     pub(super) async fn records(&mut self, attempt: &Attempt, uri: &str) -> Result<()> {
         let path = attempt.work_dir.join("data").join("prompts");
         let from = Uri::parse(uri)?;
-        patiently(&attempt.halt, "downloading the prompts", async || attempt.objects.get_to_file(&from, &path).await)
-            .await?;
+        retry_unavailable(&attempt.halt, "downloading the prompts", async || {
+            attempt.objects.get_to_file(&from, &path).await
+        })
+        .await?;
         let take = |line: &str| Asked::parse(line).map(|asked| Some(Asked { answer: None, ..asked }));
         self.read(uri.to_string(), path, take).await
     }
@@ -57,9 +59,10 @@ impl Prompts {
         let mut pages = objects.list(folder);
         let path = attempt.work_dir.join("data").join("log");
         // Pages come in the order of keys: every attempt reads the same prompts in the same order.
-        while let Some(page) = patiently(halt, "listing the logs", async || pages.next().await).await? {
+        while let Some(page) = retry_unavailable(halt, "listing the logs", async || pages.next().await).await? {
             for log in page.into_iter().filter(|log| is_log(log.uri.key())) {
-                patiently(halt, "downloading a log", async || objects.get_to_file(&log.uri, &path).await).await?;
+                retry_unavailable(halt, "downloading a log", async || objects.get_to_file(&log.uri, &path).await)
+                    .await?;
                 let (filters, teacher) = (filters.clone(), teacher.map(str::to_owned));
                 let take = move |line: &str| of_log(line, &filters, teacher.as_deref());
                 self.read(log.uri.to_string(), path.clone(), take).await?;

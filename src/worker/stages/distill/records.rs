@@ -1,22 +1,22 @@
 //! The data set that a student learns, as it grows.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::Path;
 
 use crate::data::Question;
+use crate::durable;
 use crate::error::Result;
 
 /// The data set as it grows.
 pub(super) struct Records {
-    file: BufWriter<File>,
+    file: durable::Writer,
     count: u64,
 }
 
 impl Records {
     /// Empty.
     pub(super) fn create(path: &Path) -> Result<Self> {
-        Ok(Self { file: BufWriter::new(File::create(path)?), count: 0 })
+        Ok(Self { file: durable::Writer::create(path)?, count: 0 })
     }
 
     /// Adds a question with what is learned as its answer.
@@ -32,8 +32,8 @@ impl Records {
     }
 
     /// Ends the file; gives how many records it has.
-    pub(super) fn finish(mut self) -> Result<u64> {
-        self.file.flush()?;
+    pub(super) fn finish(self) -> Result<u64> {
+        self.file.finish()?;
         Ok(self.count)
     }
 }

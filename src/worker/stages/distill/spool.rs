@@ -2,12 +2,13 @@
 //! questions, and what is of no use with its place and the reason. Memory holds one line at a time.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::records::Records;
 use crate::data::jsonl::{Class, Content, Fault, Lines, MAX_TREE_LINE_BYTES};
 use crate::data::{Asked, BadLine, Question};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::train::StopFlag;
 
@@ -19,14 +20,14 @@ const QUESTIONS: &str = "questions.jsonl";
 /// Prompts as they were read.
 pub(super) struct Spool {
     path: PathBuf,
-    questions: BufWriter<File>,
+    questions: durable::Writer,
     /// How many questions have no answer yet.
     pub(super) unanswered: u64,
     /// Prompts whose answer is learned as it is.
     pub(super) answered: Records,
     /// A question of the kind that all are of.
     first: Option<Question>,
-    report: BufWriter<File>,
+    report: durable::Writer,
     /// Lines that were left out.
     pub(super) left_out: u64,
 }
@@ -36,12 +37,12 @@ impl Spool {
     pub(super) fn create(folder: &Path, report: &str, answered: &str) -> Result<Self> {
         let path = folder.join(QUESTIONS);
         Ok(Self {
-            questions: BufWriter::new(File::create(&path)?),
+            questions: durable::Writer::create(&path)?,
             path,
             unanswered: 0,
             answered: Records::create(&folder.join(answered))?,
             first: None,
-            report: BufWriter::new(File::create(folder.join(report))?),
+            report: durable::Writer::create(&folder.join(report))?,
             left_out: 0,
         })
     }
@@ -122,8 +123,8 @@ impl Spool {
 
     /// Ends reading: the questions in their order, and what they belong to.
     pub(super) fn questions(&mut self) -> Result<Questions> {
-        self.questions.flush()?;
-        self.report.flush()?;
+        self.questions.sync()?;
+        self.report.sync()?;
         Ok(Questions { lines: BufReader::new(File::open(&self.path)?) })
     }
 }
