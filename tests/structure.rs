@@ -111,6 +111,7 @@ const OWN_WRITERS: &[(&str, &str)] = &[
     ("objects/embedded/faults.rs", "that test"),
     ("store/db.rs", "an empty file whose content is the database's own"),
     ("worker/presence.rs", "a lock, which stays empty"),
+    ("fault_points.rs", "what tests alone switch on"),
     ("kernels/cuda/emulator.rs", "a compiler's output, for tests on machines without a GPU"),
 ];
 

@@ -8,7 +8,7 @@ use tunesmith::store::scratch::{self, Leftover};
 use tunesmith::store::{Db, jobs};
 
 use super::database::on_both;
-use super::{model_of, spec};
+use super::{ACCOUNT, model_of, spec};
 
 const GRACE: i64 = 15_000;
 
@@ -64,7 +64,7 @@ on_both! {
         let queue = Queue::new(db.clone(), clock.clone(), Duration::from_secs(60));
         end(&queue, &db, 1, false).await;
         end(&queue, &db, 2, true).await;
-        let ended = jobs::find(&db, super::ACCOUNT, "job-1").await.unwrap().unwrap().end_time.unwrap();
+        let ended = jobs::find(&db, ACCOUNT, "job-1").await.unwrap().unwrap().end_time.unwrap();
         assert_eq!(names(&scratch::due(&db, ended + GRACE - 1, GRACE, 9).await.unwrap()), ["job-2"]);
         assert_eq!(scratch::due(&db, ended + GRACE, GRACE, 9).await.unwrap().len(), 2);
         assert!(scratch::has_checkpoints(&db, &spec(1).id).await.unwrap());
