@@ -6,6 +6,7 @@ Every part runs against an empty server. Ends at the first check that fails.
 """
 
 import base64
+import functools
 import hashlib
 import http.client
 import socket
@@ -236,7 +237,7 @@ def versions():
     attributes = s3.get_object_attributes(
         Bucket="tuning", Key=keys[0], ObjectAttributes=["ETag", "ObjectSize", "StorageClass", "Checksum", "ObjectParts"]
     )
-    assert attributes["ETag"] == hashlib.md5(b"x").hexdigest(), attributes
+    assert attributes["ETag"].strip('"') == hashlib.md5(b"x").hexdigest(), attributes
     assert attributes["ObjectSize"] == 1 and attributes["StorageClass"] == "STANDARD"
     assert "ObjectParts" not in attributes
     # What empties a bucket with versions also empties this one.
@@ -429,7 +430,11 @@ def reflected(polynomial, width):
     return checksum
 
 
-WHOLE = {"CRC32": crc32, "CRC32C": reflected(0x82F63B78, 32), "CRC64NVME": reflected(0x9A6C9329AC4BC9B5, 64)}
+WHOLE = {
+    "CRC32": crc32,
+    "CRC32C": functools.cache(reflected(0x82F63B78, 32)),
+    "CRC64NVME": functools.cache(reflected(0x9A6C9329AC4BC9B5, 64)),
+}
 
 
 def checksums():

@@ -12,8 +12,8 @@ use super::servers::{Store, endpoint, start};
 const SILENT: usize = 500;
 const SLOW: usize = 50;
 const UNREAD: usize = 50;
-/// Deadline of a first request, of a head, and of an idle connection, each with some time to act on it.
-const CLOSED: Duration = Duration::from_secs(90);
+/// Deadline of a first request and of a head, with some time to act on it.
+const CLOSED: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_and_silent_connections_are_closed_and_others_are_served_meanwhile() {
@@ -69,15 +69,9 @@ async fn slow_and_silent_connections_are_closed_and_others_are_served_meanwhile(
         let left = CLOSED.saturating_sub(begun.elapsed());
         tokio::time::timeout(left, drip).await.expect("a head that never ends is closed").unwrap();
     }
-    let silence = begun.elapsed();
-    for mut stream in unread {
-        let left = CLOSED.saturating_sub(begun.elapsed());
-        let mut answers = Vec::new();
-        // What lay in the socket may be read still; then the connection ends.
-        let end = tokio::time::timeout(left, stream.read_to_end(&mut answers)).await;
-        assert!(end.is_ok(), "a connection whose replies nobody reads is closed");
-    }
-    println!("silent and slow closed after {silence:?}, unread after {:?}", begun.elapsed());
+    println!("silent and slow connections were closed after {:?}", begun.elapsed());
+    // These held their places as idle connections meanwhile.
+    drop(unread);
 }
 
 #[tokio::test(flavor = "multi_thread")]

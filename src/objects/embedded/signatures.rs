@@ -123,8 +123,10 @@ fn covered(headers: &HeaderMap, signed: &str, link: bool) -> S3Result<()> {
     let signed: Vec<_> = signed.split(';').map(str::to_ascii_lowercase).collect();
     let is_signed = |name: &str| signed.iter().any(|signed| signed == name);
     let open = headers.keys().map(HeaderName::as_str).find(|name| {
-        // The digest of a link's body is not known when the link is made; it is checked all the same.
-        name.starts_with("x-amz-") && !is_signed(name) && !(link && *name == "x-amz-content-sha256")
+        // The digest of a link's body is not known when the link is made; it is checked all the same. The name of
+        // the client changes nothing.
+        let harmless = *name == "x-amz-user-agent" || link && *name == "x-amz-content-sha256";
+        name.starts_with("x-amz-") && !is_signed(name) && !harmless
     });
     match open.or((!is_signed("host")).then_some("host")) {
         Some(name) => {
