@@ -60,7 +60,7 @@ pub fn router(app: Arc<App>) -> Router {
     let (operations, document) = operations().split_for_parts();
     let gate = Arc::new(Gate::new(Arc::clone(&app), Operations::of(&document)));
     let document: Arc<str> = openapi::text(&openapi::with_errors(document)).into();
-    operations
+    let router = operations
         .fallback(unknown)
         .method_not_allowed_fallback(other_method)
         .layer(from_fn_with_state(gate, receive))
@@ -72,9 +72,12 @@ pub fn router(app: Arc<App>) -> Router {
                 .merge(docs::page()),
         )
         .layer(from_fn_with_state(Arc::clone(&app), identify))
+        .with_state(Arc::clone(&app));
+    match cors::layer(&app.config.cors_origins) {
         // Outermost: a preflight carries no key.
-        .layer(cors::layer(&app.config.cors_origins))
-        .with_state(app)
+        Some(layer) => router.layer(layer),
+        None => router,
+    }
 }
 
 async fn unknown() -> impl IntoResponse {

@@ -20,20 +20,21 @@ const EXPOSED: [HeaderName; 7] = [
     header::RETRY_AFTER,
 ];
 
-/// Answers preflights and marks replies for `origins`; for none, nothing is added to any reply.
-pub fn layer(origins: &[String]) -> CorsLayer {
+/// Answers preflights and marks replies for `origins`; for none there is no layer, which would answer every `OPTIONS`.
+pub fn layer(origins: &[String]) -> Option<CorsLayer> {
     if origins.is_empty() {
-        return CorsLayer::new();
+        return None;
     }
     let origin = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
     } else {
         AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()))
     };
-    CorsLayer::new()
+    let layer = CorsLayer::new()
         .allow_origin(origin)
         .allow_methods(AllowMethods::mirror_request())
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(EXPOSED)
-        .max_age(MAX_AGE)
+        .max_age(MAX_AGE);
+    Some(layer)
 }

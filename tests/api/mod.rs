@@ -2,6 +2,7 @@
 
 mod accounts;
 mod auth;
+mod cors;
 mod customization;
 mod docs;
 mod idempotency;

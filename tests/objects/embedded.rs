@@ -192,3 +192,22 @@ async fn raw(address: std::net::SocketAddr, request: &str) -> String {
     connection.read_to_end(&mut answer).await.unwrap();
     String::from_utf8_lossy(&answer).into_owned()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_where_an_object_is_needed_is_the_callers_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = start(folder.path()).await;
+    let store = Store::new(&endpoint(&server.endpoint())).await;
+    let bucket = Uri::parse(&format!("s3://{}", store.bucket)).unwrap();
+    for error in [
+        store.objects.head(&bucket).await.map(drop).unwrap_err(),
+        store.objects.probe_read(&bucket).await.map(drop).unwrap_err(),
+        store.objects.get_bytes(&bucket, 100).await.map(drop).unwrap_err(),
+        store.objects.open(&bucket).await.map(drop).unwrap_err(),
+        store.objects.get_to_file(&bucket, &folder.path().join("file")).await.map(drop).unwrap_err(),
+        store.objects.put_bytes(&bucket, "x", &Put::default()).await.unwrap_err(),
+        store.objects.delete(&bucket).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), Kind::Validation, "{error}");
+    }
+}
