@@ -57,7 +57,7 @@ fn a_template_that_would_overflow_a_stack_costs_its_callers_an_error_and_nobody_
             assert!(reply.message().contains("a tag has more than 1000 words"), "{}", reply.message());
         }
         // What was rendered by its author needs no template.
-        assert_eq!(invoke(&app, "<s>abc").await.status, 200);
+        assert_eq!(invoke(&app, "<|begin|>abc").await.status, 200);
         // A deployment loads the model at every start: it is made, and what is asked of it is refused.
         let model = app.model("m").await;
         let body = json!({ "modelDeploymentName": "chat", "modelArn": model.arn });
@@ -80,7 +80,7 @@ fn a_template_that_never_ends_ends_by_its_fuel_and_gives_its_place_back() {
             assert_eq!(kind(&reply), (400, "ValidationException"), "{}", reply.text());
             assert!(reply.message().contains("takes more work than"), "{}", reply.message());
         }
-        assert_eq!(invoke(&app, "<s>abc").await.status, 200);
+        assert_eq!(invoke(&app, "<|begin|>abc").await.status, 200);
         app
     });
 }
