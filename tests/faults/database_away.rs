@@ -9,6 +9,7 @@ use tunesmith::store::jobs::{self, Accepted};
 use tunesmith::store::{Db, ImportStatus, job_events};
 
 use super::tiny;
+use crate::jobs::ACCOUNT;
 use crate::jobs::database::{Schema, block_on, postgres};
 use crate::jobs::imports::import;
 use crate::jobs::silence::Line;
@@ -26,7 +27,7 @@ fn training_goes_on_without_the_database_and_the_job_ends_in_the_same_attempt() 
         let line = Line::to(server.to_string()).await;
 
         let models = tiny::models(folder.path());
-        let mut service = Service::start(&folder.path().join("data"), &models, Some(&schema.url));
+        let mut service = Service::start(&folder.path().join("data"), &models, Some(&schema.url), ACCOUNT);
         let objects = service.objects();
         until(&mut service, "the object store answers", async || objects.ensure_bucket("tuning").await.ok()).await;
         let data = Uri::parse("s3://tuning/train.jsonl").unwrap();
@@ -77,7 +78,7 @@ fn an_import_goes_on_without_the_database_and_ends_in_the_same_attempt() {
         let line = Line::to(server.to_string()).await;
 
         let models = tiny::models(folder.path());
-        let mut service = Service::start(&folder.path().join("data"), &models, Some(&schema.url));
+        let mut service = Service::start(&folder.path().join("data"), &models, Some(&schema.url), ACCOUNT);
         let objects = service.objects();
         until(&mut service, "the object store answers", async || objects.ensure_bucket("tuning").await.ok()).await;
         for entry in std::fs::read_dir(models.join(tiny::MODEL)).unwrap() {
@@ -86,18 +87,18 @@ fn an_import_goes_on_without_the_database_and_ends_in_the_same_attempt() {
             objects.put_file(&Uri::new("tuning", &key), &path, &Put::default()).await.unwrap();
         }
         let asked = Import {
-            account_id: tiny::ROOT.into(),
+            account_id: ACCOUNT.into(),
             source: serde_json::json!({ "s3DataSource": { "s3Uri": "s3://tuning/model" } }).into(),
             ..import(1)
         };
-        let find = async || imports::find_job(&db, tiny::ROOT, "job-1").await.unwrap().unwrap();
+        let find = async || imports::find_job(&db, ACCOUNT, "job-1").await.unwrap().unwrap();
         service.work(Some(&schema.url.replace(server, &format!("127.0.0.1:{}", line.port))));
         // The worker is at work when a first import is done; then the store stands still, so that the next one is
         // caught in the middle.
-        let first = Import { account_id: tiny::ROOT.into(), source: asked.source.clone(), ..import(2) };
+        let first = Import { account_id: ACCOUNT.into(), source: asked.source.clone(), ..import(2) };
         assert_eq!(imports::insert_job(&db, &first, &[]).await.unwrap(), imports::Accepted::Inserted);
         until(&mut service, "the worker works", async || {
-            let first = imports::find_job(&db, tiny::ROOT, "job-2").await.unwrap().unwrap();
+            let first = imports::find_job(&db, ACCOUNT, "job-2").await.unwrap().unwrap();
             assert_ne!(first.status, ImportStatus::Failed, "{:?}", first.failure_message);
             (first.status == ImportStatus::Completed).then_some(())
         })

@@ -8,8 +8,6 @@ use tunesmith::store::CustomizationType;
 use tunesmith::store::jobs::JobSpec;
 
 pub(crate) const MODEL: &str = "tunesmith.tiny-v1:0";
-/// The account that the service's settings name.
-pub(crate) const ROOT: &str = "000000000000";
 
 /// Makes the models folder with the one model in it.
 pub(crate) fn models(folder: &Path) -> PathBuf {
@@ -67,9 +65,6 @@ pub(crate) fn data() -> String {
 /// A job on that model that takes several seconds: long enough to be killed in the middle.
 pub(crate) fn job(n: usize) -> JobSpec {
     let mut spec = crate::jobs::spec(n);
-    // The account of the root keys, whose the bucket is.
-    spec.arn = spec.arn.replace(&spec.account_id, ROOT);
-    spec.account_id = ROOT.into();
     spec.base_model_id = MODEL.into();
     spec.training_data = json!({"s3Uri": "s3://tuning/train.jsonl"}).into();
     spec.output_data = json!({"s3Uri": "s3://tuning/out/"}).into();

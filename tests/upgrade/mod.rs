@@ -112,7 +112,7 @@ async fn finished(version: &str, folder: &Path, db: &Db, url: Option<&str>) {
 /// Starts this version on the database, with the data and this checkpoint in its store.
 async fn take_up(folder: &Path, left: &Path, db: &Db, url: Option<&str>, checkpoint: &Path) -> Service {
     let job = jobs::find(db, ACCOUNT, LEFT).await.unwrap().unwrap();
-    let mut service = Service::start(folder, &left.join("models"), url);
+    let mut service = Service::start(folder, &left.join("models"), url, ACCOUNT);
     let objects = service.objects();
     until(&mut service, "the object store answers", async || objects.ensure_bucket("tuning").await.ok()).await;
     let put = async |key: &str, path: &Path| {
@@ -178,15 +178,22 @@ pub(crate) struct Service {
     children: Vec<Child>,
     folder: PathBuf,
     models: PathBuf,
+    account: String,
     listen: [String; 2],
 }
 
 impl Service {
-    pub(crate) fn start(folder: &Path, models: &Path, database: Option<&str>) -> Self {
+    /// For the account whose the buckets and jobs are.
+    pub(crate) fn start(folder: &Path, models: &Path, database: Option<&str>, account: &str) -> Self {
         std::fs::create_dir_all(folder).unwrap();
         let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let mut service =
-            Self { children: Vec::new(), folder: folder.into(), models: models.into(), listen: [free(), free()] };
+        let mut service = Self {
+            children: Vec::new(),
+            folder: folder.into(),
+            models: models.into(),
+            account: account.into(),
+            listen: [free(), free()],
+        };
         service.spawn(&["serve", "--role", "api"], database);
         service
     }
@@ -205,6 +212,7 @@ impl Service {
             .env("TUNESMITH_S3_LISTEN", &self.listen[1])
             .env("TUNESMITH_DATA_DIR", &self.folder)
             .env("TUNESMITH_MODELS", &self.models)
+            .env("TUNESMITH_ACCOUNT_ID", &self.account)
             .env("TUNESMITH_ROOT_ACCESS_KEY", ACCESS_KEY)
             .env("TUNESMITH_ROOT_SECRET_KEY", SECRET_KEY)
             .env_remove("DATABASE_URL")
