@@ -4,6 +4,7 @@
 
 mod accounts;
 mod data_dir;
+mod inspection;
 mod memory;
 mod prefix;
 mod roles;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use accounts::{Accounts, ListedAccount, is_account_id};
+pub use inspection::InspectionSettings;
 pub use memory::{ByteSize, MemorySettings};
 pub use prefix::Prefix;
 pub use roles::{Grant, Roles};
@@ -126,6 +128,10 @@ pub struct Config {
     /// What answering may take.
     #[command(flatten)]
     pub serving: ServingSettings,
+
+    /// What inspecting imported models may take.
+    #[command(flatten)]
+    pub inspection: InspectionSettings,
 
     /// Folder of Hugging Face model directories; a directory's name is the model's id (one dot only)
     #[arg(long, env = "TUNESMITH_MODELS")]

@@ -108,8 +108,11 @@ impl Error {
     /// Says in the log where it happened; the caller's message stays.
     #[must_use]
     pub fn at(mut self, place: impl fmt::Display + Send + Sync + 'static) -> Self {
-        let cause = self.cause.take().unwrap_or_else(|| anyhow::anyhow!("{}", self.message));
-        self.cause = Some(cause.context(place.to_string()));
+        let place = place.to_string();
+        self.cause = Some(match self.cause.take() {
+            Some(cause) => cause.context(place),
+            None => anyhow::anyhow!(place),
+        });
         self
     }
 
@@ -146,6 +149,11 @@ impl Error {
     /// The resource it is about, where the service model has a member for it.
     pub fn resource(&self) -> Option<&str> {
         self.resource.as_deref()
+    }
+
+    /// The cause, which only the log and a person at the service's own terminal may read.
+    pub fn cause(&self) -> Option<String> {
+        self.cause.as_ref().map(|cause| format!("{cause:#}"))
     }
 
     /// The log's face: message and the whole chain of causes.

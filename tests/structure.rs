@@ -157,6 +157,60 @@ fn every_module_opens_with_what_it_is_for() {
     assert!(silent.is_empty(), "no //! paragraph at the top of {silent:?}");
 }
 
+/// Modules whose errors reach callers over the wire.
+const FACING: &[&str] = &[
+    "app",
+    "artifacts",
+    "bedrock",
+    "data",
+    "graders",
+    "infer",
+    "jobs",
+    "models",
+    "objects",
+    "train",
+    "tune",
+    "worker",
+];
+/// Their errors about a folder are for whoever starts the service.
+const FOR_OPERATORS: &[&str] = &["src/models/registry.rs", "src/objects/embedded/files.rs"];
+
+#[test]
+fn no_message_for_callers_says_where_the_server_keeps_a_file() {
+    let mut wrong = BTreeSet::new();
+    for file in sources() {
+        let exempt = FOR_OPERATORS.iter().any(|known| file.ends_with(known));
+        if exempt || !FACING.contains(&module_of(&file).as_str()) {
+            continue;
+        }
+        let code = code_of(&file);
+        for made in ["Error::validation(", "Error::not_found(", "Error::new("] {
+            for (at, _) in code.match_indices(made) {
+                let message = argument(&code[at + made.len()..]);
+                if message.contains(".display()") || message.contains("to_string_lossy") {
+                    wrong.insert(format!("{}: {message}", file.display()));
+                }
+            }
+        }
+    }
+    let rule = "a path belongs into the log, by Error::at; a message names the file";
+    assert!(wrong.is_empty(), "{rule}:\n{}", join(&wrong));
+}
+
+/// What stands before the bracket that closes.
+fn argument(text: &str) -> &str {
+    let mut depth = 0;
+    for (at, c) in text.char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' if depth == 0 => return &text[..at],
+            ')' => depth -= 1,
+            _ => {}
+        }
+    }
+    text
+}
+
 fn sources() -> Vec<PathBuf> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         let mut entries: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();

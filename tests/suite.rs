@@ -7,6 +7,7 @@ mod clients;
 mod data;
 mod docker;
 mod faults;
+mod fuzz;
 mod golden;
 mod infer;
 mod jobs;

@@ -3,12 +3,14 @@
 //! what others made, checked before it is served.
 
 mod adapter;
+mod inspection;
 mod loss_chart;
 mod manifest;
 mod merge;
 mod received;
 
 pub use adapter::{write_adapter, write_adapter_config};
+pub use inspection::{Verdict, confine, inspect};
 pub use loss_chart::{Curve, loss_chart};
 pub use manifest::{BaseFacts, DataFacts, MergedFacts, Results, TrainingManifest};
 

@@ -4,13 +4,18 @@
 use std::path::Path;
 
 use candle_core::Device;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::models::limits::shortened;
 use crate::models::{Decoder, DecoderConfig, Tokenizer, Weights};
 use crate::tune::{read_adapter, weight_file};
 
+/// A text with letters, numbers, spaces and signs of several scripts.
+const TEXT: &str = "A first text, of 12345 words and\n\n    more: naïve, Ωmega, 日本語, 😀!";
+
 /// What is known of a whole model once it is checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Received {
     /// The `model_type` of its configuration.
     pub architecture: String,
@@ -33,8 +38,19 @@ pub fn check_model(dir: &Path) -> Result<Received> {
             config.vocab_size
         )));
     }
+    try_tokenizer(&tokenizer)?;
     let chat = tokenizer.try_chat_template()?.is_some();
     Ok(Received { architecture: config.architecture.model_type().to_string(), chat })
+}
+
+/// Lets a tokenizer take and give a text once, so that one that never comes to an end shows itself here.
+fn try_tokenizer(tokenizer: &Tokenizer) -> Result<()> {
+    let wrong = |error: Error| {
+        let cause = error.cause().unwrap_or_else(|| error.message().to_string());
+        Error::validation(shortened(format!("tokenizer.json: it cannot take or give a text: {cause}")))
+    };
+    let ids = tokenizer.encode(TEXT, true).map_err(wrong)?;
+    tokenizer.decode(&ids, false).map(drop).map_err(wrong)
 }
 
 /// Checks an adapter directory, of `peft` or of `adapters`, against its base's directory.

@@ -20,7 +20,7 @@ use self::progress::Display;
 use self::report::ByHand;
 use self::tickets::Ticket;
 use crate::clock::Clock;
-use crate::config::{Config, MemorySettings, Role, ServingSettings};
+use crate::config::{Config, InspectionSettings, MemorySettings, Role, ServingSettings};
 use crate::error::{Error, Kind, Result};
 use crate::models::starter;
 use crate::objects::{Put, Uri};
@@ -100,6 +100,7 @@ impl Demo {
             devices: "cpu".into(),
             memory: MemorySettings::default(),
             serving: ServingSettings::default(),
+            inspection: InspectionSettings::default(),
             models: None,
             root_access_key: None,
             root_secret_key: None,

@@ -5,6 +5,7 @@ mod accounts;
 mod bench;
 mod demo;
 mod estimate;
+mod inspect;
 mod job;
 mod keys;
 mod logging;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Result;
+use crate::error::{Kind, Result};
 
 /// A self-hosted service with the wire contract of Amazon Bedrock's model-customization API
 #[derive(Parser)]
@@ -59,6 +60,9 @@ enum Command {
     Models(models::Models),
     /// Print the OpenAPI document of the API
     Openapi,
+    /// Inspect a model that a caller brought, as the importer does
+    #[command(hide = true)]
+    InspectModel(inspect::InspectModel),
 }
 
 /// Parses the command line and runs the command.
@@ -74,7 +78,10 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // A person at a terminal may know the cause; only callers over the wire may not.
-            eprintln!("tunesmith: {}", error.message());
+            match error.cause().filter(|_| error.kind() == Kind::Validation) {
+                Some(cause) => eprintln!("tunesmith: {} ({cause})", error.message()),
+                None => eprintln!("tunesmith: {}", error.message()),
+            }
             tracing::debug!(cause = %error.log(), "the command failed");
             ExitCode::FAILURE
         }
@@ -124,6 +131,7 @@ fn run(command: Command) -> Result<()> {
             openapi::run();
             Ok(())
         }
+        Command::InspectModel(inspection) => inspection.run(),
     }
 }
 

@@ -19,7 +19,7 @@ pub fn score(decoder: &Decoder, method: &dyn Method, sequences: &[Vec<u32>]) -> 
             "The model is no reward model: tune one with the hyperparameter trainingObjective reward",
         ));
     };
-    let longest = decoder.config().max_positions - method.virtual_tokens();
+    let longest = decoder.config().max_positions.saturating_sub(method.virtual_tokens());
     if let Some(wrong) = sequences.iter().map(Vec::len).find(|length| *length == 0 || *length > longest) {
         return Err(Error::validation(format!(
             "A text of {wrong} tokens cannot be judged: it must have 1 to {longest}"

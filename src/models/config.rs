@@ -11,8 +11,9 @@ use serde_json::Value;
 
 pub(super) use self::read::OneOrMany;
 pub use self::size::WeightCounts;
+use super::limits;
 use super::tuning::Projection;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::kernels::Activation;
 
 /// The model families the decoder runs.
@@ -179,13 +180,11 @@ impl DecoderConfig {
     /// Reads `config.json` in `dir`.
     ///
     /// # Errors
-    /// When the file is missing or not JSON, or asks for something the decoder cannot do; the
-    /// message names the setting.
+    /// When the file is missing, larger than [`limits::MAX_SMALL_FILE`] or not JSON, asks for something the decoder
+    /// cannot do, or gives a size above its limit; the message names the setting.
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join("config.json");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|cause| Error::validation(format!("cannot read {}: {cause}", path.display())))?;
-        Self::parse(&text)
+        let text = limits::read_small_text(dir, "config.json")?;
+        Self::parse(&text).map_err(|error| error.at(dir.join("config.json").display().to_string()))
     }
 
     /// Reads the text of a `config.json`.

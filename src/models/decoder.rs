@@ -14,7 +14,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use super::config::DecoderConfig;
 use super::layer::{Layer, Linear, Memory};
 use super::packing::Packing;
-use super::quantized::{quantize, read};
+use super::quantized::{is_quantized, quantize, read};
 use super::rotary::Rotaries;
 use super::tuning::{Site, Tuning};
 use super::weights::{Precision, Weights, save_tensors};
@@ -80,21 +80,41 @@ impl Decoder {
     }
 
     /// Checks that `dir` holds a whole model that [`Decoder::load`] takes: every weight is there, in its
-    /// shape, and finite. One weight at a time is in memory.
+    /// shape, and finite. A strip of one weight is in memory at a time.
     ///
     /// # Errors
     /// As [`Decoder::load`]; and when a weight is not finite.
     pub fn check(dir: &Path) -> Result<DecoderConfig> {
         let config = DecoderConfig::read(dir)?;
         let weights = Weights::open(dir)?;
-        let checked = Self::build(config, &Device::Cpu, Form::Frozen, |name, shape| {
-            if read(&weights, name, shape)?.is_none() {
-                weights.check(name, shape)?;
-            }
+        Self::every_weight(config, |name, shape| match read(&weights, name, shape)? {
+            Some(_) => Ok(()),
+            None => weights.check(name, shape),
+        })
+    }
+
+    /// Checks that `dir` holds every weight that its configuration asks for, in its shape and in a type that can be
+    /// read. The headers of its files are read, and no weight.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`], for as much as headers tell.
+    pub fn check_headers(dir: &Path) -> Result<DecoderConfig> {
+        let config = DecoderConfig::read(dir)?;
+        let weights = Weights::open(dir)?;
+        Self::every_weight(config, |name, shape| match is_quantized(&weights, name) {
+            true => Ok(()),
+            false => weights.expect(name, shape),
+        })
+    }
+
+    /// Asks for each weight by name and shape.
+    fn every_weight(config: DecoderConfig, mut ask: impl FnMut(&str, &[usize]) -> Result<()>) -> Result<DecoderConfig> {
+        let asked = Self::build(config, &Device::Cpu, Form::Frozen, |name, shape| {
+            ask(name, shape)?;
             // Stands for the weight without its memory.
             Ok(Tensor::zeros(1, DType::F32, &Device::Cpu)?.broadcast_as(shape)?.into())
         })?;
-        Ok(checked.config)
+        Ok(asked.config)
     }
 
     /// A new model: normal weights with the configuration's `initializer_range` as deviation, those that write into the residual stream

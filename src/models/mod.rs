@@ -5,8 +5,10 @@
 mod chat_template;
 mod config;
 mod decoder;
+mod index;
 mod layer;
 mod layerwise;
+pub mod limits;
 mod packing;
 mod quantized;
 mod registry;
@@ -21,6 +23,7 @@ mod weights;
 pub use chat_template::{ChatTemplate, GENERATION_CLOSE, GENERATION_OPEN, Load};
 pub use config::{Architecture, DecoderConfig, RopeScaling, WeightCounts};
 pub use decoder::{Decoder, Form};
+pub use index::{INDEX, SINGLE, shard_names};
 pub use layer::Memory;
 pub use layerwise::layerwise_logits;
 pub use packing::Packing;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::decoder::{Decoder, Form};
+use super::limits::at_most;
 use super::weights::{Outgoing, Weights, save};
 use crate::clock::Clock;
 use crate::durable;
@@ -21,6 +22,8 @@ use crate::kernels::{BLOCK, DYNAMIC_MAP, LEVELS, NESTED_BLOCK, Nf4, Parts};
 
 /// What follows a weight's name.
 const STATE: &str = "quant_state.bitsandbytes__nf4";
+/// Bytes of it.
+const MAX_STATE: usize = 16 << 10;
 
 /// `quant_state`: what bitsandbytes needs to know beside the tensors.
 #[derive(Serialize, Deserialize)]
@@ -56,14 +59,25 @@ pub(super) fn unreadable(config: &Value) -> Option<String> {
         .or_else(|| is("bnb_4bit_use_double_quant", true.into()))
 }
 
+/// Whether a weight lies there in NF4.
+pub(super) fn is_quantized(weights: &Weights, name: &str) -> bool {
+    weights.contains(&format!("{name}.{STATE}"))
+}
+
 /// A weight that lies there in NF4.
 pub(super) fn read(weights: &Weights, name: &str, shape: &[usize]) -> Result<Option<Nf4>> {
     let part = |what: &str| format!("{name}.{what}");
-    if !weights.contains(&part(STATE)) {
+    if !is_quantized(weights, name) {
         return Ok(None);
     }
     let wrong = |what: &str| Error::validation(format!("the tensor {name} in NF4: {what}"));
-    let state: State = serde_json::from_slice(&weights.bytes(&part(STATE))?)?;
+    // What is small is held to be so before it is read: a tensor may be as large as its file.
+    let length = |what: &str| weights.shape(&part(what)).unwrap_or_default().iter().product::<usize>();
+    for (what, most) in [(STATE, MAX_STATE), ("quant_map", LEVELS.len()), ("nested_quant_map", DYNAMIC_MAP.len())] {
+        at_most(what, length(what), most).map_err(|cause| wrong(&format!("the length of {cause}")))?;
+    }
+    let state = weights.bytes(&part(STATE))?;
+    let state: State = serde_json::from_slice(&state).map_err(|cause| wrong(&format!("{STATE}: {cause}")))?;
     let (&[rows, columns], true) = (shape, state.shape == shape) else {
         return Err(wrong(&format!("it has shape {:?}, its configuration asks for {shape:?}", state.shape)));
     };

@@ -8,9 +8,9 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde::Deserialize;
 
-use super::config::DecoderConfig;
+use super::decoder::Decoder;
+use super::limits::{read_small_text, wrong};
 use super::tokenizer::Tokenizer;
-use super::weights::Weights;
 use crate::error::{Error, Result};
 
 /// What a base model may be customized with, by Bedrock's names.
@@ -64,6 +64,8 @@ pub struct FoundationModel {
     /// Hyperparameters that suit it better than the trainer's own defaults.
     pub hyper_parameters: BTreeMap<String, String>,
 }
+
+const CARD: &str = "card.toml";
 
 /// `card.toml`, which may lie in a model's directory.
 #[derive(Deserialize, Default)]
@@ -200,7 +202,7 @@ pub fn is_model_id(id: &str) -> bool {
     PATTERN.as_ref().is_some_and(|pattern| pattern.is_match(id))
 }
 
-/// Reads what the registry needs; weights are mapped and their names checked, not loaded.
+/// Reads what the registry needs. Every weight is held to be there by the headers of its files; none is loaded.
 fn inspect(dir: &Path) -> Result<FoundationModel> {
     let id = file_name(dir);
     if !is_model_id(&id) {
@@ -209,20 +211,9 @@ fn inspect(dir: &Path) -> Result<FoundationModel> {
              one dot, for example meta.llama3-2-1b-instruct-v1:0"
         )));
     }
-    let config = DecoderConfig::read(dir)?;
+    let config = Decoder::check_headers(dir)?;
     let tokenizer = Tokenizer::read(dir)?;
-    let weights = Weights::open(dir)?;
-    let table = [config.vocab_size, config.hidden_size];
-    match weights.shape("model.embed_tokens.weight") {
-        Some(shape) if shape == table => {}
-        Some(shape) => {
-            return Err(Error::validation(format!(
-                "the tensor model.embed_tokens.weight has shape {shape:?}, config.json asks for {table:?}"
-            )));
-        }
-        None => return Err(Error::validation("the weights lack the tensor model.embed_tokens.weight")),
-    }
-    let card = card(&dir.join("card.toml"))?;
+    let card = card(dir)?;
     if let Some(length) = card.context_length.filter(|length| *length == 0 || *length > config.max_positions) {
         return Err(Error::validation(format!(
             "card.toml: context_length {length} must be between 1 and the model's {}",
@@ -253,15 +244,15 @@ fn inspect(dir: &Path) -> Result<FoundationModel> {
 /// # Errors
 /// When the card cannot be understood.
 pub fn recommended_hyper_parameters(dir: &Path) -> Result<BTreeMap<String, String>> {
-    Ok(flat(card(&dir.join("card.toml"))?.hyper_parameters))
+    Ok(flat(card(dir)?.hyper_parameters))
 }
 
-fn card(path: &Path) -> Result<Card> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => toml::from_str(&text).map_err(|cause| Error::validation(format!("card.toml: {}", cause.message()))),
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(Card::default()),
-        Err(cause) => Err(Error::validation(format!("cannot read {}: {cause}", path.display()))),
+fn card(dir: &Path) -> Result<Card> {
+    if !dir.join(CARD).exists() {
+        return Ok(Card::default());
     }
+    let text = read_small_text(dir, CARD)?;
+    toml::from_str(&text).map_err(|cause| wrong(&dir.join(CARD), cause.message()))
 }
 
 fn file_name(path: &Path) -> String {
@@ -322,6 +313,12 @@ mod tests {
 
     #[test]
     fn a_directory_that_cannot_be_used_is_left_out_with_its_reason() {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models/llama");
+        let mut deeper: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(fixture.join("config.json")).unwrap()).unwrap();
+        let layers = deeper["num_hidden_layers"].as_u64().unwrap();
+        deeper["num_hidden_layers"] = (layers + 1).into();
+        let (deeper, lacking) = (deeper.to_string(), format!("it lacks the tensor model.layers.{layers}.self_attn"));
         let gpt2 = r#"{"architectures": ["GPT2LMHeadModel"]}"#;
         let root = folder(&[
             ("good.model", &[]),
@@ -331,6 +328,7 @@ mod tests {
             ("bad.length", &[("card.toml", "context_length = 65")]),
             ("bad.tokenizer", &[("tokenizer.json", "{}")]),
             ("bad.weights", &[("model.safetensors", "short")]),
+            ("few.weights", &[("config.json", &deeper)]),
         ]);
         let registry = Registry::open(&[root.path().to_path_buf()]).unwrap();
         assert_eq!(registry.all().count(), 1);
@@ -341,11 +339,12 @@ mod tests {
             "context_length 65 must be between 1 and the model's 64",
             "tokenizer.json",
             "model.safetensors",
+            &lacking,
             "exactly one dot",
         ]) {
             assert!(reason.contains(said), "{reason:?} should say {said:?}");
         }
-        assert_eq!(reasons.len(), 6);
+        assert_eq!(reasons.len(), 7);
     }
 
     #[test]

@@ -1,14 +1,18 @@
 //! A model directory's tokenizer with what belongs to it: the special tokens, the chat template,
 //! and which tokens end an answer.
 
+mod outline;
+
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::chat_template::ChatTemplate;
 use super::config::{DecoderConfig, OneOrMany};
+use super::limits::{self, wrong};
 use crate::error::{Error, Result};
+
+const FILE: &str = "tokenizer.json";
 
 /// Text to token ids and back.
 #[derive(Debug, Clone)]
@@ -63,35 +67,44 @@ impl Tokenizer {
     /// # Errors
     /// When `tokenizer.json` is missing, or a file cannot be understood; the message names the file.
     pub fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
-        if !path.exists() {
-            return Err(Error::validation(format!("{} has no tokenizer.json", dir.display())));
-        }
-        let broken = |cause: tokenizers::Error| Error::validation(format!("cannot read {}: {cause}", path.display()));
-        let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(broken)?;
+        let path = dir.join(FILE);
+        let Some(file) = limits::read_small(dir, FILE)? else {
+            return Err(Error::validation(format!("The model has no {FILE}")).at(dir.display().to_string()));
+        };
+        let broken = |cause: tokenizers::Error| wrong(&path, cause);
+        outline::check(&file).map_err(|cause| wrong(&path, cause))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(&file).map_err(broken)?;
+        drop(file);
+        let vocabulary = inner.get_vocab(true);
+        limits::at_most("the number of tokens", vocabulary.len(), limits::MAX_VOCABULARY)
+            .and_then(|()| {
+                // An answer may be the longest of them again and again.
+                let longest = vocabulary.keys().map(String::len).max().unwrap_or_default();
+                limits::at_most("the length of a token", longest, limits::MAX_TOKEN)
+            })
+            .map_err(|cause| wrong(&path, cause))?;
+        drop(vocabulary);
         // A tokenizer.json may carry the settings of whoever saved it; they would cut texts silently.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(broken)?;
 
-        let settings: Settings = read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_default();
-        let generation: Generation = read_json(&dir.join("generation_config.json"))?.unwrap_or_default();
-        let config: Option<Value> = read_json(&dir.join("config.json"))?;
+        let settings: Settings = read_json(dir, "tokenizer_config.json")?.unwrap_or_default();
+        let generation: Generation = read_json(dir, "generation_config.json")?.unwrap_or_default();
 
         let text = |special: Option<Special>| special.map(Special::into_text);
         let (bos, eos) = (text(settings.bos_token), text(settings.eos_token));
         let mut ends = generation.eos_token_id.map(OneOrMany::into_vec).unwrap_or_default();
-        if config.is_some() {
+        limits::at_most("the number of eos_token_id", ends.len(), limits::MAX_END_TOKENS)
+            .map_err(|cause| wrong(&dir.join("generation_config.json"), cause))?;
+        if dir.join("config.json").exists() {
             ends.extend(DecoderConfig::read(dir)?.eos_token_ids);
         }
         ends.extend(eos.as_deref().and_then(|eos| inner.token_to_id(eos)));
         ends.sort_unstable();
         ends.dedup();
 
-        let jinja = dir.join("chat_template.jinja");
-        let chat_template = if jinja.exists() {
-            let text = std::fs::read_to_string(&jinja)
-                .map_err(|cause| Error::validation(format!("cannot read {}: {cause}", jinja.display())))?;
-            Some(text)
+        let chat_template = if dir.join("chat_template.jinja").exists() {
+            Some(limits::read_small_text(dir, "chat_template.jinja")?)
         } else {
             settings.chat_template.and_then(Template::into_default)
         };
@@ -153,13 +166,9 @@ fn failed(cause: tokenizers::Error) -> Error {
     Error::internal(anyhow::anyhow!("tokenizer: {cause}"))
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let wrong = |cause: &dyn std::fmt::Display| Error::validation(format!("cannot read {}: {cause}", path.display()));
-    match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|cause| wrong(&cause)),
-        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(cause) => Err(wrong(&cause)),
-    }
+fn read_json<T: serde::de::DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>> {
+    let Some(bytes) = limits::read_small(dir, name)? else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).map_err(|cause| wrong(&dir.join(name), cause))
 }
 
 impl Special {

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use super::limits::read_small;
 use crate::durable;
 use crate::error::Result;
 
@@ -22,12 +23,12 @@ const FILES: [&str; 9] = [
 /// Copies the tokenizer in `from` to `to`.
 ///
 /// # Errors
-/// When a file cannot be copied.
+/// When a file is larger than it may be, or cannot be copied.
 pub fn copy_tokenizer(from: &Path, to: &Path) -> Result<()> {
     for name in FILES {
-        let source = from.join(name);
-        if source.is_file() {
-            durable::copy(&source, &to.join(name))?;
+        // Read and written, not copied: a read-only model folder must not give read-only outputs.
+        if let Some(bytes) = read_small(from, name)? {
+            durable::write(&to.join(name), &bytes)?;
         }
     }
     Ok(())

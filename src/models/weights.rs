@@ -11,15 +11,16 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo, View};
-use serde::Deserialize;
 
+use super::index::{INDEX, SINGLE, shard_names};
+use super::limits::{self, MAX_HEADER, MAX_TENSORS, wrong};
 use crate::durable;
 use crate::error::{Error, Result};
 
 /// The tensors of a model or an adapter, in one safetensors file or several.
 pub struct Weights {
-    /// What messages call this set of tensors: its folder or file.
-    place: String,
+    /// Where the tensors are listed: the file, or the index of several.
+    listing: PathBuf,
     files: Vec<File>,
     /// Where each tensor lies.
     tensors: BTreeMap<String, Entry>,
@@ -32,14 +33,8 @@ struct Entry {
     bytes: Range<usize>,
 }
 
-/// A header longer than this is none (safetensors' own limit).
-const LONGEST_HEADER: u64 = 100_000_000;
-
-/// `model.safetensors.index.json`.
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
+/// Numbers of a tensor that are held to be finite at a time.
+const STRIP: usize = 1 << 20;
 
 impl Weights {
     /// Opens the weights in a model directory: `model.safetensors`, or the shards that
@@ -48,29 +43,20 @@ impl Weights {
     /// # Errors
     /// When there is neither, a shard is missing, or a file is damaged; the message names the file.
     pub fn open(dir: &Path) -> Result<Self> {
-        let single = dir.join("model.safetensors");
-        let index = dir.join("model.safetensors.index.json");
-        if single.exists() || !index.exists() {
-            if !single.exists() {
-                return Err(Error::validation(format!(
-                    "{} has neither model.safetensors nor model.safetensors.index.json; weights must be in the \
-                     safetensors format",
-                    dir.display()
-                )));
-            }
+        let single = dir.join(SINGLE);
+        if single.exists() {
             return Self::open_file(&single);
         }
-        let text = std::fs::read_to_string(&index).map_err(|cause| unreadable(&index, cause))?;
-        let parsed: Index = serde_json::from_str(&text).map_err(|cause| unreadable(&index, cause))?;
-        let mut names: Vec<&String> = parsed.weight_map.values().collect();
-        names.sort_unstable();
-        names.dedup();
-        let mut weights = Self { place: dir.display().to_string(), files: Vec::new(), tensors: BTreeMap::new() };
+        let Some(index) = limits::read_small(dir, INDEX)? else {
+            return Err(Error::validation(format!(
+                "The model has neither {SINGLE} nor {INDEX}; weights must be in the safetensors format"
+            ))
+            .at(dir.display().to_string()));
+        };
+        let listing = dir.join(INDEX);
+        let names = shard_names(&index).map_err(|error| error.at(listing.display().to_string()))?;
+        let mut weights = Self { listing, files: Vec::new(), tensors: BTreeMap::new() };
         for name in names {
-            // The index comes with the model: it must not name files outside of it.
-            if Path::new(name).components().count() != 1 || name == ".." {
-                return Err(Error::validation(format!("{}: {name:?} is not a file name", index.display())));
-            }
             weights.add(dir.join(name))?;
         }
         Ok(weights)
@@ -81,31 +67,41 @@ impl Weights {
     /// # Errors
     /// When it is missing or damaged.
     pub fn open_file(path: &Path) -> Result<Self> {
-        let mut weights = Self { place: path.display().to_string(), files: Vec::new(), tensors: BTreeMap::new() };
+        let mut weights = Self { listing: path.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new() };
         weights.add(path.to_path_buf())?;
         Ok(weights)
     }
 
     fn add(&mut self, path: PathBuf) -> Result<()> {
-        let wrong = |cause: &dyn std::fmt::Display| unreadable(&path, cause);
-        let file = File::open(&path).map_err(|cause| wrong(&cause))?;
-        let size = file.metadata().map_err(|cause| wrong(&cause))?.len();
+        let unreadable = |cause: std::io::Error| wrong(&path, format!("it cannot be read: {cause}"));
+        let file = File::open(&path).map_err(unreadable)?;
+        let size = file.metadata().map_err(unreadable)?.len();
         // Eight bytes of header length, the header, then the data that offsets count from.
         let mut length = [0u8; 8];
-        file.read_exact_at(&mut length, 0).map_err(|cause| wrong(&cause))?;
+        if size < 8 {
+            return Err(wrong(&path, "it is no safetensors file, or is cut short"));
+        }
+        file.read_exact_at(&mut length, 0).map_err(unreadable)?;
         let header = u64::from_le_bytes(length);
-        if header > LONGEST_HEADER || header + 8 > size {
-            return Err(wrong(&"it is no safetensors file, or is cut short"));
+        if header > size - 8 {
+            return Err(wrong(&path, "it is no safetensors file, or is cut short"));
+        }
+        if header > MAX_HEADER {
+            return Err(wrong(&path, format!("its header has {header} bytes; {MAX_HEADER} are the most")));
         }
         let mut text = vec![0u8; header as usize];
-        file.read_exact_at(&mut text, 8).map_err(|cause| wrong(&cause))?;
+        file.read_exact_at(&mut text, 8).map_err(unreadable)?;
         // Checks that tensors lie one after the other and have the size that their shapes ask for.
-        let metadata: Metadata = serde_json::from_slice(&text).map_err(|cause| wrong(&cause))?;
+        let metadata: Metadata = serde_json::from_slice(&text).map_err(|cause| wrong(&path, cause))?;
         let start = 8 + header as usize;
-        if metadata.data_len() as u64 + 8 + header != size {
-            return Err(wrong(&"it is cut short, or holds more than it says"));
+        if (metadata.data_len() as u64).checked_add(start as u64) != Some(size) {
+            return Err(wrong(&path, "it is cut short, or holds more than it says"));
         }
-        for (name, info) in metadata.tensors() {
+        let tensors = metadata.tensors();
+        if self.tensors.len() + tensors.len() > MAX_TENSORS {
+            return Err(wrong(&path, format!("with it there are more than {MAX_TENSORS} tensors, which are the most")));
+        }
+        for (name, info) in tensors {
             let bytes = start + info.data_offsets.0..start + info.data_offsets.1;
             let entry = Entry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), bytes };
             self.tensors.insert(name, entry);
@@ -143,11 +139,8 @@ impl Weights {
     pub(super) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         match self.tensors.get(name) {
             Some(entry) if entry.dtype == Dtype::U8 => self.read(entry),
-            Some(entry) => {
-                let found = entry.dtype;
-                Err(Error::validation(format!("{}: the tensor {name} is stored as {found:?}, not as U8", self.place)))
-            }
-            None => Err(Error::validation(format!("{} lacks the tensor {name}", self.place))),
+            Some(entry) => Err(self.wrong(format!("the tensor {name} is stored as {:?}, not as U8", entry.dtype))),
+            None => Err(self.lacks(name)),
         }
     }
 
@@ -186,10 +179,8 @@ impl Weights {
         let entry = self.find(name)?;
         let (bits, size) = (entry.dtype.bitsize(), entry.shape.iter().product());
         if numbers.end > size || !bits.is_multiple_of(8) {
-            return Err(Error::validation(format!(
-                "{}: the tensor {name} of {size} numbers, each {bits} bits, has no numbers {numbers:?}",
-                self.place
-            )));
+            return Err(self
+                .wrong(format!("the tensor {name} of {size} numbers, each {bits} bits, has no numbers {numbers:?}")));
         }
         let start = entry.bytes.start + numbers.start * bits / 8;
         self.read_at(entry, start..start + numbers.len() * bits / 8)
@@ -202,36 +193,57 @@ impl Weights {
     fn read_at(&self, entry: &Entry, place: Range<usize>) -> Result<Vec<u8>> {
         let mut bytes = vec![0u8; place.len()];
         let read = self.files[entry.file].read_exact_at(&mut bytes, place.start as u64);
-        read.map_err(|cause| unreadable(Path::new(&self.place), cause))?;
+        read.map_err(|cause| self.wrong(format!("it cannot be read: {cause}")))?;
         Ok(bytes)
     }
 
     fn find(&self, name: &str) -> Result<&Entry> {
         let found = self.tensors.get(name);
-        found.ok_or_else(|| Error::validation(format!("{} lacks the tensor {name}", self.place)))
+        found.ok_or_else(|| self.lacks(name))
     }
 
-    /// Checks that a tensor is there in this shape, and that every number in it is finite.
+    fn wrong(&self, what: impl std::fmt::Display) -> Error {
+        wrong(&self.listing, what)
+    }
+
+    fn lacks(&self, name: &str) -> Error {
+        self.wrong(format!("it lacks the tensor {name}"))
+    }
+
+    /// Checks that a tensor is there in this shape and in a type that can be read; its numbers are not read.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<()> {
+        self.entry(name, shape).map(drop)
+    }
+
+    /// Checks that a tensor is there in this shape, and that every number in it is finite. A strip of it is in memory
+    /// at a time.
     ///
     /// # Errors
     /// As [`Weights::get`]; and when a number is infinite or none at all.
     pub fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
-        let values = self.get(name, shape, &Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-        match values.iter().position(|value| !value.is_finite()) {
-            None => Ok(()),
-            Some(at) => Err(Error::validation(format!(
-                "{}: the tensor {name} holds {} as its number {at}; weights must be finite",
-                self.place, values[at]
-            ))),
+        self.expect(name, shape)?;
+        let size = shape.iter().product();
+        for start in (0..size).step_by(STRIP) {
+            let values = self.strip(name, start..(start + STRIP).min(size))?;
+            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+                let (value, at) = (values[at], start + at);
+                return Err(
+                    self.wrong(format!("the tensor {name} holds {value} as its number {at}; weights must be finite"))
+                );
+            }
         }
+        Ok(())
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, DType)> {
         let entry = self.find(name)?;
         if entry.shape != shape {
-            return Err(Error::validation(format!(
-                "{}: the tensor {name} has shape {:?}, its configuration asks for {shape:?}",
-                self.place, entry.shape
+            return Err(self.wrong(format!(
+                "the tensor {name} has shape {:?}, its configuration asks for {shape:?}",
+                entry.shape
             )));
         }
         Ok((entry, self.float_type(name, entry)?))
@@ -242,16 +254,11 @@ impl Weights {
             Dtype::F32 => Ok(DType::F32),
             Dtype::F16 => Ok(DType::F16),
             Dtype::BF16 => Ok(DType::BF16),
-            other => Err(Error::validation(format!(
-                "{}: the tensor {name} is stored as {other:?}; F32, F16 and BF16 can be read",
-                self.place
-            ))),
+            other => {
+                Err(self.wrong(format!("the tensor {name} is stored as {other:?}; F32, F16 and BF16 can be read")))
+            }
         }
     }
-}
-
-fn unreadable(path: &Path, cause: impl std::fmt::Display) -> Error {
-    Error::validation(format!("cannot read {}: {cause}", path.display()))
 }
 
 /// How numbers are stored in a file.

@@ -65,6 +65,7 @@ pub(super) fn train<'a>(run: &mut impl Steps<'a>, observer: &mut dyn Observer, s
             }
         }
         if run.learner().is_done() {
+            run.learner().check_learned()?;
             run.save(observer)?;
             return Ok(true);
         }
@@ -290,6 +291,18 @@ impl<'a> Learner<'a> {
             "Training diverged: in step {step}, and the {} before it, the {what} not finite{place}. Try a lower \
              learningRate or more learningRateWarmupSteps, and look at these records.",
             MAX_SKIPPED - 1
+        )))
+    }
+
+    /// Refuses the end of a run, however short, in which every step was skipped: its weights are those it began with.
+    fn check_learned(&self) -> Result<()> {
+        let State { step, skipped, .. } = self.state;
+        if step == 0 || skipped < step {
+            return Ok(());
+        }
+        Err(Error::validation(format!(
+            "Nothing was learned: in none of the {step} steps were the loss and the gradients finite. Try a lower \
+             learningRate, and look at the records and at the weights of the base model."
         )))
     }
 

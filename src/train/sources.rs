@@ -14,6 +14,7 @@ use crate::data::corpus::sha256_of;
 use crate::data::{Corpus, Encoder, Objective, Options, Prepared, REPORT_FILE, Source, prepare};
 use crate::durable;
 use crate::error::{Error, Result};
+use crate::models::limits::read_small_text;
 use crate::models::{DecoderConfig, Tokenizer};
 use crate::tune::{TuningMethod, VirtualTokens};
 
@@ -157,7 +158,8 @@ fn corpus(
 ) -> Result<Option<Corpus>> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     if !path.is_file() {
-        return Err(Error::validation(format!("cannot read the data file {}: there is no such file", path.display())));
+        return Err(Error::validation(format!("cannot read the data file {name}: there is no such file"))
+            .at(path.display().to_string()));
     }
     let source = Source { path: path.to_path_buf(), name };
     let options = Options { objective: plan.reads()?, max_tokens, min_records: 1 };
@@ -205,5 +207,6 @@ pub(super) fn base_digest(base: &Base) -> Result<String> {
 }
 
 fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|cause| Error::validation(format!("cannot read {}: {cause}", path.display())))
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    read_small_text(path.parent().unwrap_or(Path::new("")), &name)
 }

@@ -1,11 +1,11 @@
 //! Reading adapter directories: ours, and those that `peft` and `adapters` wrote. What they say that
 //! changes the numbers and that we do not compute is refused by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use regex::Regex;
+use regex::RegexBuilder;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -18,10 +18,15 @@ use super::prefix::{PROMPT_EMBEDDINGS, Prefix};
 use super::prompt::SoftPrompt;
 use super::{Method, PrefixConfig, PromptConfig, SCORE, TuningMethod, VirtualTokens};
 use crate::error::{Error, Result};
+use crate::models::limits::{
+    self, MAX_COMPILED_PATTERN, MAX_LAYERS, MAX_PATTERN, MAX_PATTERNS, MAX_RANK, MAX_VIRTUAL_TOKENS,
+};
 use crate::models::{DecoderConfig, Site, Weights};
 
 /// The files that hold an adapter's tensors: of `peft`, and of `adapters`.
 pub const WEIGHT_FILES: [&str; 2] = ["adapter_model.safetensors", "adapter.safetensors"];
+
+const CONFIG: &str = "adapter_config.json";
 
 /// The file beside an adapter that was trained over a quantised base: how the base was quantised.
 pub const QUANTIZATION: &str = "base_quantization_config.json";
@@ -38,9 +43,9 @@ pub fn weight_file(dir: &Path) -> PathBuf {
 /// When its file is missing or damaged.
 pub fn adapter_bytes(dir: &Path) -> Result<u64> {
     let weights = Weights::open_file(&weight_file(dir))?;
-    let values: usize =
-        weights.names().filter_map(|name| weights.shape(name)).map(|shape| shape.iter().product::<usize>()).sum();
-    Ok((values * size_of::<f32>()) as u64)
+    let values = |shape: &[usize]| shape.iter().product::<usize>() as u64;
+    let values: u64 = weights.names().filter_map(|name| weights.shape(name)).map(values).sum();
+    Ok(values.saturating_mul(size_of::<f32>() as u64))
 }
 
 /// An adapter in memory.
@@ -122,10 +127,11 @@ const FIXED: [(&str, &[&str]); 13] = [
 /// When a file is missing or damaged, the adapter is of a kind that cannot be read, or a tensor
 /// does not fit the base; the message names it.
 pub fn read_adapter(dir: &Path, base: &DecoderConfig, device: &Device, trains: bool) -> Result<Adapter> {
-    let path = dir.join("adapter_config.json");
-    let wrong = |what: String| Error::validation(format!("{}: {what}", path.display()));
-    let text = std::fs::read_to_string(&path).map_err(|cause| wrong(cause.to_string()))?;
+    let path = dir.join(CONFIG);
+    let wrong = |what: String| limits::wrong(&path, what);
+    let text = limits::read_small_text(dir, CONFIG)?;
     let file: File = serde_json::from_str(&text).map_err(|cause| wrong(cause.to_string()))?;
+    file.check_sizes().map_err(&wrong)?;
     let weights = Weights::open_file(&weight_file(dir))?;
     let parameters = Parameters::read(&weights, trains, device);
     let kind = file.peft_type.as_deref();
@@ -137,6 +143,12 @@ pub fn read_adapter(dir: &Path, base: &DecoderConfig, device: &Device, trains: b
             };
             if file.num_transformer_submodules.is_some_and(|submodules| submodules != 1) {
                 return Err(wrong("num_transformer_submodules other than 1 is not supported".into()));
+            }
+            if tokens >= base.max_positions {
+                return Err(wrong(format!(
+                    "num_virtual_tokens {tokens} leave no room in the base's context of {} tokens",
+                    base.max_positions
+                )));
             }
             let begin = VirtualTokens::Random;
             let held = weights.shape(PROMPT_EMBEDDINGS).and_then(|shape| shape.first().copied());
@@ -174,6 +186,7 @@ pub fn read_adapter(dir: &Path, base: &DecoderConfig, device: &Device, trains: b
         }
         (None, Some(bottlenecks)) => {
             let config = bottlenecks.checked().map_err(&wrong)?;
+            limits::at_most("the width of a bottleneck", config.width(base.hidden_size), MAX_RANK).map_err(&wrong)?;
             let name = file.name.as_deref().unwrap_or_default();
             let known = weights.names().filter(|known| known.contains(&format!(".adapters.{name}.")));
             let known = known.map(str::to_string).collect();
@@ -194,14 +207,33 @@ pub fn read_adapter(dir: &Path, base: &DecoderConfig, device: &Device, trains: b
 
 /// A tensor that no part of the method takes would be a part that is lost.
 fn no_strangers(dir: &Path, base: &DecoderConfig, weights: &Weights, known: &[String]) -> Result<()> {
-    match weights.names().find(|name| !known.iter().any(|known| known == name)) {
+    let known: HashSet<&str> = known.iter().map(String::as_str).collect();
+    match weights.names().find(|name| !known.contains(name)) {
         None => Ok(()),
-        Some(stranger) => Err(Error::validation(format!(
-            "{}: the tensor {stranger} has no place in a model of {} layers with these projections: {}",
-            dir.display(),
-            base.layers,
-            base.projections().iter().map(|one| one.name()).collect::<Vec<_>>().join(", ")
-        ))),
+        Some(stranger) => Err(limits::wrong(
+            &weight_file(dir),
+            format!(
+                "the tensor {stranger} has no place in a model of {} layers with these projections: {}",
+                base.layers,
+                base.projections().iter().map(|one| one.name()).collect::<Vec<_>>().join(", ")
+            ),
+        )),
+    }
+}
+
+impl File {
+    /// Holds every size to its limit before anything is made of it.
+    fn check_sizes(&self) -> std::result::Result<(), String> {
+        for (name, size, most) in [
+            ("r", self.r, MAX_RANK),
+            ("num_virtual_tokens", self.num_virtual_tokens, MAX_VIRTUAL_TOKENS),
+            ("adapter_len", self.adapter_len, MAX_VIRTUAL_TOKENS),
+            ("adapter_layers", self.adapter_layers, MAX_LAYERS),
+            ("the number of entries in alpha_pattern", Some(self.alpha_pattern.len()), MAX_PATTERNS),
+        ] {
+            limits::at_most(name, size.unwrap_or_default(), most)?;
+        }
+        Ok(())
     }
 }
 
@@ -261,7 +293,6 @@ fn lora(
     let (Some(rank), Some(alpha)) = (file.r, file.lora_alpha) else {
         return Err(wrong("r or lora_alpha is missing".into()));
     };
-    let patterns = patterns(&file.alpha_pattern).map_err(|cause| wrong(format!("alpha_pattern: {cause}")))?;
     let mut config = LoraConfig {
         rank,
         alpha,
@@ -272,16 +303,24 @@ fn lora(
     };
     let (mut ranks, mut known) = (BTreeMap::new(), Vec::new());
     known.extend(scores.then(|| SCORE.to_string()));
-    for site in (0..base.layers)
+    let sites: Vec<Site> = (0..base.layers)
         .flat_map(|layer| base.projections().iter().map(move |projection| Site { layer, projection: *projection }))
-    {
+        .collect();
+    let alphas = alphas(&file.alpha_pattern, &sites).map_err(|cause| wrong(format!("alpha_pattern: {cause}")))?;
+    for site in sites {
         let (a, b) = names(site);
         if !weights.contains(&a) && !weights.contains(&b) {
             continue;
         }
         // The rank is the tensor's own: rank_pattern may give each map another.
         let rank = weights.shape(&a).and_then(|shape| shape.first().copied()).unwrap_or(config.rank);
-        let alpha = patterns.iter().find(|(pattern, _)| pattern.is_match(&site.name())).map_or(alpha, |(_, own)| *own);
+        if rank == 0 || rank > MAX_RANK {
+            return Err(limits::wrong(
+                &weight_file(dir),
+                format!("the rank of {a} is {rank}; it must be between 1 and {MAX_RANK}"),
+            ));
+        }
+        let alpha = alphas.get(&site).copied().unwrap_or(alpha);
         ranks.insert(site, (rank, LoraConfig { alpha, ..config.clone() }.scale(rank)));
         known.extend([a, b]);
         if config.magnitudes {
@@ -293,7 +332,7 @@ fn lora(
     }
     no_strangers(dir, base, weights, &known)?;
     if ranks.is_empty() {
-        return Err(Error::validation(format!("{} holds no LoRA tensors", dir.display())));
+        return Err(limits::wrong(&weight_file(dir), "it holds no LoRA tensors"));
     }
     config.targets.sort_unstable();
     let uniform = ranks.len() == config.targets.len() * base.layers
@@ -312,9 +351,25 @@ fn lora(
     Ok(Adapter { method, tuning, fixed })
 }
 
-/// `peft` matches a key against the end of the module's name, at a dot.
-fn patterns(given: &BTreeMap<String, f64>) -> Result<Vec<(Regex, f64)>, regex::Error> {
-    given.iter().map(|(key, alpha)| Ok((Regex::new(&format!(r"^(?:.*\.)?(?:{key})$"))?, *alpha))).collect()
+/// The alpha of every map that a pattern gives one of its own: the first that matches. `peft` matches a key against
+/// the end of the module's name, at a dot. One pattern at a time is compiled, and no larger than it may be.
+fn alphas(given: &BTreeMap<String, f64>, sites: &[Site]) -> Result<BTreeMap<Site, f64>, String> {
+    let names: Vec<(Site, String)> = sites.iter().map(|site| (*site, site.name())).collect();
+    let mut alphas = BTreeMap::new();
+    for (key, alpha) in given {
+        limits::at_most("the length of a pattern", key.len(), MAX_PATTERN)?;
+        let pattern = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{key})$"))
+            .size_limit(MAX_COMPILED_PATTERN)
+            .dfa_size_limit(MAX_COMPILED_PATTERN)
+            .build()
+            .map_err(|cause| cause.to_string())?;
+        for (site, name) in &names {
+            if !alphas.contains_key(site) && pattern.is_match(name) {
+                alphas.insert(*site, *alpha);
+            }
+        }
+    }
+    Ok(alphas)
 }
 
 #[cfg(test)]
@@ -368,6 +423,8 @@ mod tests {
         let no_b = [QUERY[0]];
         let misshapen: [(&str, &[usize]); 2] = [QUERY[0], ("0.self_attn.q_proj.lora_B", &[9, 2])];
         let deeper: [(&str, &[usize]); 3] = [QUERY[0], QUERY[1], ("5.self_attn.q_proj.lora_A", &[2, 8])];
+        let many: serde_json::Map<String, Value> = (0..4097).map(|at| (format!("{at}"), 1.into())).collect();
+        let long = "a".repeat(1025);
         for (extra, tensors, said) in [
             (json!({"peft_type": "IA3"}), &QUERY[..], "type IA3 are not supported; LORA, PREFIX_TUNING"),
             (json!({"peft_type": "PREFIX_TUNING"}), &QUERY[..], "num_virtual_tokens"),
@@ -381,6 +438,27 @@ mod tests {
             (json!({"modules_to_save": ["lm_head"]}), &QUERY[..], "modules_to_save"),
             (json!({"r": null}), &QUERY[..], "r or lora_alpha"),
             (json!({"alpha_pattern": {"(": 1.0}}), &QUERY[..], "alpha_pattern"),
+            (json!({"alpha_pattern": many}), &QUERY[..], "entries in alpha_pattern is 4097; 4096 is the most"),
+            (json!({"alpha_pattern": {"((a{99}){99}){99}": 1.0}}), &QUERY[..], "alpha_pattern: Compiled regex exceeds"),
+            (json!({"alpha_pattern": {long: 1.0}}), &QUERY[..], "the length of a pattern is 1025; 1024 is the most"),
+            (json!({"r": 1_u64 << 62}), &QUERY[..], "r is 4611686018427387904; 32768 is the most"),
+            (
+                json!({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": u64::MAX}),
+                &QUERY[..],
+                "num_virtual_tokens is 18446744073709551615; 65536 is the most",
+            ),
+            (json!({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2048}), &QUERY[..], "leave no room"),
+            (
+                json!({"peft_type": "ADAPTION_PROMPT", "adapter_len": 1, "adapter_layers": 1_u64 << 63}),
+                &QUERY[..],
+                "adapter_layers is 9223372036854775808; 1024 is the most",
+            ),
+            (
+                json!({"peft_type": null, "config": {"output_adapter": true, "is_parallel": true,
+                    "reduction_factor": 1e-300, "non_linearity": "relu"}}),
+                &QUERY[..],
+                "the width of a bottleneck is 18446744073709551615; 32768 is the most",
+            ),
             (json!({}), &no_b[..], "lacks the tensor base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"),
             (json!({}), &misshapen[..], "shape [9, 2], its configuration asks for [8, 2]"),
             (json!({}), &deeper[..], "layers.5.self_attn.q_proj.lora_A.weight has no place"),

@@ -5,7 +5,9 @@
 
 mod checkpoints;
 mod halt;
+mod import_files;
 mod imports;
+mod inspection;
 mod lease;
 mod observer;
 mod pool;

@@ -221,11 +221,14 @@ async fn keep_reports(worker: &Worker, claim: &Claim, halt: &Halt, work_dir: &st
     Ok(())
 }
 
+/// Characters of a failure message: the most that clients accept.
+const MAX_FAILURE: usize = 2048;
+
 /// What the owner of a failed job is told.
 pub(super) fn failure(error: &Error, job_id: &str) -> String {
     match error.kind() {
         Kind::Validation | Kind::NotFound | Kind::AccessDenied | Kind::Conflict | Kind::QuotaExceeded => {
-            error.message().to_string()
+            error.message().chars().take(MAX_FAILURE).collect()
         }
         // An outage or a full disk that outlasted its bound; the message names it.
         Kind::Unavailable => format!("{} (job id {job_id})", error.message()),
@@ -247,6 +250,7 @@ mod tests {
     #[test]
     fn the_owner_learns_what_can_be_mended_and_nothing_else() {
         assert_eq!(failure(&Error::validation("line 3 is wrong"), "j"), "line 3 is wrong");
+        assert_eq!(failure(&Error::validation("é".repeat(1 << 20)), "j").chars().count(), 2048);
         let secret = failure(&Error::internal(anyhow::anyhow!("password")), "abc123");
         assert!(secret.contains("abc123") && !secret.contains("password"));
         for code in [28, 122] {

@@ -11,15 +11,15 @@ use tunesmith::worker::Pool;
 use crate::support::http::{PATIENCE, Reply};
 use crate::support::{ACCOUNT, TINY, TestApp, segment, with_app};
 
-const JOBS: &str = "/model-import-jobs";
-const CREATE: &str = "/custom-models/create-custom-model";
+pub(super) const JOBS: &str = "/model-import-jobs";
+pub(super) const CREATE: &str = "/custom-models/create-custom-model";
 
-fn fixture(name: &str) -> PathBuf {
+pub(super) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/fixtures/models").join(name)
 }
 
 /// Puts a folder of fixtures under `s3://tuning/<to>/`, with some files changed or (`None`) left out.
-async fn put(app: &TestApp, name: &str, to: &str, changed: &[(&str, Option<&str>)]) {
+pub(super) async fn put(app: &TestApp, name: &str, to: &str, changed: &[(&str, Option<&str>)]) {
     let objects = &app.service.app.objects;
     for entry in std::fs::read_dir(fixture(name)).unwrap() {
         let path = entry.unwrap().path();
@@ -37,18 +37,18 @@ async fn put(app: &TestApp, name: &str, to: &str, changed: &[(&str, Option<&str>
 }
 
 /// The adapter of the fixtures, naming `base`.
-async fn put_adapter(app: &TestApp, to: &str, base: &str) {
+pub(super) async fn put_adapter(app: &TestApp, to: &str, base: &str) {
     let text = std::fs::read_to_string(fixture("lora/after/adapter_config.json")).unwrap();
     let mut config: Value = serde_json::from_str(&text).unwrap();
     config["base_model_name_or_path"] = base.into();
     put(app, "lora/after", to, &[("adapter_config.json", Some(&config.to_string()))]).await;
 }
 
-fn source(folder: &str) -> Value {
+pub(super) fn source(folder: &str) -> Value {
     json!({ "s3DataSource": { "s3Uri": format!("s3://tuning/{folder}/") } })
 }
 
-fn job(name: &str, folder: &str) -> Value {
+pub(super) fn job(name: &str, folder: &str) -> Value {
     json!({
         "jobName": name,
         "importedModelName": format!("model-{name}"),
@@ -62,12 +62,12 @@ fn job(name: &str, folder: &str) -> Value {
     })
 }
 
-async fn get(app: &TestApp, path: &str, identifier: &str) -> Reply {
+pub(super) async fn get(app: &TestApp, path: &str, identifier: &str) -> Reply {
     app.call("GET", &format!("{path}/{}", segment(identifier)), None).await
 }
 
 /// Polls until `member` of what is at `path` is none of `waiting`.
-async fn settled(app: &TestApp, path: &str, identifier: &str, member: &str, waiting: &str) -> Value {
+pub(super) async fn settled(app: &TestApp, path: &str, identifier: &str, member: &str, waiting: &str) -> Value {
     let begun = std::time::Instant::now();
     loop {
         let found = get(app, path, identifier).await;
@@ -86,7 +86,7 @@ async fn tags(app: &TestApp, arn: &str) -> Value {
     reply.json()["tags"].clone()
 }
 
-async fn invoke(app: &TestApp, model: &str) -> Reply {
+pub(super) async fn invoke(app: &TestApp, model: &str) -> Reply {
     let body = json!({ "prompt": "abc", "max_gen_len": 12, "temperature": 0.0 });
     app.call("POST", &format!("/model/{}/invoke", segment(model)), Some(&body)).await
 }

@@ -20,3 +20,4 @@ mod runtime;
 mod serving;
 mod tags;
 mod unauthorised;
+mod untrusted;

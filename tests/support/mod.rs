@@ -117,7 +117,10 @@ impl TestApp {
             "--models",
             models.to_str().unwrap(),
         ];
-        let config = Line::parse_from(arguments.iter().chain(more)).config;
+        // This process is a test, and no program that inspects models.
+        let inspector = ["--inspector", env!("CARGO_BIN_EXE_tunesmith")];
+        let inspector = inspector.iter().filter(|_| !more.contains(&inspector[0]));
+        let config = Line::parse_from(arguments.iter().chain(inspector).chain(more)).config;
         recorder::listen();
         let service = Service::start(config, role).await.unwrap();
         // A worker has none; a test of one makes no calls.

@@ -22,13 +22,11 @@ use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::http::extract::Json;
 use crate::models::DecoderConfig;
+use crate::models::limits::{max_bytes, shortened};
 use crate::objects::{Objects, Uri};
 use crate::store::custom_models::CustomModel;
 use crate::store::imports::{self, Accepted, Import};
 use crate::store::{self, CustomizationType, ImportKind, ImportStatus, ModelStatus};
-
-/// More than any configuration file.
-const CONFIG_CAP: u64 = 1 << 20;
 
 /// Where the model lies, and a name for it.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -147,9 +145,9 @@ struct ModelConfig {
 async fn base_of(app: &App, objects: &Objects, folder: &Uri) -> Result<Base> {
     if let Some(text) = file(objects, &folder.join("adapter_config.json")).await? {
         let config: AdapterConfig = serde_json::from_slice(&text)
-            .map_err(|cause| Error::validation(format!("{folder}/adapter_config.json: {cause}")))?;
+            .map_err(|cause| Error::validation(shortened(format!("{folder}/adapter_config.json: {cause}"))))?;
         let member = if config.model_name.is_some() { "model_name" } else { "base_model_name_or_path" };
-        let named = config.base_model_name_or_path.or(config.model_name).unwrap_or_default();
+        let named = shortened(config.base_model_name_or_path.or(config.model_name).unwrap_or_default());
         let base = app.registry.known_as(&named).ok_or_else(|| {
             let known: Vec<&str> = app.registry.all().map(|model| model.id.as_str()).collect();
             Error::validation(format!(
@@ -166,7 +164,10 @@ async fn base_of(app: &App, objects: &Objects, folder: &Uri) -> Result<Base> {
              in the format of Hugging Face)"
         )));
     };
-    let wrong = |cause: String| Error::validation(format!("{folder}/config.json: {cause}"));
+    let wrong = |cause: String| {
+        let cause = cause.strip_prefix("config.json: ").unwrap_or(&cause);
+        Error::validation(shortened(format!("{folder}/config.json: {cause}")))
+    };
     let text = String::from_utf8(text).map_err(|cause| wrong(cause.to_string()))?;
     let config = DecoderConfig::parse(&text).map_err(|error| wrong(error.message().to_string()))?;
     let own: ModelConfig = serde_json::from_str(&text).map_err(|cause| wrong(cause.to_string()))?;
@@ -175,9 +176,9 @@ async fn base_of(app: &App, objects: &Objects, folder: &Uri) -> Result<Base> {
     Ok(Base { id, needed: false })
 }
 
-/// A small file; `None` when it is not there.
+/// A small file, no larger than it may be; `None` when it is not there.
 async fn file(objects: &Objects, uri: &Uri) -> Result<Option<Vec<u8>>> {
-    match objects.get_bytes(uri, CONFIG_CAP).await {
+    match objects.get_bytes(uri, max_bytes(uri.name())).await {
         Ok(bytes) => Ok(Some(bytes.to_vec())),
         Err(error) if error.kind() == Kind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -12,6 +12,7 @@ use super::super::quantized;
 use super::{Architecture, DecoderConfig};
 use crate::error::{Error, Result};
 use crate::kernels::Activation;
+use crate::models::limits::{self, at_most};
 
 /// `config.json` as it stands in the file. Where no value and no mention mean different things, the
 /// outer option is the mention.
@@ -114,13 +115,17 @@ fn defaults(architecture: Architecture) -> Defaults {
 }
 
 pub(super) fn parse(text: &str) -> Result<DecoderConfig> {
+    if text.len() as u64 > limits::max_bytes("config.json") {
+        return Err(wrong(limits::too_large(limits::max_bytes("config.json"))));
+    }
     let value: Value = serde_json::from_str(text)
         .map_err(|cause| Error::validation(format!("config.json is not valid JSON: {cause}")))?;
     // Named first: a foreign architecture often lacks the fields below, and their absence would hide the reason.
     let architecture = architecture(&value)?;
-    let file: File =
-        serde_json::from_value(value).map_err(|cause| Error::validation(format!("config.json: {cause}")))?;
-    file.checked(architecture)
+    let file: File = serde_json::from_value(value).map_err(wrong)?;
+    let config = file.checked(architecture)?;
+    config.check_totals().map_err(wrong)?;
+    Ok(config)
 }
 
 fn architecture(file: &Value) -> Result<Architecture> {
@@ -131,16 +136,40 @@ fn architecture(file: &Value) -> Result<Architecture> {
     let found = Architecture::ALL.into_iter().find(|one| one.class() == named || one.model_type() == named);
     found.ok_or_else(|| {
         let supported = Architecture::ALL.map(Architecture::class).join(", ");
+        let named = limits::shortened(named.to_string());
         Error::validation(format!("the architecture {named} is not supported; supported are {supported}"))
     })
 }
 
+/// Holds the constants to what the decoder can compute with, and the windows to what it can attend with.
+fn check_numbers(config: &DecoderConfig) -> Result<()> {
+    let local = config.rope_local_theta.unwrap_or(1.0);
+    for (name, number) in [
+        ("query_pre_attn_scalar", config.query_pre_attn_scalar),
+        ("rope_theta", f64::from(config.rope_theta)),
+        ("rope_local_base_freq", f64::from(local)),
+    ] {
+        if !(number.is_finite() && number > 0.0) {
+            return Err(wrong(format!("{name} {number} must be positive, and finite as an f32")));
+        }
+    }
+    for (name, number) in [("rms_norm_eps", config.norm_eps), ("initializer_range", config.initializer_range)] {
+        if !(number.is_finite() && number >= 0.0) {
+            return Err(wrong(format!("{name} {number} must be a finite number of at least 0")));
+        }
+    }
+    if config.windows.contains(&Some(0)) {
+        return Err(wrong("sliding_window is 0, which hides every token"));
+    }
+    Ok(())
+}
+
 fn unsupported(what: impl std::fmt::Display) -> Error {
-    Error::validation(format!("config.json: {what} is not supported"))
+    wrong(format!("{what} is not supported"))
 }
 
 fn wrong(what: impl std::fmt::Display) -> Error {
-    Error::validation(format!("config.json: {what}"))
+    Error::validation(limits::shortened(format!("config.json: {what}")))
 }
 
 impl File {
@@ -154,18 +183,8 @@ impl File {
         if self.use_bidirectional_attention == Some(true) {
             return Err(unsupported("use_bidirectional_attention"));
         }
-        for (name, size) in [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-        ] {
-            if size == 0 {
-                return Err(wrong(format!("{name} is 0")));
-            }
-        }
         let defaults = defaults(architecture);
+        self.check_sizes(&defaults)?;
         let heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.or(defaults.kv_heads).unwrap_or(heads);
         if kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
@@ -186,6 +205,8 @@ impl File {
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(wrong(format!("head_dim {head_dim} must be even and positive")));
         }
+        at_most("head_dim", head_dim, limits::MAX_HEAD_DIM).map_err(wrong)?;
+        at_most("num_attention_heads × head_dim", heads * head_dim, limits::MAX_ATTENTION_WIDTH).map_err(wrong)?;
         let gemma = architecture.is_gemma();
         let rotated = self.rotated(architecture)?;
         // Phi-3 has no biases, and Qwen2 has its own, whatever the file says.
@@ -227,7 +248,29 @@ impl File {
         self.softcaps(&mut config)?;
         self.rope(&mut config)?;
         config.eos_token_ids = self.eos_token_id.map(OneOrMany::into_vec).unwrap_or_default();
+        at_most("the number of eos_token_id", config.eos_token_ids.len(), limits::MAX_END_TOKENS).map_err(wrong)?;
+        check_numbers(&config)?;
         Ok(config)
+    }
+
+    /// Holds every size to its limits before anything is made of it.
+    fn check_sizes(&self, defaults: &Defaults) -> Result<()> {
+        let positions = self.max_position_embeddings.unwrap_or(defaults.max_positions);
+        for (name, size, most) in [
+            ("vocab_size", self.vocab_size, limits::MAX_VOCABULARY),
+            ("hidden_size", self.hidden_size, limits::MAX_HIDDEN),
+            ("intermediate_size", self.intermediate_size, limits::MAX_INTERMEDIATE),
+            ("num_hidden_layers", self.num_hidden_layers, limits::MAX_LAYERS),
+            ("num_attention_heads", self.num_attention_heads, limits::MAX_HEADS),
+            ("max_position_embeddings", positions, limits::MAX_POSITIONS),
+        ] {
+            if size == 0 {
+                return Err(wrong(format!("{name} is 0")));
+            }
+            at_most(name, size, most).map_err(wrong)?;
+        }
+        let window = self.sliding_window.flatten().unwrap_or(1);
+        at_most("sliding_window", window, limits::MAX_POSITIONS).map_err(wrong)
     }
 
     fn activation(&self, architecture: Architecture) -> Result<Activation> {

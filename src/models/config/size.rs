@@ -3,6 +3,7 @@
 
 use super::DecoderConfig;
 use crate::models::Projection;
+use crate::models::limits::MAX_WEIGHTS;
 
 /// Values in the weights of a base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,22 @@ impl DecoderConfig {
             outputs * inputs
         };
         self.projections().iter().copied().map(size).sum()
+    }
+
+    /// Whether the model has as many weights as one may have; every limit of a size alone allows far more.
+    pub(super) fn check_totals(&self) -> std::result::Result<(), String> {
+        let product = |sizes: (usize, usize)| (sizes.0 as u64).checked_mul(sizes.1 as u64);
+        let layer = self.projections().iter().try_fold(0u64, |sum, one| sum.checked_add(product(self.sizes(*one))?));
+        let total = layer
+            .and_then(|layer| layer.checked_mul(self.layers as u64))
+            .and_then(|maps| maps.checked_add(product((2 * self.vocab_size, self.hidden_size))?));
+        match total {
+            Some(total) if total <= MAX_WEIGHTS => Ok(()),
+            total => Err(format!(
+                "its sizes multiply to {} weights; {MAX_WEIGHTS} are the most",
+                total.map_or_else(|| "more than 2^64".into(), |total| total.to_string())
+            )),
+        }
     }
 
     /// Counts the weights.

@@ -176,3 +176,73 @@ fn what_the_decoder_cannot_do_is_refused_by_name() {
     }
     assert!(DecoderConfig::parse("{}").unwrap_err().message().contains("model_type"));
 }
+
+#[test]
+fn every_size_is_refused_by_name_above_its_limit_before_anything_is_made_of_it() {
+    // What a size costs when it is believed: `num_hidden_layers` alone asked for 17 terabytes.
+    let huge = 1_000_000_000_000_u64;
+    let largest = u64::MAX;
+    for name in [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "sliding_window",
+    ] {
+        for value in [huge, largest] {
+            let mut extra = json!({ "num_key_value_heads": null });
+            extra[name] = value.into();
+            let error = parse(extra).unwrap_err();
+            let said = error.message().contains(name) && error.message().contains("is the most");
+            // A size that is no usize at all has its own sentence.
+            assert!(said || error.message().contains("invalid value"), "{name}: {error}");
+        }
+        let mut extra = json!({});
+        extra[name] = 0.into();
+        if name != "sliding_window" {
+            assert!(parse(extra).unwrap_err().message().contains('0'), "{name}");
+        }
+    }
+    for (extra, said) in [
+        (
+            json!({"num_attention_heads": 4096, "num_key_value_heads": 1, "head_dim": 16384}),
+            "num_attention_heads × head_dim is 67108864; 524288 is the most",
+        ),
+        (
+            json!({"num_hidden_layers": 1024, "hidden_size": 131_072, "intermediate_size": 1_048_576, "head_dim": 2}),
+            "its sizes multiply to",
+        ),
+        (json!({"eos_token_id": vec![1; 1025]}), "the number of eos_token_id is 1025; 1024 is the most"),
+        (json!({"architectures": ["MistralForCausalLM"], "sliding_window": 0}), "sliding_window is 0"),
+        (json!({"rope_theta": -1.0}), "rope_theta -1 must be positive"),
+        (json!({"rope_theta": 1e300}), "rope_theta inf must be positive"),
+        (json!({"rms_norm_eps": -1e-5}), "rms_norm_eps"),
+        (json!({"architectures": ["Gemma2ForCausalLM"], "query_pre_attn_scalar": 0.0}), "query_pre_attn_scalar"),
+        (
+            json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": huge}}),
+            "original_max_position_embeddings between 1 and",
+        ),
+    ] {
+        let error = parse(extra).unwrap_err();
+        assert!(error.message().contains(said), "{error}");
+    }
+}
+
+#[test]
+fn a_file_that_is_too_large_or_too_deep_is_refused_and_not_quoted_whole() {
+    let padded = format!("{}{}", minimal(json!({})), " ".repeat(1 << 20));
+    let error = DecoderConfig::parse(&padded).unwrap_err();
+    assert!(error.message().contains("more than the 1048576 bytes"), "{error}");
+    let deep = format!("{}1{}", "{\"a\":".repeat(100_000), "}".repeat(100_000));
+    assert!(DecoderConfig::parse(&deep).unwrap_err().message().contains("recursion limit"));
+    for extra in [json!({"hidden_act": "x".repeat(500_000)}), json!({"vocab_size": "x".repeat(500_000)})] {
+        let error = parse(extra).unwrap_err();
+        assert!(error.message().len() < 1000, "{}", error.message().len());
+    }
+    let unknown = json!({"architectures": ["x".repeat(500_000)]});
+    assert!(parse(unknown).unwrap_err().message().len() < 1500);
+}

@@ -192,7 +192,8 @@ fn prompts(
 ) -> Result<Prompts> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     if !path.is_file() {
-        return Err(Error::validation(format!("cannot read the data file {}: there is no such file", path.display())));
+        return Err(Error::validation(format!("cannot read the data file {name}: there is no such file"))
+            .at(path.display().to_string()));
     }
     let folder = plan.work_dir.join("prepared").join(folder);
     std::fs::create_dir_all(&folder)?;

@@ -167,3 +167,26 @@ fn values_that_are_not_finite_skip_the_step_name_the_record_and_end_the_run_at_l
         assert!(finite(&other) && finite(&run.learner.weights()[0].1), "no weight took up a NaN");
     });
 }
+
+#[test]
+fn a_run_in_which_no_step_was_finite_fails_however_short_it_is() {
+    for steps in [1, 2] {
+        with_run(&LIKE_TORCH, |run| {
+            run.learner.resolved.steps = steps;
+            let poisoned = run.learner.method.trainables()[1].var.clone();
+            poisoned.set(&Tensor::full(f32::NAN, poisoned.shape(), &Device::Cpu).unwrap()).unwrap();
+            let error = crate::train::learner::train(run, &mut (), &StopFlag::default()).unwrap_err();
+            assert_eq!(error.kind(), Kind::Validation);
+            let said = format!("Nothing was learned: in none of the {steps} steps");
+            assert!(error.message().starts_with(&said), "{error}");
+        });
+    }
+    // One finite step is something learned.
+    with_run(&LIKE_TORCH, |run| {
+        run.learner.resolved.steps = 2;
+        step(run);
+        let poisoned = run.learner.method.trainables()[1].var.clone();
+        poisoned.set(&Tensor::full(f32::NAN, poisoned.shape(), &Device::Cpu).unwrap()).unwrap();
+        assert!(crate::train::learner::train(run, &mut (), &StopFlag::default()).unwrap());
+    });
+}

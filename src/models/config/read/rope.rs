@@ -6,6 +6,7 @@ use serde::Deserialize;
 use super::{File, unsupported, wrong};
 use crate::error::Result;
 use crate::models::config::{Architecture, DecoderConfig, RopeScaling};
+use crate::models::limits::MAX_POSITIONS;
 
 /// `rope_scaling` of transformers 4, `rope_parameters` of transformers 5.
 #[derive(Deserialize)]
@@ -60,7 +61,9 @@ impl File {
 
     fn scaling(&self, rope: &Rope, config: &DecoderConfig) -> Result<Option<RopeScaling>> {
         let need = |name: &str, value: Option<f32>| {
-            value.filter(|value| *value > 0.0).ok_or_else(|| wrong(format!("rope scaling needs a positive {name}")))
+            value
+                .filter(|value| *value > 0.0 && value.is_finite())
+                .ok_or_else(|| wrong(format!("rope scaling needs a positive {name}")))
         };
         let kind = match rope.rope_type.as_deref().unwrap_or("default") {
             // What the first releases of Phi-3 called it.
@@ -76,7 +79,12 @@ impl File {
                 high_freq_factor: need("high_freq_factor", rope.high_freq_factor)?,
                 original: rope
                     .original_max_position_embeddings
-                    .ok_or_else(|| wrong("llama3 rope scaling needs original_max_position_embeddings"))?,
+                    .filter(|original| (1..=MAX_POSITIONS).contains(original))
+                    .ok_or_else(|| {
+                        wrong(format!(
+                            "llama3 rope scaling needs original_max_position_embeddings between 1 and {MAX_POSITIONS}"
+                        ))
+                    })?,
             }),
             "longrope" => Some(self.long_rope(rope, config)?),
             other => {
@@ -88,7 +96,9 @@ impl File {
     fn long_rope(&self, rope: &Rope, config: &DecoderConfig) -> Result<RopeScaling> {
         let count = config.rotary_dim() / 2;
         let list = |name: &str, given: &Option<Vec<f32>>| match given {
-            Some(list) if list.len() == count && list.iter().all(|factor| *factor > 0.0) => Ok(list.clone()),
+            Some(list) if list.len() == count && list.iter().all(|factor| *factor > 0.0 && factor.is_finite()) => {
+                Ok(list.clone())
+            }
             _ => Err(wrong(format!("longrope rope scaling needs a {name} of {count} positive numbers"))),
         };
         let phi3 = (config.architecture == Architecture::Phi3).then_some(4096);
@@ -96,8 +106,10 @@ impl File {
         let inside = self.rope_parameters.as_ref().and(rope.original_max_position_embeddings);
         let stated = self.original_max_position_embeddings.or(inside).or(phi3);
         let original = stated.unwrap_or(config.max_positions);
-        if original < 2 {
-            return Err(wrong(format!("original_max_position_embeddings {original} must be at least 2")));
+        if !(2..=MAX_POSITIONS).contains(&original) {
+            return Err(wrong(format!(
+                "original_max_position_embeddings {original} must be between 2 and {MAX_POSITIONS}"
+            )));
         }
         // The ratio of the two lengths, where both are known, goes before the factor.
         let factor = match (stated, rope.factor) {
