@@ -133,7 +133,7 @@ pub fn merge(base: &Path, adapter: &Path, out: &Path, options: &MergeOptions) ->
     let tuned = read_adapter(adapter, &config, &Device::Cpu, false)?;
     check_mergeable(&tuned, &config)?;
     if out.exists() && !out.read_dir().is_ok_and(|mut held| held.next().is_none()) {
-        return Err(Error::validation("The folder for the merged model is there: give one that is not there yet")
+        return Err(Error::validation("The place of the merged model is there: give a folder that is not there yet")
             .at(out.display().to_string()));
     }
     let weights = Weights::open(base)?;

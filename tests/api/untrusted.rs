@@ -53,7 +53,7 @@ fn a_config_json_of_a_trillion_layers_is_refused_by_name_wherever_it_comes_in() 
 fn files_beyond_their_limits_are_refused_by_name() {
     with_app(async |app| {
         let pool = Pool::start(app.service.app.clone()).await.unwrap();
-        let nested = |key: &str| format!("{}1{}", format!("{{\"{key}\":").repeat(100_000), "}".repeat(100_000));
+        let nested = |key: &str| format!("{}1{}", format!("{{\"{key}\":").repeat(20_000), "}".repeat(20_000));
         let large = format!("{{}}{}", " ".repeat(1 << 20));
         let patterns: Value = (0..5000).map(|at| (format!("layers.{at}.q_proj"), json!(1))).collect();
         let heavy: Value = json!({ "((a{100}){100}){100}": 1 });
@@ -111,8 +111,8 @@ fn safetensors_that_lie_about_their_size_are_refused_by_name() {
             app.service.app.objects.put_file(&Uri::parse(&to).unwrap(), &path, &Put::default()).await.unwrap();
             let message = failure(&app, &name, &name).await;
             // Those that are whole lack what the model needs.
-            let expected =
-                if name == "whole" { format!("s3://tuning/{name}/model.safetensors.index.json") } else { to };
+            let sound = ["whole", "empty-overflow"].contains(&name.as_str());
+            let expected = if sound { format!("s3://tuning/{name}/model.safetensors.index.json") } else { to };
             assert!(message.starts_with(&format!("{expected}: ")), "{name}: {message}");
         }
         assert_eq!(invoke(&app, TINY).await.status, 200, "everybody else is served");
@@ -126,16 +126,16 @@ fn imports_fetch_the_shards_that_the_index_names_whatever_they_are_called() {
     with_app(async |app| {
         let pool = Pool::start(app.service.app.clone()).await.unwrap();
         let index = std::fs::read_to_string(fixture("llama/model.safetensors.index.json")).unwrap();
-        let index = index.replace("model-0000", "pytorch model-0000");
+        let index = index.replace("model-0000", "pytorch_model-0000");
         put(&app, "llama", "named", &[("model.safetensors.index.json", Some(&index))]).await;
         for at in 1..=3 {
             let shard = format!("model-0000{at}-of-00003.safetensors");
-            let to = Uri::parse(&format!("s3://tuning/named/pytorch {shard}")).unwrap();
+            let to = Uri::parse(&format!("s3://tuning/named/pytorch_{shard}")).unwrap();
             if at == 3 {
                 let message = failure(&app, "lacking", "named").await;
                 assert_eq!(
                     message,
-                    format!("s3://tuning/named/pytorch {shard} is missing: model.safetensors.index.json names it")
+                    format!("s3://tuning/named/pytorch_{shard} is missing: model.safetensors.index.json names it")
                 );
             }
             app.service.app.objects.put_file(&to, &fixture("llama").join(&shard), &Put::default()).await.unwrap();

@@ -202,10 +202,10 @@ impl File {
                 )));
             }
         };
+        at_most("head_dim", head_dim, limits::MAX_HEAD_DIM).map_err(wrong)?;
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(wrong(format!("head_dim {head_dim} must be even and positive")));
         }
-        at_most("head_dim", head_dim, limits::MAX_HEAD_DIM).map_err(wrong)?;
         at_most("num_attention_heads × head_dim", heads * head_dim, limits::MAX_ATTENTION_WIDTH).map_err(wrong)?;
         let gemma = architecture.is_gemma();
         let rotated = self.rotated(architecture)?;
