@@ -397,6 +397,24 @@ fn origin() -> HashMap<String, String> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_file_has_the_bytes_that_the_formats_own_library_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensor = |values: &[f32]| Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap();
+        let outgoing = || {
+            vec![
+                ("z".to_string(), Outgoing::tensor(&tensor(&[1.0, 2.0])).unwrap()),
+                ("b".to_string(), Outgoing::bytes(vec![1, 2, 3].into(), vec![3])),
+                ("a".to_string(), Outgoing::tensor(&tensor(&[-0.5])).unwrap()),
+                ("h".to_string(), Outgoing::rounded(&tensor(&[3.0]), Precision::Bf16).unwrap()),
+            ]
+        };
+        let path = dir.path().join("own.safetensors");
+        save(&path, outgoing()).unwrap();
+        let library = safetensors::tensor::serialize(outgoing(), Some(origin())).unwrap();
+        assert!(std::fs::read(&path).unwrap() == library);
+    }
+
     fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
         Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
     }

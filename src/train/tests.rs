@@ -1,5 +1,6 @@
 //! Whole runs on a tiny model: what comes out, and what is said when nothing can.
 
+mod disk;
 mod methods;
 pub(super) mod out_of_memory;
 mod precision;
