@@ -12,8 +12,9 @@ use crate::support::process::{ACCESS_KEY, BEARER_KEY, SECRET_KEY, Serve};
 
 #[test]
 fn nothing_that_the_program_creates_is_open_to_other_users() {
+    // It has a runtime of its own.
+    let serve = Serve::start();
     crate::jobs::database::block_on(async {
-        let serve = Serve::start();
         let objects = Objects::new(&Endpoint {
             url: serve.s3().to_string(),
             access_key: ACCESS_KEY.into(),
@@ -43,8 +44,9 @@ fn expect_closed(path: &Path, seen: &mut u32) {
 
 #[test]
 fn a_member_name_with_a_newline_makes_no_line_of_its_own_in_the_log() {
+    // It has a runtime of its own.
+    let serve = Serve::start();
     crate::jobs::database::block_on(async {
-        let serve = Serve::start();
         let headers = [("authorization".to_string(), format!("Bearer {BEARER_KEY}"))];
         let body = r#"{"hyperParameters":{"x\nINFO fake":null}}"#;
         let reply = http::send(serve.address(), "POST", "/model-customization-jobs", &headers, body.as_bytes()).await;
@@ -120,8 +122,9 @@ fn a_first_start_says_where_its_keys_are_and_never_what_they_are() {
 
 #[test]
 fn a_worker_makes_no_root_keys() {
+    // It has a runtime of its own.
+    let store = Serve::start();
     crate::jobs::database::block_on(async {
-        let store = Serve::start();
         let address = store.s3().strip_prefix("http://").unwrap().to_string();
         let folder = tempfile::tempdir().unwrap();
         let database = format!("sqlite://{}", folder.path().join("shared.db").display());

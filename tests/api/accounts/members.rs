@@ -78,8 +78,8 @@ fn no_member_of_any_operation_reaches_into_another_accounts_storage_or_tells_wha
     let Some(members) = members() else { return };
     with_app(async |app| {
         app.upload("s3://tuning/train.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n").await;
-        app.upload("s3://tuning/model/config.json", "secret-5678").await;
-        app.upload("s3://tuning/secret.json", "secret-1234").await;
+        app.upload("s3://tuning/model/config.json", "planted-5678").await;
+        app.upload("s3://tuning/secret.json", "planted-1234").await;
         let pair = app.stranger().await;
         own_bucket(&app, &pair).await;
         let served = served();
@@ -112,7 +112,7 @@ fn no_member_of_any_operation_reaches_into_another_accounts_storage_or_tells_wha
                 }
                 let reply = app.call_as(&pair, "POST", &target, Some(&body)).await;
                 assert!((400..500).contains(&reply.status), "{what} {uri}: {} {}", reply.status, reply.text());
-                assert!(!reply.text().contains("secret"), "{what} {uri}: {}", reply.text());
+                assert!(!reply.text().contains("planted"), "{what} {uri}: {}", reply.text());
                 let (bucket, key) = uri.strip_prefix("s3://").unwrap().split_once('/').unwrap();
                 let said = reply.text().replace(bucket, "BUCKET").replace(key, "KEY");
                 (reply.status, reply.error().to_string(), said)

@@ -26,8 +26,8 @@ impl Things {
     /// Names of the same form that nothing has.
     fn absent(&self) -> Self {
         let absent = |pair: &[String; 2]| {
-            let [arn, _] = pair;
-            [format!("{}absentabsent", &arn[..arn.len() - 12]), "nothing-of-that-name".to_string()]
+            let [arn, name] = pair;
+            [format!("{}absentabsent", &arn[..arn.len() - 12]), name.chars().rev().collect()]
         };
         Self {
             job: absent(&self.job),
