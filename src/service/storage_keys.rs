@@ -88,15 +88,15 @@ mod tests {
             Limited::from(Policy { read_only, operations: list(operations), buckets: list(buckets) })
         };
         for (limits, place, writes, allowed) in [
-            (policy(true, &[], &[]), "s3://b/a", false, true),
-            (policy(true, &[], &[]), "s3://b/a", true, false),
+            (policy(true, &[], &[]), "s3://data/a", false, true),
+            (policy(true, &[], &[]), "s3://data/a", true, false),
             (policy(true, &[], &[]), "s3://", false, true),
-            (policy(false, &[], &["s3://b/in"]), "s3://b/in/a", true, true),
-            (policy(false, &[], &["s3://b/in"]), "s3://b/input", false, false),
-            (policy(false, &[], &["s3://b/in"]), "s3://b/", false, false),
-            (policy(false, &[], &["s3://b/in"]), "s3://", false, false),
-            (policy(false, &["InvokeModel"], &[]), "s3://b/a", false, false),
-            (policy(false, &[], &["rubbish"]), "s3://b/a", false, false),
+            (policy(false, &[], &["s3://data/in"]), "s3://data/in/a", true, true),
+            (policy(false, &[], &["s3://data/in"]), "s3://data/input", false, false),
+            (policy(false, &[], &["s3://data/in"]), "s3://data/", false, false),
+            (policy(false, &[], &["s3://data/in"]), "s3://", false, false),
+            (policy(false, &["InvokeModel"], &[]), "s3://data/a", false, false),
+            (policy(false, &[], &["rubbish"]), "s3://data/a", false, false),
         ] {
             assert_eq!(limits.allow(place, writes), allowed, "{place} {writes}");
         }
