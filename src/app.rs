@@ -4,26 +4,32 @@
 pub mod artifact;
 pub mod deployments;
 pub mod door;
+pub mod heap;
 pub(crate) mod layout;
 pub mod model_cache;
 pub mod models;
 pub mod preview;
+pub mod readiness;
 pub mod rounds;
+pub mod supervision;
 pub mod walls;
 
 use std::fmt;
 use std::sync::Arc;
 
 use candle_core::Device;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::door::Door;
 use self::model_cache::ModelCache;
 use self::preview::Previews;
+use self::readiness::Readiness;
+use self::supervision::Parts;
 use self::walls::Walls;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Budgets, ByteSize, Config};
 use crate::infer::{Capacity, Engine, Limits};
 use crate::models::Registry;
 use crate::objects::{Objects, Wall};
@@ -52,26 +58,37 @@ pub struct App {
     pub door: Door,
     /// What was fetched from object storage to be served.
     pub model_cache: Arc<ModelCache>,
+    /// Permits to count tokens, which keeps a core busy.
+    pub counting: Arc<Semaphore>,
     /// The checkpoints of running jobs that were asked.
     pub previews: Previews,
     /// Rung when a job or a model to bring in was accepted, so that a worker of the same process takes it at once.
     pub job_accepted: Notify,
     /// Rung when a deployment was accepted or changed, so that this process makes it ready at once.
     pub deployment_accepted: Notify,
+    /// The supervised parts of this process.
+    pub parts: Parts,
+    /// What `/readyz` said last.
+    pub readiness: Readiness,
+    /// Cancelled shortly before a stopping process ends: answers under way say so and end.
+    pub closing: CancellationToken,
 }
 
 impl App {
     /// The parts that are opened from outside; the rest is made here.
-    pub fn new(config: Config, clock: Clock, db: Db, objects: Objects, registry: Registry) -> Self {
+    pub fn new(config: Config, budgets: &Budgets, clock: Clock, db: Db, objects: Objects, registry: Registry) -> Self {
         let quantized = Some(config.quantized());
-        let job_memory = config.job_memory().ok();
         let serving = &config.serving;
-        let door = Door::new(serving.answers);
         let embedded = config.s3_endpoint.is_none().then(|| objects.clone());
         let walls = Arc::new(Walls::new(db.clone(), &config.account_id, embedded));
-        let limits = Limits { sequences: serving.sequences, cache: serving.cache_memory.0 };
-        let capacity = Capacity { bases: serving.base_bytes(), adapters: serving.adapter_memory.0, limits };
         let model_cache = Arc::new(ModelCache::new(config.cache(), config.cache_bytes(), clock.clone()));
+        let (door, counting) = (Door::new(serving.answers), Arc::new(Semaphore::new(serving.counts())));
+        let limits = Limits { sequences: serving.sequences, cache: budgets.cache };
+        let capacity = Capacity { bases: budgets.bases, adapters: budgets.adapters, limits };
+        // A process that does not train knows nothing of the machines that do, unless it is told.
+        let told = config.memory.memory.map(|ByteSize(bytes)| bytes);
+        let training = if budgets.training > 0 { Some(budgets.training) } else { told };
+        let job_memory = training.map(|bytes| bytes / config.slots());
         Self {
             job_memory,
             model_cache,
@@ -83,9 +100,13 @@ impl App {
             registry,
             engine: Arc::new(Engine::new(Device::Cpu, capacity, quantized)),
             door,
+            counting,
             previews: Previews::default(),
             job_accepted: Notify::new(),
             deployment_accepted: Notify::new(),
+            parts: Parts::default(),
+            readiness: Readiness::default(),
+            closing: CancellationToken::new(),
         }
     }
 

@@ -3,10 +3,12 @@
 //! [`Config::checked`]; nothing else in the crate looks at the environment.
 
 mod accounts;
+mod budgets;
 mod data_dir;
 mod inspection;
 mod memory;
 mod prefix;
+mod redact;
 mod roles;
 mod serving;
 
@@ -16,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use accounts::{Accounts, ListedAccount, is_account_id};
+pub use budgets::Budgets;
 pub use inspection::InspectionSettings;
 pub use memory::{ByteSize, MemorySettings};
 pub use prefix::Prefix;
@@ -106,6 +109,11 @@ pub struct Config {
     /// 100GiB; three tenths of its disk when absent
     #[arg(long, env = "TUNESMITH_CACHE_SIZE", value_name = "SIZE")]
     pub cache_size: Option<ByteSize>,
+
+    /// Bucket in which the start and `doctor` write, read and remove an object below `.tunesmith/probe/`; without one
+    /// they only ask whether the object store knows the key
+    #[arg(long, env = "TUNESMITH_PROBE_BUCKET")]
+    pub probe_bucket: Option<String>,
 
     /// Address of the embedded S3 server
     #[arg(long, env = "TUNESMITH_S3_LISTEN", default_value = "127.0.0.1:9000")]
@@ -201,6 +209,10 @@ pub struct Config {
     /// How long a stopping process waits for a checkpoint and for requests in flight, in seconds
     #[arg(long, env = "TUNESMITH_GRACE_SECONDS", default_value_t = 30)]
     pub grace_seconds: u64,
+
+    /// How long a client may take nothing of a reply that waits for it before the reply is cut off, in seconds
+    #[arg(long, env = "TUNESMITH_STALL_SECONDS", default_value_t = 30)]
+    pub stall_seconds: u64,
 }
 
 impl Config {
@@ -251,6 +263,9 @@ impl Config {
             return wrong("TUNESMITH_LAMBDA_TIMEOUT_SECONDS must be at least 1".into());
         }
         self.serving.check()?;
+        if self.stall_seconds == 0 {
+            return wrong("TUNESMITH_STALL_SECONDS must be at least 1: no reply could be read".into());
+        }
         if self.lease_seconds < 4 {
             return wrong("TUNESMITH_LEASE_SECONDS must be at least 4".into());
         }
@@ -265,12 +280,14 @@ impl Config {
         }
     }
 
-    /// Bytes that one job may take: what training may take, shared among the trainer slots.
-    ///
-    /// # Errors
-    /// As [`MemorySettings::bytes`].
-    pub fn job_memory(&self) -> Result<u64> {
-        Ok(self.memory.bytes()? / self.devices.split(',').count().max(1) as u64)
+    /// The database's URL without its secrets, for messages.
+    pub fn shown_database(&self) -> String {
+        redact::redacted(&self.database())
+    }
+
+    /// Trainer slots, each of which works on one job at a time.
+    pub fn slots(&self) -> u64 {
+        self.devices.split(',').count().max(1) as u64
     }
 
     /// Where everything is kept that can be fetched or made again.
@@ -301,6 +318,11 @@ impl Config {
     /// The lease a worker holds on a job.
     pub fn lease(&self) -> Duration {
         Duration::from_secs(self.lease_seconds)
+    }
+
+    /// How long a client may take nothing of a reply.
+    pub fn stall(&self) -> Duration {
+        Duration::from_secs(self.stall_seconds)
     }
 
     /// How long a stopping process waits.

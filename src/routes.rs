@@ -8,6 +8,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use bytes::Bytes;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -59,7 +60,8 @@ pub fn document() -> OpenApi {
 pub fn router(app: Arc<App>) -> Router {
     let (operations, document) = operations().split_for_parts();
     let gate = Arc::new(Gate::new(Arc::clone(&app), Operations::of(&document)));
-    let document: Arc<str> = openapi::text(&openapi::with_errors(document)).into();
+    // One copy in memory, however many read it.
+    let document = Bytes::from(openapi::text(&openapi::with_errors(document)));
     let router = operations
         .fallback(unknown)
         .method_not_allowed_fallback(other_method)
@@ -68,7 +70,7 @@ pub fn router(app: Arc<App>) -> Router {
             Router::new()
                 .route("/healthz", get(health::healthz))
                 .route("/readyz", get(health::readyz))
-                .route("/openapi.json", get(|| async move { json(&document) }))
+                .route("/openapi.json", get(|| async move { json(document) }))
                 .merge(docs::page()),
         )
         .layer(from_fn_with_state(Arc::clone(&app), identify))
@@ -90,6 +92,6 @@ async fn other_method() -> impl IntoResponse {
     reply::refuse(StatusCode::METHOD_NOT_ALLOWED, "UnknownOperationException", message)
 }
 
-fn json(text: &str) -> impl IntoResponse + use<> {
-    ([(header::CONTENT_TYPE, "application/json")], text.to_string())
+fn json(text: Bytes) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], text)
 }

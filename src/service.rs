@@ -1,6 +1,7 @@
 //! Starts everything in the order in which one thing needs the other (database, first keys, object store,
 //! base models, API, workers), and ends it in the reverse order on SIGTERM or Ctrl-C.
 
+pub mod checks;
 mod storage_keys;
 
 use std::net::SocketAddr;
@@ -12,12 +13,13 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
+use tracing::{debug, error, info, warn};
 
+use self::checks::{Check, Verdict};
 use self::storage_keys::{SERVICE_KEY, StorageKeys, service_secret};
 use crate::app::{App, deployments, rounds};
 use crate::clock::Clock;
-use crate::config::{Config, Role, Secret};
+use crate::config::{Budgets, Config, Role, Secret};
 use crate::durable;
 use crate::error::{Error, Result};
 use crate::http::credentials::{self, RootKeys};
@@ -30,8 +32,11 @@ use crate::store::Db;
 use crate::store::accounts::{self, Assignment, Source};
 use crate::worker::Pool;
 
-/// How long the embedded object store waits for requests in flight, after everything of ours has ended.
-const LAST_OBJECTS: Duration = Duration::from_secs(2);
+/// The end of the grace period that is left to the object store and the database, and how much of a short one.
+const LAST: Duration = Duration::from_secs(3);
+const LAST_PART: u32 = 4;
+/// How long before the API is cut off answers under way are told to end.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// A running service.
 pub struct Service {
@@ -60,31 +65,35 @@ impl Service {
         config.open_data_dir()?;
         #[cfg(feature = "fault-points")]
         crate::fault_points::open(config.fault_points.as_ref());
+        checks::local(&config, role).iter().try_for_each(reported)?;
+        let budgets = Budgets::of(&config, role)?;
         let clock = Clock::system();
-        let db = Db::connect(config.database().expose()).await?;
+        let db = Db::connect(config.database().expose()).await.map_err(|error| no_database(&config, error))?;
+        reported(&checks::schema(&config, &db).await)?;
         db.migrate().await?;
         let keys = if role == Role::Worker { None } else { first_of_the_api(&config, &clock, &db).await? };
         let secret = service_secret(&db, &clock).await?;
         let embedded = embedded_store(&config, role, &db, &clock, &secret).await?;
-        let objects = Objects::new(&endpoint(&config, &secret, embedded.as_ref()));
+        let endpoint = endpoint(&config, &secret, embedded.as_ref());
+        let objects = Objects::new(&endpoint);
+        reported(&checks::object_store(&objects, &endpoint.url, config.probe_bucket.as_deref()).await)?;
         let registry = Registry::open(&model_folders(&config)?)?;
-        let mut app = App::new(config, clock, db, objects, registry);
-        if role == Role::Api && app.config.memory.memory.is_none() {
-            // Jobs run on other machines, of which this one knows nothing.
-            app.job_memory = None;
-        }
-        let app = Arc::new(app);
+        let app = Arc::new(App::new(config, &budgets, clock, db, objects, registry));
 
         let (stop, stopping) = watch::channel(false);
         let (mut api, mut server, mut beside) = (None, None, Vec::new());
         if role != Role::Worker {
             let listener = listen(app.config.listen).await?;
             api = Some(listener.local_addr()?);
-            let limits = Limits { grace: app.config.grace(), ..Limits::default() };
+            let grace = Ending::within(app.config.grace()).work;
+            let limits = Limits { grace, stall: app.config.stall(), ..Limits::default() };
             // Before the first request may take a place that is kept.
             app.door.refresh(&app.db).await?;
-            beside.push(tokio::spawn(deployments::make_ready(app.clone(), stopping.clone())));
-            beside.push(tokio::spawn(rounds::run(app.clone(), stopping.clone())));
+            let (of, stop) = (app.clone(), stopping.clone());
+            beside
+                .push(part(&app, "deployments", &stopping, move || deployments::make_ready(of.clone(), stop.clone())));
+            let (of, stop) = (app.clone(), stopping.clone());
+            beside.push(part(&app, "periodic tasks", &stopping, move || rounds::run(of.clone(), stop.clone())));
             server = Some(tokio::spawn(serve(listener, routes::router(app.clone()), limits, told(stopping))));
         }
         let pool = if role == Role::Api { None } else { Some(Pool::start(app.clone()).await?) };
@@ -98,10 +107,10 @@ impl Service {
     }
 
     /// Takes nothing new, answers what is in flight, keeps a checkpoint of every running job and gives it
-    /// back; then closes the object store and the database. Ends within the grace period in any case:
-    /// what is not given back by then is taken up again when its lease has run out.
+    /// back; then closes the object store and the database. Ends within the grace period in any case: answers that
+    /// would take longer say so, and jobs that would are given back as they are.
     pub async fn stop(self) {
-        let grace = self.app.config.grace();
+        let ending = Ending::within(self.app.config.grace());
         // Nobody listening means that there is no server to stop.
         let _ = self.stop.send(true);
         let server = async {
@@ -113,28 +122,105 @@ impl Service {
         };
         let pool = async {
             if let Some(pool) = self.pool {
-                pool.drain().await;
+                pool.drain_within(ending.answers).await;
             }
         };
-        let drained = tokio::time::timeout(grace, async { tokio::join!(server, pool) }).await;
-        if drained.is_err() {
-            warn!(grace_s = grace.as_secs(), "the grace period is over: unfinished work is left to its leases");
+        let closing = async {
+            tokio::time::sleep(ending.answers).await;
+            self.app.closing.cancel();
+            std::future::pending::<()>().await;
+        };
+        let drained = async {
+            tokio::select! {
+                _ = async { tokio::join!(server, pool) } => {}
+                () = closing => {}
+            }
+        };
+        if tokio::time::timeout(ending.work, drained).await.is_err() {
+            warn!(grace_s = ending.work.as_secs(), "the grace period is over: unfinished work is left to its leases");
         }
         if let Some(embedded) = self.embedded {
-            embedded.stop(LAST_OBJECTS).await;
+            embedded.stop(ending.last * 2 / 3).await;
         }
-        self.app.db.close().await;
+        if tokio::time::timeout(ending.last / 3, self.app.db.close()).await.is_err() {
+            warn!("the database was not closed in time: what it was asked is left to it");
+        }
         info!("service stopped");
     }
+
+    /// Ends when the API has stopped answering although nobody told it to.
+    async fn broken(&mut self) {
+        match &mut self.server {
+            Some(server) => drop(server.await),
+            None => std::future::pending().await,
+        }
+        self.server = None;
+    }
+}
+
+/// Writes what was found to the log, and refuses to start with what no waiting mends.
+fn reported(check: &Check) -> Result<()> {
+    match check.verdict {
+        Verdict::Ok => debug!("{}", check.sentence()),
+        Verdict::Fail if check.lasting => return Err(Error::validation(check.sentence())),
+        _ => warn!("{}", check.sentence()),
+    }
+    Ok(())
+}
+
+/// A start without a database, with its name and what to do.
+fn no_database(config: &Config, error: Error) -> Error {
+    Error::new(error.kind(), checks::unreachable(config, &error).sentence()).because(error)
+}
+
+/// How the grace period is spent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ending {
+    /// Until answers and jobs under way are told that they cannot go on.
+    answers: Duration,
+    /// Until everything that works is cut off.
+    work: Duration,
+    /// What is left then.
+    last: Duration,
+}
+
+impl Ending {
+    fn within(grace: Duration) -> Self {
+        let last = LAST.min(grace / LAST_PART);
+        let work = grace - last;
+        Self { answers: work - CLOSING.min(work / LAST_PART), work, last }
+    }
+}
+
+/// Starts a supervised part of the process.
+fn part<F: Future<Output = ()> + Send + 'static>(
+    app: &Arc<App>,
+    name: &'static str,
+    stopping: &watch::Receiver<bool>,
+    work: impl Fn() -> F + Send + Sync + 'static,
+) -> JoinHandle<()> {
+    let (parts, stopping) = (app.parts.clone(), stopping.clone());
+    tokio::spawn(async move { parts.supervise(name, stopping, work).await })
 }
 
 /// Runs the service until SIGTERM or Ctrl-C. Once it is ready, the addresses it is bound to are written
 /// to `ready_file`, when asked for, as `{"listen": "127.0.0.1:8080", "s3": "127.0.0.1:9000"}`.
+///
+/// # Errors
+/// Those of [`Service::start`], and `Internal` when the API stops answering without having been told to.
 pub async fn run(config: Config, role: Role, ready_file: Option<PathBuf>) -> Result<()> {
     // Installed first: a signal that arrives during the start is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let service = Service::start(config, role).await?;
+    let started = tokio::select! {
+        started = Service::start(config, role) => Some(started?),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    let Some(mut service) = started else {
+        info!("told to end during the start");
+        return Ok(());
+    };
     if let Some(path) = ready_file {
         let ready = serde_json::json!({
             "listen": service.api.map(|address| address.to_string()),
@@ -143,16 +229,34 @@ pub async fn run(config: Config, role: Role, ready_file: Option<PathBuf>) -> Res
         durable::replace(&path, ready.to_string())?;
     }
     announce(&service);
+    let mut outcome = Ok(());
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: draining"),
         _ = interrupt.recv() => info!("interrupted: draining"),
+        () = service.broken() => {
+            error!("the API has stopped answering: the process ends, so that it is started again");
+            outcome = Err(Error::internal(anyhow::anyhow!("the API's accept loop ended")));
+        }
     }
+    end_after(service.app.config.grace());
     tokio::select! {
         () = service.stop() => {}
         // A second Ctrl-C means now.
         _ = interrupt.recv() => warn!("interrupted again: unfinished work is left to its leases"),
     }
-    Ok(())
+    outcome
+}
+
+/// Ends the process when the grace period is over, whatever its other threads are busy with.
+fn end_after(grace: Duration) {
+    let watchdog = std::thread::Builder::new().name("watchdog".into()).spawn(move || {
+        std::thread::sleep(grace);
+        warn!("the grace period is over: the process ends now, and unfinished work is left to its leases");
+        std::process::exit(0);
+    });
+    if let Err(cause) = watchdog {
+        warn!("the grace period is not enforced: {cause}");
+    }
 }
 
 /// Says on standard output where the service is and, at the first start, where its keys lie. The keys themselves are
@@ -252,4 +356,21 @@ async fn listen(address: SocketAddr) -> Result<TcpListener> {
 /// Ends when the service is told to stop, or is dropped.
 async fn told(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_grace_period_is_spent_in_order_and_never_exceeded() {
+        for seconds in [0, 1, 2, 5, 30, 600] {
+            let grace = Duration::from_secs(seconds);
+            let ending = Ending::within(grace);
+            assert!(ending.answers <= ending.work, "{ending:?}");
+            assert_eq!(ending.work + ending.last, grace, "{ending:?}");
+        }
+        let usual = Ending::within(Duration::from_secs(30));
+        assert_eq!((usual.answers.as_secs(), usual.work.as_secs(), usual.last.as_secs()), (26, 27, 3));
+    }
 }

@@ -44,6 +44,8 @@ pub struct Door {
 #[derive(Debug, Default)]
 struct Inside {
     on_demand: usize,
+    /// All that ever came in.
+    admitted: u64,
     /// By the id of the throughput; none that is empty.
     provisioned: HashMap<String, usize>,
 }
@@ -81,6 +83,11 @@ impl Door {
         inside.on_demand + inside.provisioned.values().sum::<usize>()
     }
 
+    /// Answers begun so far, those that have ended included.
+    pub fn admitted(&self) -> u64 {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner).admitted
+    }
+
     /// A place until it is dropped; `None` when there is none for this pass. Places that are given back, because units
     /// were deleted, are there for the next who comes.
     pub fn enter(&self, pass: &Pass) -> Option<Place> {
@@ -103,6 +110,7 @@ impl Door {
                 Some(throughput.clone())
             }
         };
+        inside.admitted += 1;
         Some(Place { inside: Arc::clone(&self.inside), throughput })
     }
 }

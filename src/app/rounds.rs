@@ -1,5 +1,6 @@
 //! What a process of the API looks at again and again beside answering, because other processes change it: how many
-//! places provisioned throughput keeps, and which jobs whose checkpoints were asked have ended.
+//! places provisioned throughput keeps, and which jobs whose checkpoints were asked have ended. And once answers have
+//! been given, their memory goes back to the system.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,17 +9,20 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::warn;
 
-use super::{App, artifact, preview};
+use super::{App, artifact, heap, preview};
 
 /// How often it is asked what is kept.
 const UNITS: Duration = Duration::from_secs(1);
 /// How often checkpoints are looked for that nobody can ask any more.
 const SWEEP: Duration = Duration::from_secs(30);
+/// How often it is asked whether answers were given since, and none is under way.
+const HEAP: Duration = Duration::from_secs(10);
 
 /// Goes round until the process is told to stop.
 pub async fn run(app: Arc<App>, stopping: watch::Receiver<bool>) {
     let (mut units, mut sweeps) = (Turns::every(UNITS, &stopping), Turns::every(SWEEP, &stopping));
     let mut bounded = Turns::every(SWEEP, &stopping);
+    let mut heaps = Turns::every(HEAP, &stopping);
     let units = async {
         while units.next().await {
             app.units_changed().await;
@@ -39,8 +43,19 @@ pub async fn run(app: Arc<App>, stopping: watch::Receiver<bool>) {
             }
         }
     };
-    // Neither waits for the other.
-    tokio::join!(units, sweeps, bounds);
+    let heaps = async {
+        let mut given_back = app.door.admitted();
+        while heaps.next().await {
+            let admitted = app.door.admitted();
+            if admitted != given_back && app.door.under_way() == 0 {
+                given_back = admitted;
+                // A panic there would be the allocator's.
+                let _ = tokio::task::spawn_blocking(heap::give_back).await;
+            }
+        }
+    };
+    // None waits for another.
+    tokio::join!(units, sweeps, bounds, heaps);
 }
 
 /// Turns of one kind, until the process is told to stop.

@@ -94,6 +94,7 @@ impl Demo {
             s3_access_key: None,
             s3_secret_key: None,
             cache_size: None,
+            probe_bucket: None,
             s3_listen: free(self.s3_listen)?,
             s3_domain: Vec::new(),
             cors_origins: Vec::new(),
@@ -115,6 +116,7 @@ impl Demo {
             lambda_timeout_seconds: 120,
             lease_seconds: 60,
             grace_seconds: 30,
+            stall_seconds: 30,
         }
         .checked()
     }

@@ -4,6 +4,7 @@
 mod accounts;
 mod bench;
 mod demo;
+mod doctor;
 mod estimate;
 mod inspect;
 mod job;
@@ -42,6 +43,8 @@ enum Command {
     Worker(serve::Worker),
     /// Bring the database's schema up to this version and exit
     Migrate(migrate::Migrate),
+    /// Check what the service stands on: database, object store, folders, devices, memory; exit code 1 when one fails
+    Doctor(doctor::Doctor),
     /// Train from a job file on this machine, without the service
     Train(train::Args),
     /// Measure how fast this machine trains
@@ -70,7 +73,12 @@ pub fn main() -> ExitCode {
     rest_between_operations();
     let Cli { command, logging } = Cli::parse();
     // A progress bar and log lines do not share a terminal well.
-    logging.start(if matches!(command, Command::Demo(_)) { "warn" } else { "info" });
+    logging.start(match command {
+        Command::Demo(_) => "warn",
+        // Its table says everything, and stays one.
+        Command::Doctor(_) => "off",
+        _ => "info",
+    });
     if command.keeps_data() {
         create_files_for_the_owner_only();
     }
@@ -110,17 +118,18 @@ fn create_files_for_the_owner_only() {
 impl Command {
     /// Whether the command writes into the service's data folder, rather than files that its user asked for.
     fn keeps_data(&self) -> bool {
-        use Command::{Accounts, Demo, Keys, Migrate, Serve, Worker};
-        matches!(self, Demo(_) | Serve(_) | Worker(_) | Migrate(_) | Keys(_) | Accounts(_))
+        use Command::{Accounts, Demo, Doctor, Keys, Migrate, Serve, Worker};
+        matches!(self, Demo(_) | Doctor(_) | Serve(_) | Worker(_) | Migrate(_) | Keys(_) | Accounts(_))
     }
 }
 
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo(demo) => block_on(demo.run()),
-        Command::Serve(serve) => block_on(serve.run()),
-        Command::Worker(worker) => block_on(worker.run()),
+        Command::Serve(serve) => block_on_with(serve.blocking_threads(), serve.run()),
+        Command::Worker(worker) => block_on_with(worker.blocking_threads(), worker.run()),
         Command::Migrate(migrate) => block_on(migrate.run()),
+        Command::Doctor(doctor) => block_on(doctor.run()),
         Command::Train(args) => train::run(&args),
         Command::Bench(bench) => bench.run(),
         Command::Estimate(args) => estimate::run(&args),
@@ -141,8 +150,22 @@ fn hyper_parameter(text: &str) -> std::result::Result<(String, String), String> 
     Ok((name.to_string(), value.to_string()))
 }
 
+/// Threads that may block, for files and the embedded stores: what the runtime has by itself.
+const BLOCKING_THREADS: usize = 512;
+
 fn block_on(work: impl Future<Output = Result<()>>) -> Result<()> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    block_on_with(0, work)
+}
+
+/// Runs `work` with so many threads more that may block. Answers take theirs for as long as they last, and must leave
+/// enough for files and for the embedded stores.
+fn block_on_with(more: usize, work: impl Future<Output = Result<()>>) -> Result<()> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.enable_all().max_blocking_threads(BLOCKING_THREADS.saturating_add(more)).build()?;
+    let ended = runtime.block_on(work);
+    // A thread that blocks cannot be told to end: it ends with the process, which does not wait for it.
+    runtime.shutdown_background();
+    ended
 }
 
 #[cfg(test)]

@@ -31,12 +31,22 @@ pub(super) struct Worker {
 }
 
 impl Serve {
+    /// Threads that answers may take.
+    pub(super) fn blocking_threads(&self) -> usize {
+        self.config.serving.blocking_threads()
+    }
+
     pub(super) async fn run(self) -> Result<()> {
         service::run(self.config.checked()?, self.role, self.ready_file).await
     }
 }
 
 impl Worker {
+    /// As [`Serve::blocking_threads`].
+    pub(super) fn blocking_threads(&self) -> usize {
+        self.config.serving.blocking_threads()
+    }
+
     pub(super) async fn run(self) -> Result<()> {
         service::run(self.config.checked()?, Role::Worker, self.ready_file).await
     }

@@ -16,19 +16,29 @@ pub const MAX_DEPTH: usize = 64;
 /// A quoted value longer than this is cut.
 const QUOTED_CHARS: usize = 256;
 
-/// Refuses a body whose objects and arrays are nested too deep. It walks the bytes once and keeps a
-/// counter, so that no depth is a risk to it; whether they are JSON at all is for [`parse`] to say.
-pub fn check_depth(body: &[u8]) -> Result<()> {
-    let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
+/// How many values a body may hold: each takes far more memory than the two bytes that it may be written in.
+pub const MAX_VALUES: usize = 200_000;
+
+/// Refuses a body whose objects and arrays are nested too deep, or that holds too many values, and gives a bound of
+/// their number. It walks the bytes once and keeps counters, so that no depth is a risk to it; whether they are JSON
+/// at all is for [`parse`] to say.
+pub fn check_form(body: &[u8]) -> Result<usize> {
+    let (mut depth, mut quoted, mut escaped, mut values) = (0_usize, false, false, 1_usize);
     for &byte in body {
         match byte {
             _ if escaped => escaped = false,
             b'\\' if quoted => escaped = true,
             b'"' => quoted = !quoted,
             _ if quoted => {}
-            b'{' | b'[' => depth += 1,
+            b'{' | b'[' => (depth, values) = (depth + 1, values + 1),
             b'}' | b']' => depth = depth.saturating_sub(1),
+            b',' => values += 1,
             _ => {}
+        }
+        if values > MAX_VALUES {
+            return Err(Error::validation(format!(
+                "The request body holds more than {MAX_VALUES} values: send fewer or longer ones"
+            )));
         }
         if depth > MAX_DEPTH {
             return Err(Error::validation(format!(
@@ -37,7 +47,7 @@ pub fn check_depth(body: &[u8]) -> Result<()> {
             )));
         }
     }
-    Ok(())
+    Ok(values)
 }
 
 /// Reads the JSON object sent by a caller; an empty body is `{}`.
@@ -225,11 +235,21 @@ mod tests {
     #[test]
     fn sixty_four_levels_are_taken_and_sixty_five_are_not_whatever_stands_in_strings() {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-        check_depth(nested(64).as_bytes()).unwrap();
-        assert!(check_depth(nested(65).as_bytes()).unwrap_err().message().contains("64 levels"));
-        check_depth(format!("\"\\\"{}\"", "[".repeat(100)).as_bytes()).unwrap();
-        check_depth("{\"a\":[]},".repeat(1000).as_bytes()).unwrap();
-        assert!(check_depth("{\"a\":".repeat(1_000_000).as_bytes()).is_err());
+        check_form(nested(64).as_bytes()).unwrap();
+        assert!(check_form(nested(65).as_bytes()).unwrap_err().message().contains("64 levels"));
+        check_form(format!("\"\\\"{}\"", "[".repeat(100)).as_bytes()).unwrap();
+        check_form("{\"a\":[]},".repeat(1000).as_bytes()).unwrap();
+        assert!(check_form("{\"a\":".repeat(1_000_000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_body_of_many_small_values_is_refused_and_one_of_long_text_is_not() {
+        let many = |values: usize| format!("[{}0]", "0,".repeat(values - 2));
+        assert_eq!(check_form(many(1000).as_bytes()).unwrap(), 1000);
+        check_form(many(MAX_VALUES).as_bytes()).unwrap();
+        assert!(check_form(many(MAX_VALUES + 1).as_bytes()).unwrap_err().message().contains("200000 values"));
+        let text = format!("{{\"prompt\": \"{}\"}}", "a, b [c], {d} ".repeat(100_000));
+        assert_eq!(check_form(text.as_bytes()).unwrap(), 2);
     }
 
     #[test]
@@ -282,7 +302,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
-            let _ = check_depth(&bytes);
+            let _ = check_form(&bytes);
             let _ = parse::<Sample>(&bytes);
         }
     }

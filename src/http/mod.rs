@@ -2,6 +2,7 @@
 //! into Bedrock's replies. It knows no operation; [`crate::routes`] says which there are.
 
 pub mod auth;
+mod bodies;
 pub mod cors;
 pub mod credentials;
 pub mod docs;
@@ -11,6 +12,7 @@ pub mod identify;
 pub mod json;
 pub mod openapi;
 pub mod page;
+mod pieces;
 pub mod places;
 pub mod policy;
 pub mod rate;

@@ -1,6 +1,6 @@
 //! Reads a request in before anything acts on it: who calls is looked up from the head alone, then the
-//! body is read under a size cap and a deadline, then the signature over it is checked. A client
-//! without a key cannot make us read a body.
+//! body is read under a size cap, a deadline and the budget of all bodies, then the signature over it is checked. A
+//! client without a key cannot make us read a body.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,17 +10,19 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use super::Caller;
 use super::auth::Claim;
-use super::json::check_depth;
+use super::bodies::{Budget, Held};
+use super::json::check_form;
 use super::policy::Operations;
 use super::rate::{Rate, too_many};
 use super::reply::refuse;
 use crate::app::App;
 use crate::error::Error;
+use crate::net::Peer;
 
 /// The largest body of an InvokeModel or Converse request (service model of `bedrock-runtime`).
 pub const RUNTIME_BODY_BYTES: usize = 25_000_000;
@@ -28,6 +30,8 @@ pub const RUNTIME_BODY_BYTES: usize = 25_000_000;
 pub const CONTROL_BODY_BYTES: usize = 1_000_000;
 /// How long a body may take to arrive.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
+/// Memory that a value of JSON takes at most beside its text.
+const VALUE_BYTES: u64 = 128;
 
 /// What the door needs to know.
 #[derive(Debug)]
@@ -35,13 +39,15 @@ pub struct Gate {
     app: Arc<App>,
     rate: Option<Rate>,
     operations: Operations,
+    bodies: Arc<Budget>,
 }
 
 impl Gate {
     /// The door to the `operations` of `app`, as its settings want it.
     pub fn new(app: Arc<App>, operations: Operations) -> Self {
         let rate = app.config.rate_limit.map(|per_second| Rate::new(per_second, app.config.rate_burst()));
-        Self { app, rate, operations }
+        let bodies = Budget::new(app.config.serving.body_memory.0);
+        Self { app, rate, operations, bodies }
     }
 }
 
@@ -56,7 +62,9 @@ pub async fn receive(State(gate): State<Arc<Gate>>, request: Request, next: Next
         Ok(claim) => claim,
         Err(refusal) => return refusal.into_response(),
     };
-    let body = match read(body, cap(parts.uri.path())).await {
+    // Counted until the request is answered.
+    let mut held = gate.bodies.open(parts.extensions.get::<Peer>().copied());
+    let body = match read(body, cap(parts.uri.path()), &mut held).await {
         Ok(body) => body,
         Err(refusal) => return refusal,
     };
@@ -69,7 +77,15 @@ pub async fn receive(State(gate): State<Arc<Gate>>, request: Request, next: Next
     {
         return too_many(wait);
     }
-    if let Err(refusal) = check_depth(&body).and_then(|()| gate.operations.permit(&key, &parts, &body)) {
+    let values = match check_form(&body) {
+        Ok(values) => values,
+        Err(refusal) => return refusal.into_response(),
+    };
+    // The text of what is parsed, and the tree around it.
+    if let Err(full) = held.grow(body.len() as u64 + values as u64 * VALUE_BYTES) {
+        return full.into_response();
+    }
+    if let Err(refusal) = gate.operations.permit(&key, &parts, &body) {
         return refusal.into_response();
     }
     parts.extensions.insert(Caller { account: key.account_id });
@@ -98,14 +114,32 @@ fn refusal(headers: &HeaderMap, cap: usize) -> Option<Response> {
     (!plain).then(|| Error::validation(message).into_response())
 }
 
-async fn read(body: Body, cap: usize) -> Result<Bytes, Response> {
-    match tokio::time::timeout(BODY_DEADLINE, Limited::new(body, cap).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(cause)) if cause.downcast_ref::<LengthLimitError>().is_some() => Err(too_large(cap)),
-        Ok(Err(_)) => Err(Error::validation("The request body could not be read to its end").into_response()),
+async fn read(body: Body, cap: usize, held: &mut Held) -> Result<Bytes, Response> {
+    match tokio::time::timeout(BODY_DEADLINE, collect(Limited::new(body, cap), cap, held)).await {
+        Ok(read) => read,
         Err(_) => {
             let message = format!("The request body did not arrive within {} seconds", BODY_DEADLINE.as_secs());
             Err(refuse(StatusCode::REQUEST_TIMEOUT, "RequestTimeoutException", &message))
         }
     }
+}
+
+/// The whole body, each piece counted before it is kept.
+async fn collect(mut body: Limited<Body>, cap: usize, held: &mut Held) -> Result<Bytes, Response> {
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|cause| match cause.downcast_ref::<LengthLimitError>() {
+            Some(_) => too_large(cap),
+            None => Error::validation("The request body could not be read to its end").into_response(),
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if whole.len() + data.len() > whole.capacity() {
+            // Doubled, as the buffer would grow by itself.
+            let room = (whole.len() + data.len()).max(2 * whole.capacity());
+            held.grow((room - whole.capacity()) as u64).map_err(IntoResponse::into_response)?;
+            whole.reserve(room - whole.len());
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
 }

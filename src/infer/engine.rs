@@ -10,6 +10,7 @@ use super::answer::{Answer, Options, Piece, StopReason, Writer};
 use super::batch::{Asked, Batch, Tuned, cancelled};
 use super::complete::{Request, complete};
 use super::loaded::{InUse, Loaded};
+use super::prompt_length::check_length;
 use super::sampling::Sampling;
 use super::scheduler::{Limits, Scheduler};
 use super::score;
@@ -82,6 +83,8 @@ struct Base {
 
 /// How many bases' words are kept for those who only count.
 const COUNTED: u64 = 16;
+/// The most tokens that are counted, where the model's context is not longer.
+const MOST_COUNTED: usize = 1 << 20;
 
 type HeldBase = InUse<(PathBuf, Form), Base>;
 type HeldAdapter = InUse<(Adapter, PathBuf), tune::Adapter>;
@@ -138,6 +141,7 @@ impl Engine {
     ) -> Result<Answer> {
         let goes_on = || if cancel.load(Ordering::Relaxed) { Err(cancelled()) } else { Ok(()) };
         let model = self.model(target, &goes_on)?;
+        check_length(&model.base.words.tokenizer, prompt, model.context_length)?;
         let prompt = model.base.words.encode(prompt, &goes_on)?;
         let mut writer = Writer::new(&model.base.words.tokenizer, &options.stop_sequences, prompt.len(), on_piece);
         let mut write = |token| writer.push(token);
@@ -232,7 +236,8 @@ impl Engine {
     /// How many tokens a prompt has. The model itself is not brought into memory for that.
     ///
     /// # Errors
-    /// When the base cannot be read, or has no chat template for a conversation.
+    /// When the base cannot be read, has no chat template for a conversation, or the prompt has more than a million
+    /// tokens and more than the model's context.
     pub fn count(&self, target: &Target, prompt: &Prompt) -> Result<usize> {
         self.count_while(target, prompt, &|| Ok(()))
     }
@@ -244,6 +249,7 @@ impl Engine {
     pub fn count_while(&self, target: &Target, prompt: &Prompt, goes_on: &dyn Fn() -> Result<()>) -> Result<usize> {
         let dir = &target.base_dir;
         let words = self.words.get(dir, || Ok(1), || Ok((Words::read(dir)?, 1)), &|| Ok(()))?;
+        check_length(&words.tokenizer, prompt, MOST_COUNTED.max(target.context_length.unwrap_or_default()))?;
         Ok(words.encode(prompt, goes_on)?.len())
     }
 

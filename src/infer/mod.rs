@@ -10,6 +10,7 @@ mod detokenize;
 mod engine;
 mod loaded;
 mod mixed;
+mod prompt_length;
 mod rooms;
 mod sampling;
 mod scheduler;

@@ -6,9 +6,14 @@ mod admission;
 mod serve;
 mod timeouts;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 pub use serve::serve;
+
+/// The client's address, in the extensions of every request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
 
 /// Limits of one listener: what one client, and all clients together, may take.
 #[derive(Debug, Clone)]

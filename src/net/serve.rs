@@ -14,9 +14,9 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
 
-use super::Limits;
 use super::admission::Connections;
 use super::timeouts::{ReplyBody, TimedStream};
+use super::{Limits, Peer};
 
 /// A head larger than this is refused.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -70,7 +70,8 @@ where
             let timeouts = permit.timeouts().clone();
             let service = {
                 let timeouts = timeouts.clone();
-                service_fn(move |request: Request<Incoming>| {
+                service_fn(move |mut request: Request<Incoming>| {
+                    request.extensions_mut().insert(Peer(peer.ip()));
                     let in_flight = timeouts.begin(request.version() == Version::HTTP_2);
                     let reply = answer(request);
                     async move { reply.await.map(|reply| reply.map(|body| ReplyBody::new(body, in_flight))) }

@@ -9,6 +9,7 @@ mod failure;
 mod fake;
 mod folder;
 mod listing;
+mod reach;
 mod read;
 mod upload;
 mod uri;

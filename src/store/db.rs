@@ -21,8 +21,8 @@ pub enum Db {
     Sqlite(SqlitePool),
 }
 
-static POSTGRES: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
-static SQLITE: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
+pub(super) static POSTGRES: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
+pub(super) static SQLITE: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// A lost Postgres is reported to callers this soon: time to connect, and to see that an idle connection still is one.
 const POSTGRES_PATIENCE: Duration = Duration::from_secs(2);

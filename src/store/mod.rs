@@ -5,6 +5,7 @@
 
 mod db;
 mod page;
+mod schema;
 mod status;
 mod text;
 
@@ -26,6 +27,7 @@ pub mod throughputs;
 
 pub use db::Db;
 pub use page::{Cursor, Filter, Listed, Order};
+pub use schema::Schema;
 pub use status::{
     Commitment, CustomizationType, DeploymentStatus, ImportKind, ImportStatus, ModelStatus, Status, Task, TaskStatus,
     Tasks, ThroughputStatus, UpdateStatus,

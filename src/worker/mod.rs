@@ -24,7 +24,9 @@ use std::sync::Arc;
 pub use pool::Pool;
 
 use crate::app::App;
+use crate::error::Result;
 use crate::jobs::Queue;
+use crate::train::TrainingDevice;
 
 /// What every attempt of this process shares.
 #[derive(Debug)]
@@ -32,4 +34,12 @@ struct Worker {
     app: Arc<App>,
     queue: Queue,
     presence: presence::Presence,
+}
+
+/// The devices that a setting names, each of which becomes a slot.
+///
+/// # Errors
+/// `Validation` for a device that this build or this machine does not have.
+pub fn devices(setting: &str) -> Result<Vec<String>> {
+    Ok(TrainingDevice::parse(setting)?.iter().map(ToString::to_string).collect())
 }

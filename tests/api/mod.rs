@@ -2,9 +2,12 @@
 
 mod accounts;
 mod auth;
+mod bodies;
 mod cors;
 mod customization;
 mod docs;
+mod doctor;
+mod health;
 mod idempotency;
 mod imports;
 mod jobs;

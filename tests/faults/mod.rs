@@ -13,6 +13,7 @@ mod points;
 mod process;
 mod races;
 mod resume;
+mod slow;
 mod soak;
 mod stages;
 mod stale;

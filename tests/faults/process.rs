@@ -320,6 +320,16 @@ impl House {
         keys
     }
 
+    /// Where the API listens.
+    pub(crate) fn api(&self) -> SocketAddr {
+        self.api
+    }
+
+    /// Where the base models lie.
+    pub(crate) fn models(&self) -> &std::path::Path {
+        &self.models
+    }
+
     pub(crate) async fn submit(&self, spec: &JobSpec) {
         assert_eq!(jobs::insert(&self.db, spec, &[]).await.unwrap(), Accepted::Inserted);
     }
@@ -439,6 +449,16 @@ impl Process {
     /// `SIGCONT`.
     pub(crate) fn thaw(&self) {
         self.signal("CONT");
+    }
+
+    /// `SIGINT`, as Ctrl-C sends it.
+    pub(crate) fn interrupt(&self) {
+        self.signal("INT");
+    }
+
+    /// How it ended, once it has.
+    pub(crate) async fn ended(mut self) -> ExitStatus {
+        until("the process ends", async || self.child.try_wait().unwrap()).await
     }
 
     /// `SIGTERM`, and how it ended.

@@ -10,7 +10,8 @@ use futures::{StreamExt, stream};
 use serde_json::json;
 
 use super::converse::{self, Metrics, Request, Usage};
-use super::frames::{self, Said, event, exception};
+use super::frames::{self, event, exception};
+use super::outlet::Said;
 use crate::app::App;
 use crate::bedrock::shapes::AskedModelIdentifier;
 use crate::data::Role;

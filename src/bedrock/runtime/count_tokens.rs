@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
 use utoipa::ToSchema;
 
 use super::{CancelOnDrop, Model, converse, invoke};
@@ -18,6 +20,9 @@ use crate::error::{Error, Kind, Result};
 use crate::http::Caller;
 use crate::http::extract::{Segment, parse};
 use crate::infer::Prompt;
+
+/// How long a request waits for its turn to be counted.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 texts! {
     /// Which model's tokenizer counts.
@@ -107,6 +112,7 @@ pub async fn count_tokens(
         (None, None) => return Err(Error::validation("input: give invokeModel or converse")),
     };
     let Served { target, in_use } = source.served(&app).await.map_err(declared)?;
+    let permit = permit(&app).await?;
     let engine = Arc::clone(&app.engine);
     let cancel = CancelOnDrop(Arc::default());
     let cancelled = Arc::clone(&cancel.0);
@@ -116,10 +122,17 @@ pub async fn count_tokens(
             false => Ok(()),
         };
         let count = engine.count_while(&target, &prompt, &goes_on);
-        drop(in_use);
+        drop((in_use, permit));
         count
     });
     Ok(axum::Json(Response { input_tokens: count.await.map_err(Error::internal)?? }))
+}
+
+/// Admission: as many are counted at once as there are cores, and who waits too long is told to come back.
+async fn permit(app: &App) -> Result<OwnedSemaphorePermit> {
+    let permit = tokio::time::timeout(PATIENCE, Arc::clone(&app.counting).acquire_owned()).await;
+    let busy = |_| Error::new(Kind::Throttling, "The tokens of too many requests are being counted, please try again");
+    permit.map_err(busy)?.map_err(Error::internal)
 }
 
 /// The operation declares fewer errors than those that answer.

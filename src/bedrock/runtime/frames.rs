@@ -1,10 +1,9 @@
-//! Answers as they come. The engine works on a thread that may block and sends pieces over a channel; each becomes
-//! a frame of `application/vnd.amazon.eventstream`. What fails before the first piece is an error like any other;
-//! what fails later is a frame with the exception's name, because the status is already sent. A reader that goes
+//! Answers as they come. The engine works on a thread that may block and leaves pieces in an [`super::outlet`]; each
+//! becomes a frame of `application/vnd.amazon.eventstream`. What fails before the first piece is an error like any
+//! other; what fails later is a frame with the exception's name, because the status is already sent. A reader that goes
 //! away drops the stream, and with it the engine stops within a token.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use aws_smithy_eventstream::frame::write_message_to;
 use aws_smithy_types::event_stream::{Header, HeaderValue, Message};
@@ -14,34 +13,17 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use super::{Asked, CancelOnDrop, Model, place};
+use super::outlet::{Reader, Said, outlet};
+use super::{Asked, Model, place};
 use crate::app::App;
 use crate::app::models::Served;
 use crate::error::{Error, Kind, Result};
-use crate::infer::{Answer, Options, Piece};
+use crate::infer::Options;
 
 /// The media type of a stream of frames.
 pub(super) const EVENT_STREAM: &str = "application/vnd.amazon.eventstream";
-/// Pieces that may wait for a slow reader; then the engine waits for it.
-const WAITING: usize = 64;
-
-/// Some text of an answer, with the tokens so far.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Text {
-    pub(super) text: String,
-    pub(super) input_tokens: usize,
-    pub(super) output_tokens: usize,
-}
-
-/// What the engine says.
-pub(super) enum Said {
-    /// More text.
-    More(Text),
-    /// All of it was said, or something went wrong.
-    End(Result<Answer>),
-}
 
 /// Asks the engine; the stream yields the first piece at once, because it has been waited for.
 ///
@@ -54,28 +36,34 @@ pub(super) async fn pieces(app: &App, asked: Asked<'_>) -> Result<impl Stream<It
     let Served { target, in_use } = source.served(app).await?;
     let wanted = target.clone();
     let engine = Arc::clone(&app.engine);
-    let cancel = CancelOnDrop(Arc::<AtomicBool>::default());
-    let cancelled = Arc::clone(&cancel.0);
-    let (sender, mut said) = mpsc::channel(WAITING);
+    let (writer, mut reader, cancelled) = outlet(&app.clock, app.config.stall());
     tokio::task::spawn_blocking(move || {
-        let mut more = |piece: Piece<'_>| {
-            let Piece { text, input_tokens, output_tokens } = piece;
-            // Nobody listens any more: the flag ends the work at the next token.
-            let _ = sender.blocking_send(Said::More(Text { text: text.to_string(), input_tokens, output_tokens }));
-        };
-        let answer = engine.answer(&target, &prompt, &options, &cancelled, &mut more);
+        let answer = engine.answer(&target, &prompt, &options, &cancelled, &mut |piece| writer.more(piece));
         drop((place, in_use));
-        let _ = sender.blocking_send(Said::End(answer));
+        writer.end(answer);
     });
-    let first = match said.recv().await {
+    let closing = app.closing.clone();
+    let first = match next(&mut reader, &closing).await {
         Some(Said::End(Err(error))) => return Err(source.after_failure(app, &wanted, error).await),
         Some(first) => first,
         None => return Err(Error::internal(anyhow::anyhow!("the engine ended without a word"))),
     };
-    let rest = stream::unfold((said, cancel), |(mut said, cancel)| async {
-        said.recv().await.map(|next| (next, (said, cancel)))
+    let rest = stream::unfold((reader, closing), |(mut reader, closing)| async {
+        next(&mut reader, &closing).await.map(|said| (said, (reader, closing)))
     });
     Ok(stream::once(async { first }).chain(rest))
+}
+
+/// What the engine says next; a process that ends says so itself.
+async fn next(reader: &mut Reader, closing: &CancellationToken) -> Option<Said> {
+    if reader.is_ended() {
+        return None;
+    }
+    tokio::select! {
+        biased;
+        () = closing.cancelled() => Some(reader.break_off(super::ends())),
+        said = reader.next() => said,
+    }
 }
 
 /// A reply of `frames`, in groups as they are ready.
@@ -102,6 +90,7 @@ pub(super) fn exception(error: &Error) -> Message {
         Kind::Validation => "validationException",
         Kind::Throttling => "throttlingException",
         Kind::Internal => "internalServerException",
+        Kind::Unavailable => "serviceUnavailableException",
         _ => "modelStreamErrorException",
     };
     tracing::error!("an answer broke off: {}", error.log());

@@ -13,8 +13,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
 
-use super::frames::{self, Said, event, exception};
+use super::frames::{self, event, exception};
 use super::invoke::{self, Request, stop_reason};
+use super::outlet::Said;
 use crate::app::App;
 use crate::bedrock::shapes::AskedModelIdentifier;
 use crate::error::Result;

@@ -6,6 +6,7 @@ pub mod count_tokens;
 mod frames;
 pub mod invoke;
 pub mod invoke_stream;
+mod outlet;
 mod preview;
 
 use std::sync::Arc;
@@ -144,10 +145,21 @@ async fn answer(app: &App, asked: Asked<'_>) -> Result<Answer> {
         drop((place, in_use));
         answer
     };
-    match tokio::task::spawn_blocking(work).await.map_err(Error::internal)? {
+    let answer = tokio::select! {
+        biased;
+        answer = tokio::task::spawn_blocking(work) => answer.map_err(Error::internal)?,
+        () = app.closing.cancelled() => return Err(ends()),
+    };
+    match answer {
         Ok(answer) => Ok(answer),
         Err(error) => Err(source.after_failure(app, &wanted, error).await),
     }
+}
+
+/// What is said to those whose answer the end of the process cuts off.
+fn ends() -> Error {
+    let message = "The service is being stopped and could not finish the answer, please try again";
+    Error::new(Kind::Unavailable, message)
 }
 
 /// What would change the answer, and is not there, is refused rather than ignored.

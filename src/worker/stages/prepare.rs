@@ -97,7 +97,7 @@ pub(crate) async fn plan(worker: &Worker, attempt: &Attempt) -> Result<Plan> {
         seed: u64::try_from(spec.seed).unwrap_or_default(),
         devices: vec![attempt.device],
         work_dir: attempt.work_dir.clone(),
-        memory: Memory::host(worker.app.config.job_memory()?),
+        memory: Memory::host(worker.app.job_memory.unwrap_or_default()),
         clock: worker.app.clock.clone(),
     };
     checkpoints(attempt).download_newest(&plan.checkpoints()).await?;

@@ -1,0 +1,72 @@
+//! Settings that do not go together, and dependencies that are not there, are named.
+
+use clap::Parser;
+
+use super::*;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    config: Config,
+}
+
+fn config(folder: &Path, more: &[&str]) -> Config {
+    let folder = folder.display().to_string();
+    Line::parse_from(["test", "--data-dir", &folder].into_iter().chain(more.iter().copied())).config
+}
+
+const POSTGRES: &str = "--database-url=postgres://tune:hunter2@127.0.0.1:1/jobs";
+const S3: [&str; 3] = ["--s3-endpoint=http://127.0.0.1:1", "--s3-access-key=A", "--s3-secret-key=hunter2"];
+
+#[test]
+fn processes_that_could_not_work_together_are_told_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let verdict = |role, more: &[&str]| topology(&config(folder.path(), more), role);
+    let alone = verdict(Role::Worker, &[]);
+    assert!(alone.verdict == Verdict::Fail && alone.lasting, "{alone:?}");
+    assert!(alone.sentence().contains("DATABASE_URL") && alone.sentence().contains("of its own"), "{alone:?}");
+    let far = verdict(Role::Worker, &[POSTGRES]);
+    assert!(far.verdict == Verdict::Warn && far.sentence().contains("S3_ENDPOINT"), "{far:?}");
+    let api = verdict(Role::Api, &[]);
+    assert!(api.verdict == Verdict::Warn && api.sentence().contains("same data folder"), "{api:?}");
+    let api = verdict(Role::Api, &[POSTGRES]);
+    assert!(api.verdict == Verdict::Warn && api.sentence().contains("S3_ENDPOINT"), "{api:?}");
+    for role in [Role::Api, Role::Worker, Role::All] {
+        assert_eq!(verdict(role, &[&[POSTGRES], &S3[..]].concat()).verdict, Verdict::Ok);
+    }
+    assert_eq!(verdict(Role::All, &[]).verdict, Verdict::Ok);
+    // An API process has made the database before.
+    std::fs::write(folder.path().join("tunesmith.db"), "").unwrap();
+    assert_eq!(verdict(Role::Worker, &[]).verdict, Verdict::Ok);
+}
+
+#[tokio::test]
+async fn what_does_not_answer_is_named_without_its_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), &[&[POSTGRES], &S3[..]].concat());
+    let checks = all(&config, Role::All).await;
+    let find = |name: &str| checks.iter().find(|check| check.name == name).unwrap();
+    for name in ["database", "object store"] {
+        let check = find(name);
+        assert!(check.verdict == Verdict::Fail && !check.lasting, "it may come back: {check:?}");
+        assert!(check.found.contains("127.0.0.1:1") && check.advice.is_some(), "{check:?}");
+    }
+    assert_eq!(find("data folder").verdict, Verdict::Ok);
+    assert!(!format!("{checks:?}").contains("hunter2"), "{checks:?}");
+}
+
+#[test]
+fn folders_devices_and_memory_that_cannot_be_used_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let data = data_folder(&folder.path().join("file"));
+    assert!(data.verdict == Verdict::Fail && data.sentence().contains("TUNESMITH_DATA_DIR"), "{data:?}");
+    let none = config(folder.path(), &["--models=/nowhere"]);
+    let models = models_folder(&none).unwrap();
+    assert!(models.verdict == Verdict::Fail && models.sentence().contains("TUNESMITH_MODELS"), "{models:?}");
+    let none = config(folder.path(), &["--devices=abacus"]);
+    assert_eq!(devices(&none).verdict, Verdict::Fail);
+    let much = config(folder.path(), &["--memory=9000TiB"]);
+    let memory = memory(&much, Role::All);
+    assert!(memory.verdict == Verdict::Warn && memory.sentence().contains("more than there are"), "{memory:?}");
+}
