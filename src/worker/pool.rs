@@ -88,12 +88,6 @@ impl Pool {
         threads.push(thread(&worker.app.parts, "scratch".into(), drained.clone(), scratch)?);
         let (keeper, watching) = (worker.clone(), drained.clone());
         let housekeeping = move || {
-            let (cleaner, watching) = (worker.clone(), drained.clone());
-            let scratch = move || {
-                let (cleaner, watching) = (cleaner.clone(), watching.clone());
-                async move { clean(&cleaner, watching).await }
-            };
-            threads.push(thread(&worker.app.parts, "scratch".into(), drained.clone(), scratch)?);
             let (keeper, watching) = (keeper.clone(), watching.clone());
             async move { housekeeping(&keeper, watching).await }
         };
