@@ -226,8 +226,9 @@ fn slow_clients_of_every_kind_hold_up_no_honest_one() {
             "closedReaders": closed[2], "closedWindows": closed[3],
         });
         println!("slow clients: {report}");
-        // On a busy machine the tail of an idle service is as long; the full size is for a quiet one.
-        let floor = Duration::from_millis(if full { 10 } else { 250 });
+        // Beside a whole suite of tests the tail is long for other reasons; the full size is for a quiet machine. One
+        // that is held up waits for as long as the slow clients last.
+        let floor = if full { Duration::from_millis(10) } else { lasts / 2 };
         assert!(busy <= (2 * idle).max(floor), "{report}");
         for (kind, times) in closed.iter().enumerate().filter(|(kind, _)| full || *kind != 1) {
             assert!(*times as usize >= clients / 4, "each was closed at least once ({kind}): {report}");

@@ -1,19 +1,15 @@
 //! Whether a folder can be written, and how much space its file system has left.
 
-use std::io::Write;
 use std::path::Path;
 
 use crate::clock::Clock;
+use crate::durable;
 
 /// Writes a file in the folder, makes it durable, and removes it. The folder is made when it is missing.
 pub(super) fn write_and_remove(folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     let path = folder.join(format!(".probe-{}", Clock::system().id()));
-    let written = (|| {
-        let mut file = std::fs::File::create_new(&path)?;
-        file.write_all(&[0; 4096])?;
-        file.sync_all()
-    })();
+    let written = durable::write(&path, [0; 4096]);
     let removed = std::fs::remove_file(&path);
     written.and(removed)
 }
