@@ -46,7 +46,7 @@ fn request(app: &TestApp, operation: &str, served: &[String]) -> Option<(String,
     }
     let source = json!({ "s3DataSource": { "s3Uri": "s3://theirs/model" } });
     let role = "arn:aws:iam::222222222222:role/tuner";
-    let messages = json!([{ "role": "user", "content": [{ "text": "a" }] }]);
+    let messages = json!([{ "role": "user", "content": [] }]);
     let converse = |verb: &str| format!("/model/{}/{verb}", segment(TINY));
     Some(match operation {
         "CreateModelCustomizationJob" => ("/model-customization-jobs".into(), own_job(app, "walk")),
@@ -107,8 +107,9 @@ fn no_member_of_any_operation_reaches_into_another_accounts_storage_or_tells_wha
             let ask = async |uri: &str| {
                 let mut body = body.clone();
                 set(&mut body, &path, &text.replace("UPLACE", uri));
-                if let Some(content) = body.pointer_mut("/messages/0") {
-                    content["role"] = json!("user");
+                if path.contains(&json!("invocationLogsConfig")) {
+                    // One or the other.
+                    body["trainingDataConfig"].as_object_mut().unwrap().remove("s3Uri");
                 }
                 let reply = app.call_as(&pair, "POST", &target, Some(&body)).await;
                 assert!((400..500).contains(&reply.status), "{what} {uri}: {} {}", reply.status, reply.text());
