@@ -114,12 +114,16 @@ fn topology(config: &Config, role: Role) -> Check {
     let in_memory = url.expose() == "sqlite::memory:";
     let (sqlite, remote_store) = (file.is_some() || in_memory, config.s3_endpoint.is_some());
     match role {
-        Role::Worker if in_memory || file.is_some_and(|file| !file.exists()) => Check::fail(
-            NAME,
-            format!("this worker would wait for jobs in a database of its own ({})", config.shown_database()),
-            "Set DATABASE_URL to the Postgres of the API, or TUNESMITH_DATA_DIR to the data folder of an API process \
-             on this machine that was started before",
-        ),
+        Role::Worker if in_memory || file.is_some_and(|file| !file.exists()) => Check {
+            // A file that was named may be the one that an API process is about to make.
+            verdict: if in_memory || config.database_url.is_none() { Verdict::Fail } else { Verdict::Warn },
+            ..Check::fail(
+                NAME,
+                format!("this worker would wait for jobs in a database of its own ({})", config.shown_database()),
+                "Set DATABASE_URL to the Postgres of the API, or TUNESMITH_DATA_DIR to the data folder of an API \
+                 process on this machine that was started before",
+            )
+        },
         Role::Worker if sqlite => {
             Check::ok(NAME, format!("a worker beside an API process of this machine, in {}", config.shown_database()))
         }

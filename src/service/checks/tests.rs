@@ -25,6 +25,8 @@ fn processes_that_could_not_work_together_are_told_so() {
     let alone = verdict(Role::Worker, &[]);
     assert!(alone.verdict == Verdict::Fail && alone.lasting, "{alone:?}");
     assert!(alone.sentence().contains("DATABASE_URL") && alone.sentence().contains("of its own"), "{alone:?}");
+    let named = format!("--database-url=sqlite://{}/not-yet.db", folder.path().display());
+    assert_eq!(verdict(Role::Worker, &[&named]).verdict, Verdict::Warn, "the API may be about to make it");
     let far = verdict(Role::Worker, &[POSTGRES]);
     assert!(far.verdict == Verdict::Warn && far.sentence().contains("S3_ENDPOINT"), "{far:?}");
     let api = verdict(Role::Api, &[]);
