@@ -109,8 +109,8 @@ fn a_grant_opens_a_folder_at_once_and_a_job_that_lost_it_fails_with_the_reason()
 
 #[test]
 fn revoking_the_root_key_stops_no_job_and_the_services_own_key_is_nobodys() {
-    with_app(async |app| {
-        app.create("mine").await;
+    crate::support::with_worker(&[], async |app| {
+        app.upload("s3://tuning/train.jsonl", "{\"prompt\": \"a\", \"completion\": \"b\"}\n").await;
         let (_, listed) = app.keys(&["list"]);
         assert!(!listed.contains("tunesmith-service"), "{listed}");
         assert!(!app.keys(&["revoke", "tunesmith-service"]).0);
@@ -118,14 +118,14 @@ fn revoking_the_root_key_stops_no_job_and_the_services_own_key_is_nobodys() {
         assert!(app.keys(&["revoke", &app.root.access_key]).0);
         assert_eq!(app.call("GET", "/custom-models", None).await.status, 403);
         assert!(app.s3(&app.root).list_buckets().send().await.is_err());
-        let pool = Pool::start(app.service.app.clone()).await.unwrap();
+        let reply = app.call_as(&other, "POST", "/model-customization-jobs", Some(&app.job("mine"))).await;
+        assert_eq!(reply.status, 201, "{}", reply.text());
         let ended = until("the job ends", async || {
             let job = status(&app, &other, "mine").await;
             (job["status"] != "InProgress").then_some(job)
         })
         .await;
         assert_eq!(ended["status"], "Completed", "{ended}");
-        pool.drain().await;
         let forged = Pair { access_key: "tunesmith-service".into(), ..other };
         assert_eq!(app.call_as(&forged, "GET", "/custom-models", None).await.status, 403);
         assert!(app.s3(&forged).list_buckets().send().await.is_err());

@@ -66,12 +66,18 @@ struct Bare {
 }
 
 impl Bare {
-    /// Starts `tunesmith <arguments>` and waits until it is ready.
+    /// Starts `tunesmith <arguments>` in a folder of its own and waits until it is ready.
     fn start(arguments: &[&str]) -> Self {
+        Self::start_in(None, arguments)
+    }
+
+    /// The same in the data folder of another.
+    fn start_in(data: Option<&Path>, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_tunesmith"));
-        command.args(arguments).arg("--data-dir").arg(folder.path().join("data"));
+        let own = folder.path().join("data");
+        command.args(arguments).arg("--data-dir").arg(data.unwrap_or(&own));
         command.arg("--ready-file").arg(folder.path().join("ready"));
         for name in ["ROOT_ACCESS_KEY", "ROOT_SECRET_KEY", "ROOT_BEARER_KEY", "MODELS", "ROLE"] {
             command.env_remove(format!("TUNESMITH_{name}"));
@@ -123,14 +129,19 @@ fn a_first_start_says_where_its_keys_are_and_never_what_they_are() {
 #[test]
 fn a_worker_makes_no_root_keys() {
     // It has a runtime of its own.
-    let store = Serve::start();
+    let serve = Serve::start();
     crate::jobs::database::block_on(async {
-        let address = store.s3().strip_prefix("http://").unwrap().to_string();
-        let folder = tempfile::tempdir().unwrap();
-        let database = format!("sqlite://{}", folder.path().join("shared.db").display());
-        let worker = Bare::start(&["worker", "--s3-listen", &address, "--database-url", &database, "--devices=cpu"]);
-        let db = Db::connect(&database).await.unwrap();
-        assert!(keys::list(&db, crate::support::ACCOUNT).await.unwrap().is_empty());
-        assert!(!worker.folder.path().join("data/credentials").exists());
+        let db = Db::connect(&format!("sqlite://{}", serve.data_dir().join("tunesmith.db").display())).await.unwrap();
+        let ids = async || {
+            let keys = keys::list(&db, crate::support::ACCOUNT).await.unwrap();
+            keys.into_iter().map(|key| key.id).collect::<Vec<_>>()
+        };
+        let before = ids().await;
+        assert_eq!(before.len(), 2, "the preset pair and the preset bearer key: {before:?}");
+        let address = serve.s3().strip_prefix("http://").unwrap();
+        let worker = ["worker", "--s3-listen", address, "--devices=cpu"];
+        drop(Bare::start_in(Some(&serve.data_dir()), &worker));
+        assert_eq!(ids().await, before);
+        assert!(!serve.data_dir().join("credentials").exists());
     });
 }
