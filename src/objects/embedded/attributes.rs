@@ -16,7 +16,10 @@ impl Index {
             return Err(s3_error!(NoSuchVersion, "The specified version does not exist."));
         }
         let held = self.hold(&input.bucket, &input.key).await?;
-        let wants = |name: &str| input.object_attributes.iter().any(|attribute| attribute.as_str() == name);
+        // One header may name several.
+        let names = input.object_attributes.iter().flat_map(|names| names.as_str().split(','));
+        let names: Vec<_> = names.map(str::trim).collect();
+        let wants = |name: &str| names.contains(&name);
         let object = &held.object;
         let described = &object.described;
         let mut output = GetObjectAttributesOutput {

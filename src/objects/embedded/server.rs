@@ -110,6 +110,7 @@ impl Answers {
         }
         let origin = request.headers().get(hyper::header::ORIGIN).cloned();
         let method = request.method().clone();
+        let waits = request.headers().contains_key(hyper::header::EXPECT) && request.version() < hyper::Version::HTTP_2;
         let answer = async {
             match self.accepted(request).await {
                 Ok(request) => self.service.call(request).await,
@@ -117,6 +118,10 @@ impl Answers {
             }
         };
         let mut response = remembering(answer).await?;
+        if waits && response.status().is_client_error() {
+            // Who waited to be asked for its body does not send it any more, and what it sends next is no body.
+            response.headers_mut().insert(hyper::header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if let (Some(origin), Some(bucket)) = (origin, bucket) {
             self.index.allow_origin(&bucket, &method, &origin, response.headers_mut()).await;
         }

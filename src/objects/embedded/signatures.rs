@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use hyper::{Method, Request};
+use hyper::{Method, Request, Uri};
 
 use crate::clock::Millis;
 
@@ -186,8 +186,21 @@ async fn link_of_version_2<B: Send>(
         request.headers_mut().insert("x-amz-security-token", token);
     }
     let secret = keys.get_secret_key(key).await?;
-    let signed = mac(secret.expose().as_bytes(), signed_text(request, query, bucket, expires).as_bytes());
-    if bool::from(STANDARD.encode(signed).as_bytes().ct_eq(signature.as_bytes())) {
+    let path = request.uri().path().to_string();
+    let is_signed = |path: &str| {
+        let signed = mac(secret.expose().as_bytes(), signed_text(request, query, bucket, path, expires).as_bytes());
+        bool::from(STANDARD.encode(signed).as_bytes().ct_eq(signature.as_bytes()))
+    };
+    if is_signed(&path) {
+        return Ok(());
+    }
+    // A bucket in the path may be signed with a slash at its end, as boto3 does, and sent without.
+    let folder = format!("{path}/");
+    if bucket.is_none() && path.rfind('/') == Some(0) && path.len() > 1 && is_signed(&folder) {
+        let whole = format!("{folder}?{}", request.uri().query().unwrap_or_default());
+        let mut parts = request.uri().clone().into_parts();
+        parts.path_and_query = Some(whole.parse().map_err(|_| mismatch())?);
+        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| mismatch())?;
         return Ok(());
     }
     Err(mismatch())
@@ -201,7 +214,7 @@ fn mismatch() -> S3Error {
 }
 
 /// What a link of version 2 signs: verb, digest, type, end of life, `x-amz-*` headers, resource.
-fn signed_text<B>(request: &Request<B>, query: &Query, bucket: Option<&str>, expires: &str) -> String {
+fn signed_text<B>(request: &Request<B>, query: &Query, bucket: Option<&str>, path: &str, expires: &str) -> String {
     let headers = request.headers();
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let mut text = format!("{}\n{}\n{}\n{expires}\n", request.method(), header("content-md5"), header("content-type"));
@@ -215,7 +228,7 @@ fn signed_text<B>(request: &Request<B>, query: &Query, bucket: Option<&str>, exp
         text.push('/');
         text.push_str(bucket);
     }
-    text.push_str(request.uri().path());
+    text.push_str(path);
     let covered = COVERED.iter().filter_map(|name| Some((name, query.only(name)?)));
     for (at, (name, value)) in covered.enumerate() {
         text.push(if at == 0 { '?' } else { '&' });
@@ -337,6 +350,11 @@ mod tests {
         assert_eq!(code(&mut request("GET", &hosted, &[]), Some("other"), now).await, "SignatureDoesNotMatch");
         let typed = link("GET", "/tuning/a?response-content-type=text/csv", now + 60, "");
         assert_eq!(code(&mut request("GET", &typed, &[]), None, now).await, "ok");
+
+        // A bucket signed with a slash and sent without, as boto3 does; `s3s` is to see what was signed.
+        let mut bucket = request("GET", &link("GET", "/tuning/", now + 60, "").replace("/tuning/?", "/tuning?"), &[]);
+        assert_eq!(code(&mut bucket, None, now).await, "ok");
+        assert_eq!(bucket.uri().path(), "/tuning/");
 
         let good = link("GET", "/tuning/a", now + 60, "");
         for (method, uri, headers, now, refused) in [
