@@ -1,5 +1,5 @@
 //! The root keys: one access key pair and one bearer key for each database. The first process of the API that starts on
-//! a fresh database makes them, unless they are preset, and keeps them in its data folder ([`file`]); the others find
+//! a fresh database makes them, unless they are preset, and keeps them in its data folder ([`mod@file`]); the others find
 //! the pair in the database, and workers need none. The same pair opens the embedded S3 server.
 
 mod file;
