@@ -23,7 +23,7 @@ const STAGES: [&str; 8] = [
     "downloading-a-data-set",
     "training",
     "uploading-a-file",
-    "recording-a-checkpoint",
+    "uploading-a-listing",
     "deciding-the-result",
     "placing-an-output",
     "completing-the-job",
