@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use serde_json::{Value, json};
 use tunesmith::clock::Clock;
+use tunesmith::error::Kind;
 use tunesmith::objects::{Endpoint, Objects, Put, Uri};
 use tunesmith::store::jobs::{self, Accepted, Job, JobSpec};
 use tunesmith::store::{Db, Status, job_events};
@@ -364,13 +365,14 @@ impl House {
     /// The bytes of an output at its final key.
     pub(crate) async fn output(&self, spec: &JobSpec, name: &str) -> Vec<u8> {
         let folder = Uri::parse(&spec.output_prefix().unwrap()).unwrap();
-        self.objects.get_bytes(&folder.join(name), 64 << 20).await.unwrap().to_vec()
+        let bytes = answered(async || self.objects.get_bytes(&folder.join(name), 64 << 20).await).await;
+        bytes.to_vec()
     }
 
     /// Everything under the job's folder that is not hidden.
     pub(crate) async fn visible(&self, spec: &JobSpec) -> Vec<(String, String)> {
         let folder = Uri::parse(&spec.output_prefix().unwrap()).unwrap().folder();
-        let all = self.objects.list(&folder).all().await.unwrap();
+        let all = answered(async || self.objects.list(&folder).all().await).await;
         let named = all.into_iter().map(|object| (object.uri.key()[folder.key().len()..].to_string(), object.etag));
         named.filter(|(name, _)| !name.starts_with(".tunesmith/")).collect()
     }
@@ -484,6 +486,15 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What the object store says, once it answers: the process that serves it may have been killed just now.
+async fn answered<T>(mut ask: impl AsyncFnMut() -> tunesmith::error::Result<T>) -> T {
+    until("the object store answers", async || match ask().await {
+        Err(error) if error.kind() == Kind::Unavailable => None,
+        outcome => Some(outcome.unwrap()),
+    })
+    .await
 }
 
 /// Asks until there is an answer.
