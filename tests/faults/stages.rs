@@ -27,6 +27,8 @@ struct Scene {
     metrics: Vec<u8>,
     all: Vec<String>,
     jobs: usize,
+    /// How often the process was started again.
+    starts: usize,
 }
 
 impl Scene {
@@ -42,7 +44,7 @@ impl Scene {
         let all: Vec<String> = points.reached().into_iter().filter(|point| !point.contains("leftovers")).collect();
         assert!(all.len() > 10, "a job passes many points: {all:?}");
         println!("{} points: {all:?}", all.len());
-        Some(Self { house, points, process: Some(process), adapter, metrics, all, jobs: 0 })
+        Some(Self { house, points, process: Some(process), adapter, metrics, all, jobs: 0, starts: 0 })
     }
 
     /// The points to try, `before` and `after` steps or only one of both.
@@ -62,8 +64,21 @@ impl Scene {
     /// Starts the process again when it has aborted.
     fn supervise(&mut self) {
         if !self.process.as_mut().is_some_and(Process::is_alive) {
+            self.starts += 1;
             self.start();
         }
+    }
+
+    /// Waits for the death that was ordered, which may come when the job has ended already, and starts anew.
+    async fn aborted(&mut self, starts: usize) {
+        for _ in 0..600 {
+            self.supervise();
+            if self.starts > starts {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the process was to abort");
     }
 
     /// A job by its request alone: the process may be held or dying.
@@ -113,8 +128,12 @@ on_each! {
                 println!("{place}");
                 scene.supervise();
                 scene.points.order(action, &point);
+                let starts = scene.starts;
                 let spec = scene.job().await;
                 assert_eq!(scene.end(&spec).await, Status::Completed, "{place}");
+                if action == "abort" {
+                    scene.aborted(starts).await;
+                }
                 scene.ended_once(&spec, &place).await;
                 assert!(!scene.points.take_back(action, &point), "{place} was not reached");
                 tried += 1;
