@@ -122,7 +122,8 @@ impl Index {
         Ok(output)
     }
 
-    pub(super) async fn head_object(&self, input: HeadObjectInput) -> S3Result<HeadObjectOutput> {
+    /// With the number of tags, for which the output has no place.
+    pub(super) async fn head_object(&self, input: HeadObjectInput) -> S3Result<(HeadObjectOutput, usize)> {
         let held = self.hold(&input.bucket, &input.key).await?;
         let reading = Reading {
             if_match: input.if_match,
@@ -147,7 +148,7 @@ impl Index {
             set_checksums!(output, checksums);
             output.checksum_type = kind.map(ChecksumType::from);
         }
-        Ok(output)
+        Ok((output, object.described.tags.len()))
     }
 
     pub(super) async fn copy_object(&self, input: CopyObjectInput) -> S3Result<CopyObjectOutput> {
@@ -221,12 +222,10 @@ impl Index {
                 "The XML you provided was not well-formed or did not validate against our published schema"
             ));
         }
-        if input
-            .delete
-            .objects
-            .iter()
-            .any(|o| o.version_id.as_deref().is_some_and(|v| v != "null") || o.e_tag.is_some())
-        {
+        if input.delete.objects.iter().any(|o| {
+            let conditional = o.e_tag.is_some() || o.last_modified_time.is_some() || o.size.is_some();
+            conditional || o.version_id.as_deref().is_some_and(|v| v != "null")
+        }) {
             return Err(s3_error!(NotImplemented, "Versions and conditional deletes of many keys are not implemented"));
         }
         let quiet = input.delete.quiet.unwrap_or(false);

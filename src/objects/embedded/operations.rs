@@ -81,7 +81,12 @@ impl S3 for Operations {
     }
 
     async fn head_object(&self, request: S3Request<HeadObjectInput>) -> Answer<HeadObjectOutput> {
-        self.index.head_object(request.input).await.map(S3Response::new)
+        let (output, tags) = self.index.head_object(request.input).await?;
+        let mut response = S3Response::new(output);
+        if tags > 0 {
+            response.headers.insert("x-amz-tagging-count", tags.into());
+        }
+        Ok(response)
     }
 
     async fn copy_object(&self, request: S3Request<CopyObjectInput>) -> Answer<CopyObjectOutput> {
@@ -92,6 +97,9 @@ impl S3 for Operations {
         let input = request.input;
         if input.version_id.as_deref().is_some_and(|version| version != "null") {
             return Err(s3_error!(NotImplemented, "Versions are not implemented"));
+        }
+        if input.if_match_last_modified_time.is_some() || input.if_match_size.is_some() {
+            return Err(s3_error!(NotImplemented, "Deletes are conditional on the ETag only"));
         }
         let writing = Writing { if_match: input.if_match, if_none_match: None };
         self.index.delete_object(input.bucket, input.key, writing).await?;
