@@ -20,6 +20,7 @@ mod train;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::{Kind, Result};
 
@@ -81,6 +82,7 @@ pub fn main() -> ExitCode {
     });
     if command.keeps_data() {
         create_files_for_the_owner_only();
+        raise_open_files();
     }
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -113,6 +115,17 @@ fn rest_between_operations() {
 fn create_files_for_the_owner_only() {
     // SAFETY: umask(2) cannot fail and touches no memory; no other thread creates files yet.
     unsafe { libc::umask(0o077) };
+}
+
+/// Open files up to the hard limit: the connections of both listeners alone may be more than the usual soft limit of
+/// 1,024, and a service without descriptors can neither answer nor write a checkpoint.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(cause) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+    {
+        tracing::warn!("the limit of open files stays at {:?}: {cause}", limit.current);
+    }
 }
 
 impl Command {
