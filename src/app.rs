@@ -46,7 +46,7 @@ pub struct App {
     /// Data sets in, artifacts out, with the rights of the service itself: for what belongs to an account see
     /// [`App::objects_of`].
     pub objects: Objects,
-    /// What each account may use of object storage.
+    /// Walls between accounts: the parts of object storage that each may use.
     pub walls: Arc<dyn Wall>,
     /// The base models.
     pub registry: Registry,
@@ -56,7 +56,7 @@ pub struct App {
     pub job_memory: Option<u64>,
     /// Where each answer under way has a place.
     pub door: Door,
-    /// What was fetched from object storage to be served.
+    /// Model cache: files fetched from object storage to be served.
     pub model_cache: Arc<ModelCache>,
     /// Permits to count tokens, which keeps a core busy.
     pub counting: Arc<Semaphore>,
@@ -68,7 +68,7 @@ pub struct App {
     pub deployment_accepted: Notify,
     /// The supervised parts of this process.
     pub parts: Parts,
-    /// What `/readyz` said last.
+    /// Readiness: the last answer of `/readyz`.
     pub readiness: Readiness,
     /// Cancelled shortly before a stopping process ends: answers under way say so and end.
     pub closing: CancellationToken,

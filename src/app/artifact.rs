@@ -58,7 +58,7 @@ pub enum Artifact {
     Whole(PathBuf),
 }
 
-/// Who wants a model.
+/// Kind of request that needs a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum For {
     /// A request, which cannot wait for long and is answered many times: sizes are compared.
@@ -176,7 +176,7 @@ async fn download(objects: &Objects, model: &Files, staging: PathBuf) -> Result<
     Ok(durable::write(&staging.join(FOLDER_LISTING), serde_json::to_vec_pretty(&listing)?)?)
 }
 
-/// Whether the files are those that were fetched: by their sizes, or by their digests, too.
+/// Integrity check of fetched files: by their sizes, or by their digests, too.
 async fn is_intact(model: &Files, dir: &Path, digests: bool) -> Result<bool> {
     let (model, dir) = (model.clone(), dir.to_path_buf());
     tokio::task::spawn_blocking(move || {

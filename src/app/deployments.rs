@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 4;
 /// Attempts that may end with their process.
 const STRIKES: i64 = 3;
-/// How long a dependency may be away.
+/// Outage tolerance: time that a dependency may be away.
 const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest time between two attempts while a dependency is away.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);

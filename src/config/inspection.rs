@@ -18,12 +18,12 @@ pub struct InspectionSettings {
 
     /// Where the loader of that program finds its libraries: the one variable that it inherits
     #[arg(long, env = "LD_LIBRARY_PATH", hide = true)]
-    pub library_path: Option<OsString>,
+    pub loader_path: Option<OsString>,
 }
 
 impl Default for InspectionSettings {
     fn default() -> Self {
-        Self { inspection_memory: ByteSize(4 << 30), inspector: None, library_path: None }
+        Self { inspection_memory: ByteSize(4 << 30), inspector: None, loader_path: None }
     }
 }
 

@@ -57,7 +57,7 @@ pub(super) async fn inspect(
     command.args(["--memory".into(), settings.inspection_memory.0.to_string()]);
     command.args(["--seconds".into(), time.processor.to_string()]);
     // Nothing that this process knows by its environment: keys, addresses, passwords.
-    command.env_clear().envs(settings.library_path.as_ref().map(|path| ("LD_LIBRARY_PATH", path)));
+    command.env_clear().envs(settings.loader_path.as_ref().map(|path| ("LD_LIBRARY_PATH", path)));
     // One heap and one thread: what the check itself takes is all that counts.
     command.env("MALLOC_ARENA_MAX", "1").env("RAYON_NUM_THREADS", "1");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);

@@ -31,7 +31,7 @@ pub(crate) async fn progress(claim: &Claim, news: &watch::Sender<News>) {
     while heard.changed().await.is_ok() {
         while let Err(error) = write(claim, news, &mut heard, &mut stage).await {
             if !told {
-                warn!(job.id = claim.job.spec.id, "progress is not recorded for now: {}", error.log());
+                warn!(job.id = claim.job.spec.id, "progress was not recorded and is tried again: {}", error.log());
             }
             told = true;
             tokio::time::sleep(ROWS).await;
