@@ -35,6 +35,7 @@ pub mod objects;
 pub mod rng;
 pub mod routes;
 pub mod service;
+mod sqlite;
 pub mod store;
 pub mod train;
 pub mod tune;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 use sqlx::{ConnectOptions, Connection};
 
 use crate::error::{Error, Result};
@@ -41,8 +41,6 @@ const POSTGRES_SESSION: &[(&str, &str)] = &[
 const POSTGRES_ANSWER: Duration = Duration::from_secs(20);
 /// A connection that is given back answers this soon, or is closed.
 const POSTGRES_RELEASE: Duration = Duration::from_secs(5);
-/// How long one SQLite writer waits for another; commits take milliseconds, so this is never reached in health.
-const SQLITE_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Db {
     /// Opens `postgres://…` or `sqlite://path` (the file and its folder are made when missing) or
@@ -76,16 +74,7 @@ impl Db {
         }
         private(path)
             .map_err(|cause| Error::validation(format!("Cannot open the database file {}: {cause}", path.display())))?;
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // What was acknowledged survives a power cut.
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(SQLITE_PATIENCE)
-            .foreign_keys(true);
-        let pool = SqlitePoolOptions::new().max_connections(8).acquire_timeout(SQLITE_PATIENCE);
-        Ok(Self::Sqlite(pool.connect_with(options).await?))
+        Ok(Self::Sqlite(crate::sqlite::open(path).await?))
     }
 
     /// Brings the schema up to this binary's version; safe to run from many processes at once.

@@ -1,5 +1,4 @@
-//! The index: which object, upload or part lies in which files. SQLite in WAL mode with
-//! `synchronous=FULL`, so a commit that returned survives a crash.
+//! The index: which object, upload or part lies in which files. A commit that returned survives a crash.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -9,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use s3s::dto::{ETag, Timestamp};
 use s3s::{S3Error, S3ErrorCode, S3Result, s3_error};
 use serde::{Deserialize, Serialize};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::SqlitePool;
 use sqlx::{Row, Sqlite, Transaction};
 use tokio::sync::RwLock;
 
@@ -62,9 +61,6 @@ CREATE TABLE IF NOT EXISTS bucket_settings (
     PRIMARY KEY (bucket, kind)
 ) STRICT;
 ";
-
-/// How long a writer waits for another; commits take milliseconds.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The store: the index, the files, and what time it is.
 #[derive(Clone)]
@@ -133,14 +129,7 @@ impl Index {
     /// Buckets of releases that knew no owners become `account`'s.
     pub(super) async fn open(root: &Path, account: &str, clock: Clock) -> Result<Self> {
         let files = Arc::new(Files::open(root, clock.clone())?);
-        let options = SqliteConnectOptions::new()
-            .filename(root.join("index.db"))
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(PATIENCE)
-            .foreign_keys(true);
-        let pool = SqlitePoolOptions::new().max_connections(8).acquire_timeout(PATIENCE).connect_with(options).await?;
+        let pool = crate::sqlite::open(&root.join("index.db")).await?;
         sqlx::raw_sql(SCHEMA).execute(&pool).await?;
         give_owners(&pool, account).await?;
         let known: HashSet<String> =
