@@ -22,12 +22,28 @@ pub struct Clock {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct DatabaseTime {
     shift_ms: Millis,
+    /// Nobody's lease counts as run out.
+    tolerant: bool,
 }
+
+/// Older than any lease.
+const WITHOUT_END: Millis = Millis::MAX / 4;
 
 impl DatabaseTime {
     /// Milliseconds that a statement adds to the time it reads; zero outside of tests.
     pub fn shift_ms(self) -> Millis {
         self.shift_ms
+    }
+
+    /// Milliseconds that a statement adds to the time it reads before it judges whether a lease has run out.
+    pub fn expiry_shift_ms(self) -> Millis {
+        if self.tolerant { self.shift_ms - WITHOUT_END } else { self.shift_ms }
+    }
+
+    /// The same time, by which no lease runs out: only what was given back is free.
+    #[must_use]
+    pub fn tolerant(self, tolerant: bool) -> Self {
+        Self { tolerant, ..self }
     }
 }
 
@@ -52,7 +68,7 @@ impl Clock {
 
     /// What statements over leases take instead of a time of ours.
     pub fn database(&self) -> DatabaseTime {
-        DatabaseTime { shift_ms: self.database_ms.load(Ordering::Relaxed) }
+        DatabaseTime { shift_ms: self.database_ms.load(Ordering::Relaxed), tolerant: false }
     }
 
     /// Moves the wall clock of every clone of this clock; for tests.

@@ -9,6 +9,9 @@
 //! 5. A checkpoint is addressed by its step; the next attempt goes on from the newest whole one.
 //! 6. Stop, drain and lost lease are one flag to the trainer.
 //!
+//! Who asks for work during an outage waits as well: for half a lease after the last question without an answer,
+//! only what was given back is taken, so that every holder is back before its lease counts as run out.
+//!
 //! A stale worker harms nothing while it goes on: by 2 it changes no row, and by 4 it changes no object that
 //! anybody reads but itself.
 //!
@@ -17,13 +20,13 @@
 //! attempt that wrote one costs none, however it dies: crashes of a neighbour are not held against it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::job::{Stage, failure_message};
-use crate::clock::{Clock, Millis};
-use crate::error::Result;
+use crate::clock::{Clock, DatabaseTime, Millis};
+use crate::error::{Kind, Result};
 use crate::store::custom_models::CustomModel;
 use crate::store::jobs::{Job, Progress};
 use crate::store::queue::{self, Fence, GivenBack, Taking};
@@ -31,9 +34,6 @@ use crate::store::{Db, Status, Tasks, scratch};
 
 /// Strikes that end a job.
 pub const STRIKE_LIMIT: i64 = 12;
-/// A worker that vanished may have been killed for reasons of its own: the job is given many tries. The claim's
-/// statement counts it.
-pub const STRIKES_PER_LOST_LEASE: i64 = 1;
 /// A panic in training will most likely come again: three tries.
 pub const STRIKES_PER_CRASH: i64 = 4;
 
@@ -43,6 +43,8 @@ pub struct Queue {
     db: Db,
     clock: Clock,
     lease: Duration,
+    /// The last question about leases that the database did not answer, of all clones.
+    unanswered: Arc<Mutex<Option<Instant>>>,
 }
 
 /// Whether a write found the job still in the worker's hands.
@@ -76,7 +78,7 @@ pub struct Claim {
 impl Queue {
     /// A queue over `db` whose claims last for `lease`.
     pub fn new(db: Db, clock: Clock, lease: Duration) -> Self {
-        Self { db, clock, lease }
+        Self { db, clock, lease, unanswered: Arc::default() }
     }
 
     /// How long a claim lasts without renewal.
@@ -87,7 +89,7 @@ impl Queue {
     /// Takes the oldest job that nobody holds.
     pub async fn claim(&self, worker: &str) -> Result<Option<Claim>> {
         let taking = Taking { worker, lease_ms: self.lease_ms(), strike_limit: STRIKE_LIMIT, now: self.clock.now() };
-        let job = queue::claim(&self.db, taking, self.clock.database()).await?;
+        let job = self.heard(queue::claim(&self.db, taking, self.time()).await)?;
         Ok(job.map(|job| {
             let fence =
                 Fence { account_id: job.spec.account_id.clone(), job_id: job.spec.id.clone(), attempt: job.attempt };
@@ -100,7 +102,27 @@ impl Queue {
         queue::bury(&self.db, worker, self.clock.database()).await
     }
 
-    /// The same in milliseconds.
+    /// The time by which leases are judged: none has run out soon after an outage, in which nobody could renew one.
+    pub fn time(&self) -> DatabaseTime {
+        let unanswered = *self.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
+        let recently = |at: Instant| self.clock.monotonic().duration_since(at) < self.lease / 2;
+        self.clock.database().tolerant(unanswered.is_some_and(recently))
+    }
+
+    /// Remembers whether the database answered a question about leases.
+    ///
+    /// # Errors
+    /// Those of the answer.
+    pub fn heard<T>(&self, answer: Result<T>) -> Result<T> {
+        if let Err(error) = &answer
+            && error.kind() == Kind::Unavailable
+        {
+            *self.unanswered.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.clock.monotonic());
+        }
+        answer
+    }
+
+    /// [`Queue::lease`] in milliseconds.
     pub fn lease_ms(&self) -> i64 {
         i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX / 2)
     }

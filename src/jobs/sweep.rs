@@ -2,14 +2,14 @@
 //! dying. Any process may sweep, any number of them at once.
 
 use super::queue::STRIKE_LIMIT;
-use crate::clock::Clock;
+use crate::clock::{Clock, DatabaseTime};
 use crate::error::Result;
 use crate::store::queue::Ends;
 use crate::store::{Db, queue};
 
-/// One round; returns how many jobs it ended.
-pub async fn sweep(db: &Db, clock: &Clock) -> Result<u64> {
-    queue::sweep(db, STRIKE_LIMIT, worn_out, clock.now(), clock.database()).await
+/// One round, in which `at` says whose leases have run out; returns how many jobs it ended.
+pub async fn sweep(db: &Db, clock: &Clock, at: DatabaseTime) -> Result<u64> {
+    queue::sweep(db, STRIKE_LIMIT, worn_out, clock.now(), at).await
 }
 
 /// What the owner of a job is told whose attempts keep dying: what was seen, and what may help.

@@ -303,10 +303,10 @@ macro_rules! claim_sql {
              WHERE id = (SELECT id FROM model_imports
                          WHERE status = 'InProgress' AND (lease_until IS NULL OR lease_until <= ",
             $now,
-            " + $2) ORDER BY creation_time, id LIMIT 1)
+            " + $4) ORDER BY creation_time, id LIMIT 1)
                 AND status = 'InProgress' AND (lease_until IS NULL OR lease_until <= ",
             $now,
-            " + $2)
+            " + $4)
              RETURNING ",
             columns!()
         )
@@ -317,7 +317,13 @@ macro_rules! claim_sql {
 /// strikes; what is done with a request that has [`STRIKE_LIMIT`] of them is the worker's to say.
 pub async fn claim(db: &Db, worker: &str, lease_ms: Millis, at: DatabaseTime) -> Result<Option<Import>> {
     let sql = timed_sql!(db, claim_sql);
-    Ok(run!(db, |on| sqlx::query_as(sql).bind(worker).bind(at.shift_ms()).bind(lease_ms).fetch_optional(on).await)?)
+    Ok(run!(db, |on| sqlx::query_as(sql)
+        .bind(worker)
+        .bind(at.shift_ms())
+        .bind(lease_ms)
+        .bind(at.expiry_shift_ms())
+        .fetch_optional(on)
+        .await)?)
 }
 
 macro_rules! renew_sql {

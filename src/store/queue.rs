@@ -60,7 +60,7 @@ macro_rules! claim_sql {
                 SELECT id FROM customization_jobs
                 WHERE status = 'InProgress' AND (lease_until IS NULL OR lease_until <= ",
             $now,
-            " + $2) AND strikes + ",
+            " + $5) AND strikes + ",
             lost!(),
             " < $4
                 ORDER BY creation_time, id LIMIT 1 ",
@@ -111,6 +111,7 @@ pub async fn claim(db: &Db, taking: Taking<'_>, at: DatabaseTime) -> Result<Opti
             .bind(at.shift_ms())
             .bind(taking.lease_ms)
             .bind(taking.strike_limit)
+            .bind(at.expiry_shift_ms())
             .fetch_optional(&mut *tx)
             .await?;
         if let Some(job) = &job {
@@ -463,12 +464,12 @@ pub async fn sweep(
     };
     Ok(transaction!(db, |tx| {
         let stopped: Vec<(String, String, i64)> =
-            sqlx::query_as(stop).bind(now).bind(at.shift_ms()).fetch_all(&mut *tx).await?;
+            sqlx::query_as(stop).bind(now).bind(at.expiry_shift_ms()).fetch_all(&mut *tx).await?;
         for (account, job, attempt) in &stopped {
             event!(tx, account, job, attempt, now, "Stopped", "");
         }
         let failed: Vec<(String, String, i64, i64)> =
-            sqlx::query_as(worn_out).bind(at.shift_ms()).bind(strike_limit).fetch_all(&mut *tx).await?;
+            sqlx::query_as(worn_out).bind(at.expiry_shift_ms()).bind(strike_limit).fetch_all(&mut *tx).await?;
         for (account, job, attempt, progressed) in &failed {
             let crashed: i64 = sqlx::query_scalar(CRASHED).bind(job).bind(progressed).fetch_one(&mut *tx).await?;
             let released: i64 = sqlx::query_scalar(RELEASED).bind(job).bind(progressed).fetch_one(&mut *tx).await?;

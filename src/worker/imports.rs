@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use super::Worker;
 use super::halt::{Halt, Reason};
 use super::import_files::Files;
-use super::inspection::{Time, inspect};
+use super::inspection::inspect;
 use super::lease::Outage;
 use super::retry::retry_unavailable;
 use super::run::{failure, persist};
@@ -40,8 +40,9 @@ struct Found {
 /// Works on requests, one at a time, until the process drains.
 pub(super) async fn bring_in(worker: &Worker, mut draining: watch::Receiver<bool>) {
     while !*draining.borrow() {
-        let (clock, lease_ms) = (&worker.app.clock, worker.queue.lease_ms());
-        match imports::claim(&worker.app.db, &worker.presence.worker, lease_ms, clock.database()).await {
+        let queue = &worker.queue;
+        let claimed = imports::claim(&worker.app.db, &worker.presence.worker, queue.lease_ms(), queue.time()).await;
+        match queue.heard(claimed) {
             Ok(Some(import)) => {
                 attempt(worker, &import, &mut draining).await;
                 continue;
@@ -78,6 +79,8 @@ async fn attempt(worker: &Worker, import: &Import, draining: &mut watch::Receive
     if let Some(outcome) = outcome {
         tokio::select! {
             () = settle(worker, import, &halt, outcome) => {}
+            // Renewed until the end is written; an import that is another's is found out by that write.
+            () = async { keep(worker, import).await; std::future::pending().await } => {}
             () = async {
                 // An error means that the pool was dropped: the same as a drain.
                 let _ = draining.wait_for(|draining| *draining).await;
@@ -180,8 +183,10 @@ async fn work(worker: &Worker, import: &Import, dir: &Path) -> Result<(Uri, Foun
     {
         return Err(Error::unavailable(anyhow::anyhow!("the import is no longer ours")));
     }
-    let (settings, time) = (&worker.app.config.inspection, Time::for_bytes(files.bytes));
-    let verdict = inspect(settings, dir, base.as_deref(), time).await.map_err(|error| files.placed(error))?;
+    let settings = &worker.app.config.inspection;
+    let inspecting = async || inspect(settings, dir, base.as_deref(), files.bytes).await;
+    let verdict = retry_unavailable(&halt, "inspecting a model", inspecting).await;
+    let verdict = verdict.map_err(|error| files.placed(error))?;
     let whole = if let Verdict::Model(received) = verdict { Some(received) } else { None };
     Ok((source, Found { digests, whole }))
 }

@@ -69,10 +69,15 @@ impl Pool {
         let ((draining, drained), (leaving, left)) = (watch::channel(false), watch::channel(false));
         let ending = Ending { draining: drained.clone(), leaving: left };
         let mut threads = Vec::new();
-        for device in devices {
+        for (n, device) in devices.iter().copied().enumerate() {
             info!(worker = worker.presence.worker, %device, "slot open");
             let work = slot_of(&worker, device, &ending);
-            threads.push(thread(&worker.app.parts, format!("slot {device}"), drained.clone(), work)?);
+            // Slots that share a device have names of their own: each is supervised and shown by its name.
+            let name = match devices.iter().take(n).filter(|other| **other == device).count() {
+                0 => format!("slot {device}"),
+                before => format!("slot {device} #{}", before + 1),
+            };
+            threads.push(thread(&worker.app.parts, name, drained.clone(), work)?);
         }
         let (importer, watching) = (worker.clone(), drained.clone());
         let imports = move || {
@@ -191,7 +196,7 @@ async fn give_back(claim: &Claim) {
 /// Ends jobs that no worker will end.
 async fn housekeeping(worker: &Worker, mut draining: watch::Receiver<bool>) {
     while !*draining.borrow() {
-        match sweep::sweep(&worker.app.db, &worker.app.clock).await {
+        match worker.queue.heard(sweep::sweep(&worker.app.db, &worker.app.clock, worker.queue.time()).await) {
             Ok(0) => {}
             Ok(ended) => info!(jobs = ended, "ended jobs that no worker would end"),
             Err(error) => warn!("the sweep failed: {}", error.log()),

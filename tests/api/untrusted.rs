@@ -184,11 +184,18 @@ fn program(folder: &Path, name: &str, text: &str) -> PathBuf {
 #[test]
 fn an_inspection_that_ends_without_a_verdict_is_a_failure_with_its_reason() {
     let folder = tempfile::tempdir().unwrap();
+    let told = format!(
+        "mkdir {}/told 2>/dev/null && kill -TERM $$\necho '{{\"refused\":\"looked at twice\"}}'",
+        folder.path().display()
+    );
     for (name, text, said) in [
         ("aborts", "kill -ABRT $$", "ended unexpectedly"),
         ("panics", "exit 101", "ended unexpectedly"),
         ("spins", "kill -XCPU $$", "seconds of processor time and was ended"),
-        ("babbles", "head -c 9000000 /dev/zero; head -c 9000000 /dev/zero >&2; exit 1", "ended unexpectedly"),
+        ("babbles", "head -c 9000000 /dev/zero; head -c 9000000 /dev/zero >&2; exit 101", "ended unexpectedly"),
+        // Neither is the model's doing: one is the machine's, and the other is tried again.
+        ("cannot-begin", "exit 1", "unexpected error"),
+        ("is-told-to-end", told.as_str(), "looked at twice"),
     ] {
         let program = program(folder.path(), name, text);
         with_settings(&["--inspector", program.to_str().unwrap()], async |app| {

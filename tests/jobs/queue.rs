@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tunesmith::clock::{Clock, DatabaseTime};
+use tunesmith::error::Error;
 use tunesmith::jobs::job::Stage;
 use tunesmith::jobs::queue::STRIKE_LIMIT;
 use tunesmith::jobs::{Held, Queue, sweep};
@@ -37,6 +38,37 @@ on_both! {
         assert_eq!(queue.claim("b").await.unwrap().unwrap().job.spec.name, "job-2");
         assert_eq!(queue.claim("a").await.unwrap().unwrap().job.spec.name, "job-3");
         assert!(queue.claim("b").await.unwrap().is_none());
+    }
+}
+
+on_both! {
+    async fn whoever_sees_an_outage_leaves_jobs_to_their_holders_until_those_had_time_to_renew(db: Db) {
+        let clock = Clock::system();
+        let lease = Duration::from_secs(4);
+        let (holder, idle) = (Queue::new(db.clone(), clock.clone(), lease), Queue::new(db.clone(), clock.clone(), lease));
+        jobs::insert(&db, &spec(1), &[]).await.unwrap();
+        let held = holder.claim("holder").await.unwrap().unwrap();
+        let begun = clock.monotonic();
+        // An outage as long as fifteen leases, of which the idle worker asked until it was over.
+        clock.jump_database(Duration::from_secs(60), false);
+        idle.heard::<()>(Err(Error::unavailable(anyhow::anyhow!("away")))).unwrap_err();
+        assert!(idle.claim("idle").await.unwrap().is_none(), "nobody could renew");
+        assert_eq!(sweep::sweep(&db, &clock, idle.time()).await.unwrap(), 0);
+        // What was given back is free all the same.
+        jobs::insert(&db, &spec(2), &[]).await.unwrap();
+        assert_eq!(idle.claim("idle").await.unwrap().unwrap().job.spec.name, "job-2");
+        assert!(held.renew().await.unwrap().is_some());
+        // A holder that stays away has half a lease; then its job is another's.
+        clock.jump_database(Duration::from_secs(60), false);
+        let taken = loop {
+            if let Some(claim) = idle.claim("idle").await.unwrap() {
+                break claim;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert!(clock.monotonic().duration_since(begun) >= lease / 2);
+        assert_eq!((taken.job.spec.name.as_str(), taken.attempt()), ("job-1", 2));
+        assert_eq!(held.renew().await.unwrap(), None);
     }
 }
 
@@ -167,10 +199,10 @@ on_both! {
         jobs::insert(&db, &spec(1), &[]).await.unwrap();
         let claim = queue.claim("a").await.unwrap().unwrap();
         jobs::request_stop(&db, ACCOUNT, "job-1", 9, DatabaseTime::default()).await.unwrap();
-        assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 0, "its worker may still confirm");
+        assert_eq!(sweep::sweep(&db, &clock, clock.database()).await.unwrap(), 0, "its worker may still confirm");
         clock.jump_database(LEASE + Duration::from_secs(1), false);
         assert!(queue.claim("b").await.unwrap().is_none(), "nobody takes up a job that is being stopped");
-        assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 1);
+        assert_eq!(sweep::sweep(&db, &clock, clock.database()).await.unwrap(), 1);
         assert_eq!(status(&db, 1).await, Status::Stopped);
         assert_eq!(claim.stopped().await.unwrap(), Held::No);
     }
@@ -202,7 +234,7 @@ on_both! {
             assert_eq!(claim.crashed("panicked").await.unwrap(), Held::Yes);
         }
         assert_eq!(attempts, 3);
-        assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 1);
+        assert_eq!(sweep::sweep(&db, &clock, clock.database()).await.unwrap(), 1);
         let job = jobs::find(&db, ACCOUNT, "job-1").await.unwrap().unwrap();
         assert_eq!(job.status, Status::Failed);
         let message = job.failure_message.unwrap();
@@ -212,11 +244,11 @@ on_both! {
         jobs::insert(&db, &spec(2), &[]).await.unwrap();
         for _ in 0..STRIKE_LIMIT {
             queue.claim("a").await.unwrap().unwrap();
-            assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 0);
+            assert_eq!(sweep::sweep(&db, &clock, clock.database()).await.unwrap(), 0);
             clock.jump_database(LEASE + Duration::from_secs(1), false);
         }
         assert!(queue.claim("a").await.unwrap().is_none());
-        assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 1);
+        assert_eq!(sweep::sweep(&db, &clock, clock.database()).await.unwrap(), 1);
         let message = jobs::find(&db, ACCOUNT, "job-2").await.unwrap().unwrap().failure_message.unwrap();
         assert!(message.contains("disappeared 12 times") && !message.contains("crashed"), "{message}");
     }
@@ -236,7 +268,7 @@ on_both! {
                 1 => assert_eq!(claim.release("drained").await.unwrap(), Held::Yes),
                 _ => clock.jump_database(LEASE + Duration::from_secs(1), false),
             }
-            assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 0);
+            assert_eq!(sweep::sweep(&db, &clock, clock.database()).await.unwrap(), 0);
         }
         // What counts is the attempt's own progress, not that of the one before it.
         queue.claim("a").await.unwrap().unwrap();
@@ -261,7 +293,7 @@ on_both! {
             clock.jump(Duration::from_secs(by), backwards);
             let other = Queue::new(db.clone(), clock.clone(), LEASE);
             assert!(other.claim("b").await.unwrap().is_none());
-            assert_eq!(sweep::sweep(&db, &clock).await.unwrap(), 0);
+            assert_eq!(sweep::sweep(&db, &clock, clock.database()).await.unwrap(), 0);
             // The lease that it sets itself is as long as any.
             jobs::insert(&db, &spec(n), &[]).await.unwrap();
             let claim = other.claim("b").await.unwrap().unwrap();

@@ -105,7 +105,11 @@ fn a_postgres_that_falls_silent_hangs_neither_a_slot_nor_the_sweep_and_loses_no_
         let kind = |error: tunesmith::error::Error| error.kind();
         within("a claim", &mut Box::pin(async { queue.claim("b").await.err().map(kind).unwrap() })).await;
         within("a renewal", &mut Box::pin(async { claim.renew().await.err().map(kind).unwrap() })).await;
-        within("the sweep", &mut Box::pin(async { sweep::sweep(&db, &clock).await.err().map(kind).unwrap() })).await;
+        within(
+            "the sweep",
+            &mut Box::pin(async { sweep::sweep(&db, &clock, clock.database()).await.err().map(kind).unwrap() }),
+        )
+        .await;
         for task in busy {
             tokio::time::timeout(BOUND, task).await.expect("a statement hangs").unwrap();
         }

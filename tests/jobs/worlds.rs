@@ -171,7 +171,7 @@ impl World {
             }
             Event::Sweep => {
                 let before = self.known.clone();
-                sweep::sweep(&self.db, &self.clock).await.unwrap();
+                sweep::sweep(&self.db, &self.clock, self.clock.database()).await.unwrap();
                 for (n, known) in before.iter().enumerate().filter(|(_, known)| !known.status.is_end()) {
                     let job = jobs::find(&self.db, ACCOUNT, &spec(n).name).await.unwrap().unwrap();
                     let free = !known.held || self.is_over(known.until);
@@ -276,7 +276,7 @@ impl World {
     async fn settle(&mut self) {
         self.passed += LEASE * 2;
         self.clock.jump_database(LEASE * 2, false);
-        sweep::sweep(&self.db, &self.clock).await.unwrap();
+        sweep::sweep(&self.db, &self.clock, self.clock.database()).await.unwrap();
         self.look().await;
         while let Some(claim) = self.queue.claim("good").await.unwrap() {
             assert_eq!(claim.complete(&model_of(&claim.job, self.clock.now())).await.unwrap(), Held::Yes);
