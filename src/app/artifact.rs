@@ -78,12 +78,20 @@ pub async fn fetch(app: &App, model: &Files, by: For) -> Result<(Artifact, Hold)
         For::Request => Patience::Request,
         For::Job => Patience::Job,
     };
-    let mut cached = get(app, model, &dir, &patience).await?;
-    if !is_intact(model, &dir, by == For::Job).await? {
-        app.model_cache.discard(&dir)?;
-        app.engine.forget_dir(&dir);
-        cached = get(app, model, &dir, &patience).await?;
-    }
+    let was_here = app.model_cache.hold(&dir)?;
+    let cached = match was_here {
+        Some(held) if is_intact(model, &dir, by == For::Job).await? => held,
+        damaged => {
+            if damaged.is_some() {
+                // What holds it would keep it.
+                drop(damaged);
+                app.model_cache.discard(&dir)?;
+                app.engine.forget_dir(&dir);
+            }
+            // Its digests were compared on the way.
+            get(app, model, &dir, &patience).await?
+        }
+    };
     let artifact = match model.digests.contains_key("adapter_config.json") {
         true => Artifact::Adapter(Adapter { id: model.arn.clone(), dir: cached.dir }),
         false => Artifact::Whole(cached.dir),
@@ -176,27 +184,86 @@ async fn download(objects: &Objects, model: &Files, staging: PathBuf) -> Result<
     Ok(durable::write(&staging.join(FOLDER_LISTING), serde_json::to_vec_pretty(&listing)?)?)
 }
 
-/// Integrity check of fetched files: by their sizes, or by their digests, too.
+/// Integrity check of fetched files: by their sizes, or by their digests, too. Damage is what the disk says: a file that
+/// is gone or another one. Files that cannot be looked at, for want of file descriptors for instance, are not damaged.
 async fn is_intact(model: &Files, dir: &Path, digests: bool) -> Result<bool> {
     let (model, dir) = (model.clone(), dir.to_path_buf());
     tokio::task::spawn_blocking(move || {
-        let listed = std::fs::read(dir.join(FOLDER_LISTING)).ok();
+        let place = dir.join(FOLDER_LISTING);
+        let listed = there(std::fs::read(&place))?;
         let listing = listed.and_then(|bytes| serde_json::from_slice::<Folder>(&bytes).ok());
-        let has = |name: &str, listing: &Folder| {
-            let size = std::fs::metadata(dir.join(name)).map(|facts| facts.len()).ok();
-            size.is_some() && size == listing.files.get(name).map(|entry| entry.size)
-        };
-        match &listing {
-            Some(listing) if !model.digests.keys().all(|name| has(name, listing)) => return false,
-            Some(_) if !digests => return true,
-            _ => {}
+        if let Some(listing) = &listing {
+            for name in model.digests.keys() {
+                let size = there(std::fs::metadata(dir.join(name)))?.map(|facts| facts.len());
+                if size.is_none() || size != listing.files.get(name).map(|entry| entry.size) {
+                    return Ok(false);
+                }
+            }
+            if !digests {
+                return Ok(true);
+            }
         }
-        // Earlier versions left no listing.
-        let is = |(name, digest): (&String, &String)| {
-            durable::digest(&dir.join(name)).is_ok_and(|found| found.sha256 == *digest)
-        };
-        model.digests.iter().all(is)
+        let mut found = Folder::default();
+        for (name, digest) in &model.digests {
+            match there(durable::digest(&dir.join(name)))? {
+                Some(file) if file.sha256 == *digest => {
+                    found.files.insert(name.clone(), Entry { size: file.size, sha256: file.sha256 });
+                }
+                _ => return Ok(false),
+            }
+        }
+        if listing.is_none() {
+            // Earlier versions left none, and all of the files would be read for each request.
+            durable::replace(&place, serde_json::to_vec_pretty(&found)?)?;
+        }
+        Ok(true)
     })
     .await
-    .map_err(Error::internal)
+    .map_err(Error::internal)?
+}
+
+/// What was read; `None` where there is nothing.
+fn there<T>(read: std::io::Result<T>) -> Result<Option<T>> {
+    match read {
+        Ok(value) => Ok(Some(value)),
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(Error::unavailable(cause)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A model of one file, and the folder that it was fetched to by a version that left no listing.
+    fn fetched() -> (Files, tempfile::TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("weights"), b"abc").unwrap();
+        let sha256 = durable::digest(&dir.path().join("weights")).unwrap().sha256;
+        let digests = BTreeMap::from([("weights".to_string(), sha256)]);
+        let name = || "m".to_string();
+        (Files { id: name(), arn: name(), account: name(), uri: name(), digests }, dir)
+    }
+
+    #[tokio::test]
+    async fn files_without_a_listing_are_read_once_and_have_one_from_then_on() {
+        let (model, dir) = fetched();
+        assert!(is_intact(&model, dir.path(), false).await.unwrap());
+        // Of the same size: only its digest would tell, which a request does not compare any more.
+        std::fs::write(dir.path().join("weights"), b"abd").unwrap();
+        assert!(is_intact(&model, dir.path(), false).await.unwrap());
+        assert!(!is_intact(&model, dir.path(), true).await.unwrap());
+        std::fs::write(dir.path().join("weights"), b"ab").unwrap();
+        assert!(!is_intact(&model, dir.path(), false).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn files_that_cannot_be_looked_at_are_not_damaged() {
+        let (model, dir) = fetched();
+        std::fs::remove_file(dir.path().join("weights")).unwrap();
+        assert!(!is_intact(&model, dir.path(), false).await.unwrap(), "a file that is gone");
+        // Reading a folder fails as reading without a file descriptor does: with an error of its own.
+        std::fs::create_dir(dir.path().join("weights")).unwrap();
+        assert_eq!(is_intact(&model, dir.path(), false).await.unwrap_err().kind(), Kind::Unavailable);
+    }
 }

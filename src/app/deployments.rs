@@ -111,7 +111,7 @@ async fn attempt(
 ) -> Result<Duration> {
     let (db, id, model) = (&app.db, &deployment.id, deployment.wanted_model());
     // One that an attempt was broken off of is loaded alone: if the process ends again, it is known of whom.
-    let turns = if deployments::strikes(db, deployment).await? > 0 { AT_ONCE as u32 } else { 1 };
+    let turns = if deployments::strikes(db, deployment, app.clock.database()).await? > 0 { AT_ONCE as u32 } else { 1 };
     let _turn = tokio::select! {
         turn = at_once.acquire_many(turns) => turn,
         _ = stopping.wait_for(|stopping| *stopping) => return Ok(Duration::ZERO),

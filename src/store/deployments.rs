@@ -219,10 +219,21 @@ macro_rules! held {
     };
 }
 
-/// How many attempts to make a deployment ready came to no end.
-pub async fn strikes(db: &Db, seen: &Deployment) -> Result<i64> {
-    const SQL: &str = "SELECT strikes FROM model_deployments WHERE id = $1";
-    let found: Option<i64> = run!(db, |on| sqlx::query_scalar(SQL).bind(&seen.id).fetch_optional(on).await)?;
+macro_rules! strikes_sql {
+    ($now:literal) => {
+        concat!(
+            "SELECT CASE WHEN loading_until > ",
+            $now,
+            " + $2 THEN 0 ELSE strikes END FROM model_deployments WHERE id = $1"
+        )
+    };
+}
+
+/// Attempts to make a deployment ready that came to no end. One that somebody is making at this moment is none yet.
+pub async fn strikes(db: &Db, seen: &Deployment, at: DatabaseTime) -> Result<i64> {
+    let sql = timed_sql!(db, strikes_sql);
+    let found: Option<i64> =
+        run!(db, |on| sqlx::query_scalar(sql).bind(&seen.id).bind(at.shift_ms()).fetch_optional(on).await)?;
     Ok(found.unwrap_or_default())
 }
 
