@@ -13,12 +13,16 @@ use aws_sdk_s3::config::{
 };
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration};
+use futures::{TryStreamExt, stream};
 
 use super::failure::{WRITE_PROBE, explain, unreadable, unwritable};
 use super::wall::{Access, Scope};
 use super::{Put, Uri};
 use crate::clock::Millis;
 use crate::error::{Error, Kind, Result};
+
+/// Deletions under way at a time.
+const DELETES: usize = 16;
 
 /// Where the object store is and who we are to it.
 #[derive(Clone)]
@@ -122,11 +126,10 @@ impl Objects {
         let mut removed = 0;
         let mut pages = self.list(prefix);
         while let Some(page) = pages.next().await? {
-            // One by one: the bulk call needs a checksum header that servers disagree about.
-            for object in page {
-                self.delete(&object.uri).await?;
-                removed += 1;
-            }
+            removed += page.len() as u64;
+            // Not the bulk call: it needs a checksum header that servers disagree about.
+            let deletes = stream::iter(page.into_iter().map(Ok));
+            deletes.try_for_each_concurrent(DELETES, |object| async move { self.delete(&object.uri).await }).await?;
         }
         Ok(removed)
     }

@@ -78,12 +78,15 @@ impl Objects {
 
     async fn download(&self, uri: &Uri, partial: &Path) -> Result<Fetched> {
         let mut found = self.get(uri, 0, None).await?;
-        let (total, etag) = (size(found.content_length()), bare(found.e_tag()));
+        let etag = bare(found.e_tag());
+        // A store that announces nothing ends the body where the object does, or breaks it off.
+        let announced = found.content_length().map(|length| size(Some(length)));
         let mut sink = Sink::create(partial).await?;
         let mut done = 0_u64;
         let mut fruitless = 0;
-        while done < total {
+        while announced.is_none_or(|total| done < total) {
             match found.body.try_next().await {
+                Ok(None) if announced.is_none() => break,
                 Ok(Some(chunk)) => {
                     done += chunk.len() as u64;
                     sink = sink.write(&chunk).await?;
@@ -94,17 +97,24 @@ impl Objects {
                     if fruitless > FRUITLESS {
                         return Err(match broken {
                             Err(error) => broken_off(uri, error),
-                            Ok(_) => Error::unavailable(anyhow::anyhow!("{uri} ends at {done} of {total} bytes")),
+                            Ok(_) => Error::unavailable(anyhow::anyhow!("{uri} ends at {done} of {announced:?} bytes")),
                         });
                     }
                     found = self.get(uri, done, Some(&etag)).await?;
+                    let rest = format!("bytes {done}-");
+                    if done > 0 && !found.content_range().is_some_and(|range| range.starts_with(&rest)) {
+                        let cause =
+                            anyhow::anyhow!("{uri}: asked for what comes after byte {done}, the store sent all");
+                        return Err(Error::unavailable(cause));
+                    }
                 }
             }
         }
         let written = sink.finish().await?;
-        if (done, written.size) != (total, total) {
+        if written.size != done || announced.is_some_and(|total| total != done) {
             let Digest { size, .. } = written;
-            return Err(Error::unavailable(anyhow::anyhow!("{uri} has {total} bytes, {done} came, {size} were kept")));
+            let cause = anyhow::anyhow!("{uri} has {announced:?} bytes, {done} came, {size} were kept");
+            return Err(Error::unavailable(cause));
         }
         Ok(written)
     }
@@ -250,6 +260,45 @@ mod tests {
             }
             assert!(steps >= 5, "{steps}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_object_of_unannounced_length_is_read_to_its_end() {
+        let server = Fake::start(|_| {
+            let chunks = (0..3).map(|n| Ok::<_, io::Error>(Bytes::from(vec![n; 1 << 20])));
+            let body = axum::body::Body::from_stream(futures::stream::iter(chunks));
+            axum::http::Response::builder().header("etag", "\"0123\"").body(body).unwrap()
+        })
+        .await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        let fetched = server.objects().get_to_file(&Uri::new("data", "a"), &file).await.unwrap();
+        assert_eq!((fetched.size, std::fs::metadata(&file).unwrap().len()), (3 << 20, 3 << 20));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_sends_all_when_asked_for_the_rest_makes_no_mixture() {
+        let whole: Vec<u8> = (0..3 << 20).map(|i: u32| (i * 7 % 251) as u8).collect();
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let server = Fake::start(move |_| {
+            if asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0 {
+                return object(&whole);
+            }
+            let begun = Ok(Bytes::copy_from_slice(&whole[..2 << 20]));
+            let broken = futures::stream::iter([begun, Err(io::Error::other("broken off"))]);
+            let body = axum::body::Body::from_stream(broken);
+            axum::http::Response::builder()
+                .header("etag", "\"0123\"")
+                .header("content-length", 3 << 20)
+                .body(body)
+                .unwrap()
+        })
+        .await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        let outcome = server.objects().get_to_file(&Uri::new("data", "a"), &file).await;
+        assert_eq!(outcome.unwrap_err().kind(), Kind::Unavailable);
+        assert!(!file.exists());
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use futures::{StreamExt, TryStreamExt};
 use md5::Md5;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
+use tracing::debug;
 
 use super::failure::explain;
 use super::wall::Access;
@@ -72,6 +73,7 @@ impl Objects {
         self.enter(prefix, Access::Write).await?;
         let (mut aborted, mut key, mut id) = (0, None, None);
         loop {
+            let from: (Option<String>, Option<String>) = (key.clone(), id.clone());
             let listed = self
                 .s3
                 .list_multipart_uploads()
@@ -84,8 +86,11 @@ impl Objects {
                 .map_err(|error| explain("ListMultipartUploads", prefix, error));
             let page = match listed {
                 Ok(page) => page,
-                // Not every server has the operation; those expire uploads by themselves.
-                Err(error) if error.kind() == Kind::Internal => return Ok(aborted),
+                // Not every server has the operation (501, 405); those expire uploads by themselves.
+                Err(error) if matches!(error.kind(), Kind::Internal | Kind::Validation) => {
+                    debug!("uploads are not listed: {}", error.log());
+                    return Ok(aborted);
+                }
                 Err(error) => return Err(error),
             };
             for upload in page.uploads() {
@@ -97,6 +102,9 @@ impl Objects {
             (key, id) = (page.next_key_marker.clone(), page.next_upload_id_marker.clone());
             if page.is_truncated() != Some(true) || key.is_none() {
                 return Ok(aborted);
+            }
+            if (&key, &id) == (&from.0, &from.1) {
+                return Err(Error::unavailable(anyhow::anyhow!("the uploads under {prefix} are listed without end")));
             }
         }
     }

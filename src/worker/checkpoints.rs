@@ -11,7 +11,7 @@ use super::retry::retry_unavailable;
 use super::transfer;
 use crate::app::layout::{CheckpointPlace, Layout};
 use crate::error::Result;
-use crate::objects::Objects;
+use crate::objects::{Objects, Uri};
 
 /// How many checkpoints of one attempt are kept: the newest, and one to fall back on.
 const KEPT: usize = 2;
@@ -31,8 +31,9 @@ impl Checkpoints {
         let listing = transfer::folder(folder).await?;
         let to = self.layout.checkpoint(self.attempt, step);
         transfer::upload(&self.objects, &self.halt, folder, &listing, &to, &self.layout.put()).await?;
-        let own: Vec<_> = self.list().await?.into_iter().filter(|place| place.attempt == self.attempt).collect();
-        for old in own.iter().rev().skip(KEPT) {
+        // What this version writes, of this attempt alone: a job may have left thousands of other objects.
+        let [own, _] = self.layout.checkpoints(self.attempt);
+        for old in self.list(&[own]).await?.iter().rev().skip(KEPT) {
             let prefix = old.folder.folder();
             retry_unavailable(&self.halt, "removing an old checkpoint", async || {
                 self.objects.delete_prefix(&prefix).await
@@ -44,7 +45,7 @@ impl Checkpoints {
 
     /// Brings the newest whole checkpoint into `folder/step-<step>`; returns its step.
     pub(crate) async fn download_newest(&self, folder: &Path) -> Result<Option<u64>> {
-        let mut found = self.list().await?;
+        let mut found = self.list(&self.layout.attempts()).await?;
         found.retain(|place| place.attempt < self.attempt);
         // The newest step first; of equal steps, the newest attempt's.
         found.sort_by_key(|place| std::cmp::Reverse((place.step, place.attempt)));
@@ -61,11 +62,11 @@ impl Checkpoints {
         Ok(None)
     }
 
-    /// Every checkpoint that has any object, by attempt and step.
-    async fn list(&self) -> Result<Vec<CheckpointPlace>> {
+    /// Every checkpoint under `prefixes` that has any object, by attempt and step.
+    async fn list(&self, prefixes: &[Uri]) -> Result<Vec<CheckpointPlace>> {
         let mut found = BTreeSet::new();
-        for prefix in self.layout.attempts() {
-            let list = async || self.objects.list(&prefix).all().await;
+        for prefix in prefixes {
+            let list = async || self.objects.list(prefix).all().await;
             let keys = retry_unavailable(&self.halt, "listing checkpoints", list).await?;
             found.extend(keys.iter().filter_map(|object| CheckpointPlace::of(&object.uri)));
         }

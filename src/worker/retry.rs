@@ -55,7 +55,7 @@ async fn retry_within<T>(
             // What is under way may take minutes; a lost job must not be worked on that long.
             () = halt.reached(Reason::Stop) => return Err(Error::unavailable(anyhow::anyhow!("{what}: told to end"))),
         };
-        if !matches!(error.kind(), Kind::Unavailable | Kind::Throttling) {
+        if error.kind() != Kind::Unavailable {
             return Err(error);
         }
         let now = clock.monotonic();
@@ -154,7 +154,7 @@ mod tests {
     async fn an_outage_without_end_ends_the_work_by_its_name() {
         let bounds = Bounds { outage: Duration::from_millis(300), full: Duration::from_secs(3600) };
         let outcome: Result<()> = retry_within(bounds, &Halt::default(), "uploading a file", async || {
-            Err(Error::new(Kind::Throttling, "Object storage is not answering"))
+            Err(Error::new(Kind::Unavailable, "Object storage is not answering"))
         })
         .await;
         let error = outcome.unwrap_err();

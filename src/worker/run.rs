@@ -227,7 +227,14 @@ const MAX_FAILURE: usize = 2048;
 /// What the owner of a failed job is told.
 pub(super) fn failure(error: &Error, job_id: &str) -> String {
     match error.kind() {
-        Kind::Validation | Kind::NotFound | Kind::AccessDenied | Kind::Conflict | Kind::QuotaExceeded => {
+        Kind::Validation
+        | Kind::NotFound
+        | Kind::AccessDenied
+        | Kind::Conflict
+        | Kind::QuotaExceeded
+        // A model that the job stands on: its owner can put its files back, or wait until it is Active.
+        | Kind::Model
+        | Kind::ModelNotReady => {
             error.message().chars().take(MAX_FAILURE).collect()
         }
         // An outage or a full disk that outlasted its bound; the message names it.
