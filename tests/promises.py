@@ -2,11 +2,14 @@
 
 `tests/promises` starts what the tests talk to and calls this. Each test leaves lines of JSON (tests/support/promise.rs)
 in the folder TEST_PROMISES; a promise is kept when its tests ran and all passed. What did not run is written as not
-run, what failed as FAILED with its figure. Lines of earlier runs stay in target/promises until their test runs again.
+run, what failed as FAILED with its figure. docs/promises.json keeps the lines until their tests run again, so a run of
+some promises leaves the rows of the others as they were.
 """
 
 import argparse
+import contextlib
 import datetime
+import fcntl
 import json
 import os
 import platform
@@ -19,7 +22,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = ROOT / "target" / "promises"
+LOGS = ROOT / "target" / "promises"
+KEPT = ROOT / "docs" / "promises.json"
 DOCUMENT = ROOT / "docs" / "promises.md"
 
 # Number, whether it is one of the ten in front, the promise, and the filter of its tests.
@@ -93,9 +97,10 @@ class Store:
             return
         needed = ["radosgw", "ceph-mon", "ceph-osd", "ceph-mgr"]
         if not all(shutil.which(name) for name in needed):
-            packages = [*needed, "ceph-common"]
-            subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages],
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            root = [] if os.getuid() == 0 else ["sudo", "-n"]
+            for words in (["update"], ["install", "-y", "--no-install-recommends", *needed, "ceph-common"]):
+                subprocess.run([*root, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", *words],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if not all(shutil.which(name) for name in needed):
             print("Ceph cannot be installed here: moto is the separate S3 server")
             return
@@ -108,7 +113,9 @@ class Store:
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
         if "listens at" not in line:
-            print(f"Ceph did not start (see {self.folder}): moto is the separate S3 server")
+            self.process.communicate()
+            self.process = None
+            print(f"Ceph did not start (see {self.folder}/log): moto is the separate S3 server")
             return
         version = subprocess.run(["radosgw", "--version"], text=True, capture_output=True).stdout.split()
         self.environment = {"TEST_S3_ENDPOINT": f"http://127.0.0.1:{port}", "TEST_S3_ACCESS_KEY": keys[0],
@@ -121,8 +128,13 @@ class Store:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
+# How nextest says that a test has ended; a signal stands by its name.
+ENDED = re.compile(r"\s+(PASS|FAIL|ABORT|SIG\w+|TIMEOUT|LEAK|LEAK-FAIL|TRY \d+ \w+)\s+\[.*?\]\s+(?:\(.*?\)\s+)?\S+\s+(\S+)")
+
+
 def run(number, tests, arguments, environment):
-    """Runs the tests of a promise; gives their lines, and how each ended."""
+    """Runs the tests of a promise; gives their lines, how each ended ("passed", "failed" or "not run"), what was
+    counted, and whether nextest calls it a success."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, **environment, "TEST_PROMISES": folder, "TEST_SCALE": arguments.scale,
                        "TEST_REQUIRE_ALL": "1", "NO_COLOR": "1"}
@@ -135,18 +147,25 @@ def run(number, tests, arguments, environment):
         build = ["--locked", "--features", "fault-points", *(["--test", "suite"] if arguments.outside else [])]
         if arguments.archive:
             build = ["--archive-file", arguments.archive, "--workspace-remap", "."]
+        if not shutil.which("cargo-nextest"):
+            sys.exit("cargo-nextest is needed: cargo install --locked cargo-nextest")
         command = ["cargo", "nextest", "run", *build, "--no-fail-fast", "--no-tests=pass", "--success-output", "final",
                    "-E", tests]
         process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, errors="replace")
-        ended, said, log = {}, [], KEPT / f"{number:02}.log"
+        ended, said, log, last = {}, [], LOGS / f"{number:02}.log", None
         with log.open("w") as kept:
             for text in process.stdout:
                 kept.write(text)
-                line = re.match(r"\s+(PASS|FAIL|ABORT|SIGKILL|TIMEOUT|LEAK)\s+\[.*?\]\s+(?:\(.*?\)\s+)?\S+\s+(\S+)", text)
-                if line and line[2] not in ended:
-                    ended[line[2]] = line[1] in ("PASS", "LEAK")
-                    print(f"  {line[1]} {line[2]}", flush=True)
+                if line := ENDED.match(text):
+                    last = line[2]
+                    if last not in ended:
+                        ended[last] = "passed" if line[1] in ("PASS", "LEAK") else "failed"
+                        print(f"  {line[1]} {last}", flush=True)
+                elif "NOT RUN: " in text and ended.get(last) == "passed":
+                    # The output of a test follows the line that repeats how it ended.
+                    ended[last] = "not run"
+                    print(f"  {text.strip()} {last}", flush=True)
                 elif text.startswith("error"):
                     print("  " + text.rstrip()[:300], flush=True)
                 if figure := re.match(r"\s*slow clients: (\{.*\})", text):
@@ -158,14 +177,14 @@ def run(number, tests, arguments, environment):
         lines = Path(folder) / "lines.jsonl"
         lines = [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
         slow = "faults::slow::slow_clients_of_every_kind_hold_up_no_honest_one"
-        lines += [{**line, "held": ended.get(slow, False)} for line in said[-1:]]
+        lines += [{**line, "held": ended.get(slow) == "passed"} for line in said[-1:]]
         counts = {}
         for what in ("replies", "log-lines"):
             path = Path(folder) / what
             counts[what] = path.read_text().splitlines() if path.exists() else []
         for left in Path(folder).glob("*-log*"):
-            shutil.copy(left, KEPT / f"{number:02}-{left.name}")
-        return lines, ended, counts
+            shutil.copy(left, LOGS / f"{number:02}-{left.name}")
+        return lines, ended, counts, process.returncode == 0
 
 
 def main():
@@ -183,7 +202,7 @@ def main():
         for number, star, promise, tests in PROMISES:
             print(f"{number:3}{'*' if star else ' '} {promise}\n      {tests}")
         return 0
-    KEPT.mkdir(parents=True, exist_ok=True)
+    LOGS.mkdir(parents=True, exist_ok=True)
     failed = False
     if not arguments.write:
         wanted = {int(number) for number in arguments.only.split(",") if number} or {line[0] for line in PROMISES}
@@ -196,8 +215,8 @@ def main():
                 begun = datetime.datetime.now(datetime.timezone.utc)
                 if arguments.tests:
                     tests = f"({tests}) & ({arguments.tests})"
-                lines, ended, counts = run(number, tests, arguments, store.environment)
-                failed |= not ended or not all(ended.values())
+                lines, ended, counts, good = run(number, tests, arguments, store.environment)
+                failed |= not good or not ended or "failed" in ended.values()
                 keep(number, arguments, begun, lines, ended, counts)
         finally:
             store.stop()
@@ -205,40 +224,55 @@ def main():
     return 1 if failed else 0
 
 
+@contextlib.contextmanager
+def kept_lines():
+    """What is kept, by the promise's number; written back at the end. Runs of other promises may go on beside this."""
+    KEPT.touch()
+    with KEPT.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        everything = json.loads(file.read() or "{}")
+        yield everything
+        file.seek(0)
+        file.truncate()
+        file.write(json.dumps(dict(sorted(everything.items(), key=lambda item: int(item[0]))), indent=1) + "\n")
+
+
 def keep(number, arguments, begun, lines, ended, counts):
-    """Adds a run to what is kept of the promise; a test that ran again replaces what it gave before."""
-    path = KEPT / f"{number:02}.json"
-    kept = json.loads(path.read_text()) if path.exists() else {"lines": [], "tests": {}, "replies": {}, "log_lines": 0}
+    """Adds a run to what is kept of the promise. A test that ran again replaces what it gave before; a run of all
+    tests of a promise replaces everything, so that no line of a test that is gone or broken stays."""
     stamp = {"date": begun.strftime("%Y-%m-%d %H:%M"), "commit": commit(), "scale": arguments.scale}
     again = {(line["test"], line["on"]) for line in lines}
-    kept["lines"] = [line for line in kept["lines"] if (line["test"], line["on"]) not in again]
-    kept["lines"] += [{**line, **stamp} for line in lines]
-    for test, passed in ended.items():
-        kept["tests"][test] = {**stamp, "passed": passed}
-    replies = {}
-    for reply in counts["replies"]:
-        status = reply.rsplit(" ", 1)[-1]
-        replies[status] = replies.get(status, 0) + 1
-    kept["replies"] = replies
-    kept["log_lines"] = sum(int(line) for line in counts["log-lines"])
-    path.write_text(json.dumps(kept, indent=1))
+    everything_ran = not (arguments.tests or arguments.backend or arguments.outside)
+    with kept_lines() as everything:
+        for name, kept in everything.items():
+            stale = everything_ran and name == str(number)
+            kept["lines"] = [line for line in kept["lines"]
+                             if not stale and (line["test"], line["on"]) not in again]
+        kept = everything.setdefault(str(number), {"lines": [], "tests": {}})
+        kept["lines"] += [{**line, **stamp} for line in lines]
+        if everything_ran:
+            kept["tests"] = {}
+        for test, how in ended.items():
+            kept["tests"][test] = {**stamp, "ended": how}
+        replies = {}
+        for reply in counts["replies"]:
+            status = reply.rsplit(" ", 1)[-1]
+            replies[status] = replies.get(status, 0) + 1
+        kept["replies"] = replies
+        kept["log_lines"] = sum(int(line) for line in counts["log-lines"])
 
 
 def write():
     """The document, from what is kept."""
+    with kept_lines() as everything:
+        everything = {int(name): kept for name, kept in everything.items()}
     rows, front, replies, log_lines, broken, silent = [], [], {}, 0, 0, 0
+    # A test may say something of another promise than the one that it is run for.
+    all_lines = [line for kept in everything.values() for line in kept["lines"]]
     for number, star, promise, _ in PROMISES:
-        path = KEPT / f"{number:02}.json"
         name = f"{'★' if star else ''}{number}. {promise}"
-        if not path.exists() or not json.loads(path.read_text())["tests"]:
-            rows.append(f"| {name} | | | **not run** | | |")
-            silent += 1
-            continue
-        kept = json.loads(path.read_text())
-        for status, count in kept["replies"].items():
-            replies[status] = replies.get(status, 0) + count
-        log_lines += kept["log_lines"]
-        for line in sorted(kept["lines"], key=lambda line: (line["test"], line["on"])):
+        for line in sorted((line for line in all_lines if line["promise"] == number),
+                           key=lambda line: (line["test"], line["on"])):
             result = "; ".join(line["found"]) or ("kept" if line["held"] else "")
             if not line["held"]:
                 result = f"**FAILED** {result}".strip()
@@ -249,10 +283,21 @@ def write():
             rows.append(f"| {name} | {line['on']} | {tried}{seed}{scale} | {result} | {line['date']} | {line['commit']} |")
             if IN_FRONT.get(number) == line["test"]:
                 front.append(f"| {promise} | {line['on']} | {tried}{scale} | {result} |")
+        kept = everything.get(number)
+        if not kept or not kept["tests"]:
+            rows.append(f"| {name} | | | **not run** | | |")
+            silent += 1
+            continue
+        for status, count in kept["replies"].items():
+            replies[status] = replies.get(status, 0) + count
+        log_lines += kept["log_lines"]
         tests = kept["tests"]
-        failed = sorted(test for test, how in tests.items() if not how["passed"])
+        failed, absent = (sorted(test for test, how in tests.items() if how["ended"] == end)
+                          for end in ("failed", "not run"))
         last = max(tests.values(), key=lambda how: how["date"])
-        result = f"{len(tests) - len(failed)} passed"
+        result = f"{len(tests) - len(failed) - len(absent)} passed"
+        if absent:
+            result = "**not run** " + ", ".join(f"`{test}`" for test in absent) + f"; {result}"
         if failed:
             broken += 1
             result = "**FAILED** " + ", ".join(f"`{test}`" for test in failed) + f"; {result}"

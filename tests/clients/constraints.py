@@ -21,7 +21,7 @@ from botocore.credentials import Credentials
 from botocore.parsers import create_parser
 
 # The least number of cases; it only ever rises.
-FLOOR = 1
+FLOOR = 5000
 ENDPOINT = os.environ["AWS_ENDPOINT_URL_BEDROCK"]
 KEYS = Credentials(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
 BASE = "tunesmith.starter-v1:0"

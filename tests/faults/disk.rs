@@ -150,6 +150,8 @@ async fn rounds(disk: &Disk, mut house: House) {
         assert!(house.output(&next, ADAPTER).await == adapter, "after {point}: the adapter's bits differ");
     }
     promise.tried(format!("a tmpfs of 64 MiB filled to the last byte before each of {} steps", chosen.len()));
+    // Only a database on the full disk may keep a job from its end.
+    assert!(late == 0 || !full() || house.backend() == Backend::Embedded, "{late} jobs waited for ever for space");
     promise.found(format!(
         "{failed} jobs Failed with \"no space left\", {completed} completed with equal bits, {late} of them only when \
          space came back; each next job completed; one process all the time"

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::ADAPTER;
 use super::process::{House, on_each, until};
-use crate::support::promise::{Dice, Promise, seed, times};
+use crate::support::promise::{Dice, Promise, full, seed, times};
 
 /// Some seconds of training.
 const STEPS: usize = 1500;
@@ -28,6 +28,7 @@ on_each! {
             house.at_step(&spec, 1 + dice.below(STEPS as u64 / 2)).await;
             process.kill();
             let killed = house.job(&spec).await;
+            let logged = std::fs::metadata(house.data_dir().join("log")).unwrap().len() as usize;
             process = house.start(&["serve"]);
             until("the job is taken again", async || {
                 (house.job(&spec).await.attempt > killed.attempt).then_some(())
@@ -43,7 +44,8 @@ on_each! {
             })
             .await;
             first = first.max(taken.elapsed());
-            let from = process.log().lines().rev().find_map(|line| {
+            // Only what the new process says: the log has the lines of the jobs before.
+            let from = process.log()[logged..].lines().rev().find_map(|line| {
                 let (_, rest) = line.split_once("going on from a checkpoint")?;
                 let digits: String = rest.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
                 digits.parse::<u64>().ok()
@@ -61,6 +63,7 @@ on_each! {
              {:.1} s after the job was taken again",
             first.as_secs_f64()
         ));
+        assert!(!full() || again > 0, "no job went on from a checkpoint");
         assert!(repeated < 30.0, "one interval between checkpoints is 30 s at most");
         assert!(first < Duration::from_secs(8), "three seconds and what loading takes: {first:?}");
         promise.held();
