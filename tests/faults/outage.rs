@@ -252,8 +252,8 @@ fn connections_cut_at_any_byte_lose_and_double_nothing() {
         let (adapter, metrics) = (house.output(&reference, ADAPTER).await, house.output(&reference, METRICS).await);
         let before = house.store().connections().1 + house.database().connections().1;
         // Far enough for a request, near enough that few connections see two.
-        house.store().set(Fault::CutAnywhere(400_000));
-        house.database().set(Fault::CutAnywhere(60_000));
+        house.store().set(Fault::CutAnywhere(150_000));
+        house.database().set(Fault::CutAnywhere(25_000));
         for n in 0..jobs {
             let spec = house.create(&house.request(&format!("job-{n}"), 200)).await;
             house.completed(&spec).await;
