@@ -86,7 +86,7 @@ impl Service {
             let listener = listen(app.config.listen).await?;
             api = Some(listener.local_addr()?);
             let grace = Ending::within(app.config.grace()).work;
-            let limits = Limits { grace, stall: app.config.stall(), ..Limits::default() };
+            let limits = Limits { stall: app.config.stall(), ..Limits::default() };
             // Before the first request may take a place that is kept.
             app.door.refresh(&app.db).await?;
             let (of, stop) = (app.clone(), stopping.clone());
@@ -94,7 +94,11 @@ impl Service {
                 .push(part(&app, "deployments", &stopping, move || deployments::make_ready(of.clone(), stop.clone())));
             let (of, stop) = (app.clone(), stopping.clone());
             beside.push(part(&app, "periodic tasks", &stopping, move || rounds::run(of.clone(), stop.clone())));
-            server = Some(tokio::spawn(serve(listener, routes::router(app.clone()), limits, told(stopping))));
+            let stop = async move {
+                told(stopping).await;
+                grace
+            };
+            server = Some(tokio::spawn(serve(listener, routes::router(app.clone()), limits, stop)));
         }
         let pool = if role == Role::Api { None } else { Some(Pool::start(app.clone()).await?) };
         info!(?role, "service started");

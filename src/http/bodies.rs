@@ -1,9 +1,8 @@
-//! The memory of request bodies: one budget for all that are being read or worked on, of which one client address, this
-//! machine's excepted, gets at most half. Bytes count as they come, so that a request which announces much and sends
+//! The memory of request bodies: one budget for all that are being read or worked on, of which one source, this
+//! machine excepted, gets at most half. Bytes count as they come, so that a request which announces much and sends
 //! nothing takes nothing.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::http::StatusCode;
@@ -11,9 +10,9 @@ use axum::response::{IntoResponse, Response};
 
 use super::reply::refuse;
 use crate::error::{Error, Kind};
-use crate::net::Peer;
+use crate::net::Source;
 
-/// The part of the budget that one address may take.
+/// The part of the budget that one source may take.
 const SHARE: u64 = 2;
 
 /// The budget of all bodies.
@@ -26,8 +25,8 @@ pub(super) struct Budget {
 #[derive(Debug, Default)]
 struct Used {
     all: u64,
-    /// By network; none that is zero.
-    by_network: HashMap<IpAddr, u64>,
+    /// By source; none that is zero.
+    by_source: HashMap<Source, u64>,
 }
 
 /// Why there is no memory for more of a body.
@@ -43,7 +42,8 @@ pub(super) enum Full {
 #[derive(Debug)]
 pub(super) struct Held {
     budget: Arc<Budget>,
-    network: Option<IpAddr>,
+    /// `None` where it keeps to no share.
+    source: Option<Source>,
     bytes: u64,
 }
 
@@ -52,10 +52,10 @@ impl Budget {
         Arc::new(Self { bytes, used: Mutex::default() })
     }
 
-    /// Nothing taken yet, on behalf of `peer`. This machine, where a proxy may stand for everybody, keeps to no share.
-    pub(super) fn open(self: &Arc<Self>, peer: Option<Peer>) -> Held {
-        let network = peer.map(|peer| network(peer.0)).filter(|network| !network.is_loopback());
-        Held { budget: Arc::clone(self), network, bytes: 0 }
+    /// Nothing taken yet, on behalf of `source`. This machine keeps to no share.
+    pub(super) fn open(self: &Arc<Self>, source: Option<Source>) -> Held {
+        let source = source.filter(|source| *source != Source::Local);
+        Held { budget: Arc::clone(self), source, bytes: 0 }
     }
 }
 
@@ -66,8 +66,8 @@ impl Held {
         if used.all.saturating_add(bytes) > self.budget.bytes {
             return Err(Full::All);
         }
-        if let Some(network) = self.network {
-            let own = used.by_network.entry(network).or_default();
+        if let Some(source) = self.source {
+            let own = used.by_source.entry(source).or_default();
             if own.saturating_add(bytes) > self.budget.bytes / SHARE {
                 return Err(Full::Share);
             }
@@ -83,12 +83,12 @@ impl Drop for Held {
     fn drop(&mut self) {
         let mut used = self.budget.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.all -= self.bytes;
-        if let Some(network) = self.network
-            && let Some(own) = used.by_network.get_mut(&network)
+        if let Some(source) = self.source
+            && let Some(own) = used.by_source.get_mut(&source)
         {
             *own -= self.bytes;
             if *own == 0 {
-                used.by_network.remove(&network);
+                used.by_source.remove(&source);
             }
         }
     }
@@ -110,20 +110,12 @@ impl IntoResponse for Full {
     }
 }
 
-/// Whom an address stands for: of IPv6 a whole /64 belongs to one.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(six) => IpAddr::V6((u128::from(six) >> 64 << 64).into()),
-        four => four,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn peer(text: &str) -> Option<Peer> {
-        Some(Peer(text.parse().unwrap()))
+    fn peer(text: &str) -> Option<Source> {
+        Some(Source::of(text.parse().unwrap(), None))
     }
 
     #[test]
@@ -143,13 +135,6 @@ mod tests {
         drop((second, other));
         budget.open(peer("127.0.0.1")).grow(100).unwrap();
         let used = budget.used.lock().unwrap();
-        assert!(used.all == 0 && used.by_network.is_empty(), "{used:?}");
-    }
-
-    #[test]
-    fn a_network_of_ipv6_is_one_client_and_an_ipv4_address_is_itself_in_both_notations() {
-        let same = |a: &str, b: &str| network(a.parse().unwrap()) == network(b.parse().unwrap());
-        assert!(same("2001:db8::1", "2001:db8::ffff:1") && !same("2001:db8::1", "2001:db8:0:1::1"));
-        assert!(same("::ffff:10.0.0.1", "10.0.0.1") && !same("10.0.0.1", "10.0.0.2"));
+        assert!(used.all == 0 && used.by_source.is_empty(), "{used:?}");
     }
 }

@@ -12,7 +12,6 @@ pub mod identify;
 pub mod json;
 pub mod openapi;
 pub mod page;
-mod pieces;
 pub mod places;
 pub mod policy;
 pub mod rate;

@@ -22,7 +22,7 @@ use super::rate::{Rate, too_many};
 use super::reply::refuse;
 use crate::app::App;
 use crate::error::Error;
-use crate::net::Peer;
+use crate::net::Source;
 
 /// The largest body of an InvokeModel or Converse request (service model of `bedrock-runtime`).
 pub const RUNTIME_BODY_BYTES: usize = 25_000_000;
@@ -63,7 +63,7 @@ pub async fn receive(State(gate): State<Arc<Gate>>, request: Request, next: Next
         Err(refusal) => return refusal.into_response(),
     };
     // Counted until the request is answered.
-    let mut held = gate.bodies.open(parts.extensions.get::<Peer>().copied());
+    let mut held = gate.bodies.open(parts.extensions.get::<Source>().copied());
     let body = match read(body, cap(parts.uri.path()), &mut held).await {
         Ok(body) => body,
         Err(refusal) => return refusal,

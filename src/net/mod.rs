@@ -3,17 +3,17 @@
 //! because `axum::serve` has no deadline for a half-sent request head.
 
 mod admission;
+mod reply;
 mod serve;
+mod source;
+mod streams;
+mod timed_stream;
 mod timeouts;
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 pub use serve::serve;
-
-/// The client's address, in the extensions of every request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer(pub IpAddr);
+pub use source::Source;
 
 /// Limits of one listener: what one client, and all clients together, may take.
 #[derive(Debug, Clone)]
@@ -31,8 +31,6 @@ pub struct Limits {
     pub share: usize,
     /// Connections kept back for clients on this machine, the service's own among them.
     pub reserve: usize,
-    /// Time that requests in flight have to end once the server is told to stop.
-    pub grace: Duration,
 }
 
 impl Default for Limits {
@@ -44,7 +42,6 @@ impl Default for Limits {
             connections: 1024,
             share: 512,
             reserve: 128,
-            grace: Duration::from_secs(30),
         }
     }
 }

@@ -48,9 +48,12 @@ async fn slow_and_silent_connections_are_closed_and_others_are_served_meanwhile(
     let mut unread = Vec::new();
     for _ in 0..UNREAD {
         let mut stream = connect().await;
-        // Many refusals, none of which is read.
-        let _ = stream.write_all("GET /tuning/x HTTP/1.1\r\nhost: a\r\n\r\n".repeat(200).as_bytes()).await;
-        unread.push(stream);
+        unread.push(tokio::spawn(async move {
+            // More refusals than the systems hold between them, none of which is read. A client that never reads
+            // notices the end by writing.
+            let request = "GET /tuning/x HTTP/1.1\r\nhost: a\r\n\r\n".repeat(100);
+            while stream.write_all(request.as_bytes()).await.is_ok() {}
+        }));
     }
 
     for number in 0..20 {
@@ -69,9 +72,11 @@ async fn slow_and_silent_connections_are_closed_and_others_are_served_meanwhile(
         let left = CLOSED.saturating_sub(begun.elapsed());
         tokio::time::timeout(left, drip).await.expect("a head that never ends is closed").unwrap();
     }
-    println!("silent and slow connections were closed after {:?}", begun.elapsed());
-    // These held their places as idle connections meanwhile.
-    drop(unread);
+    for client in unread {
+        let left = CLOSED.saturating_sub(begun.elapsed());
+        tokio::time::timeout(left, client).await.expect("a connection whose replies are not read is closed").unwrap();
+    }
+    println!("silent, slow and unread connections were closed after {:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
