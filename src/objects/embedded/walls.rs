@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use hyper::header::HeaderValue;
 use percent_encoding::percent_decode_str;
 use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::{S3Auth, SecretKey};
@@ -104,39 +105,39 @@ impl S3Access for Gate {
         };
         let holder = self.signer(&access_key).await?;
         token_fits(&holder, cx)?;
-        self.admit(&holder, cx).await?;
+        if let Some(grants) = self.admit(&holder, cx).await? {
+            cx.extensions_mut().insert(Arc::new(grants));
+        }
         cx.extensions_mut().insert(holder);
         Ok(())
     }
 
     async fn copy_object(&self, request: &mut S3Request<CopyObjectInput>) -> S3Result<()> {
-        let holder = holder(request)?;
-        self.admit_source(&holder, &request.input.copy_source).await
+        self.admit_source(request, &request.input.copy_source).await
     }
 
     async fn upload_part_copy(&self, request: &mut S3Request<UploadPartCopyInput>) -> S3Result<()> {
-        let holder = holder(request)?;
-        self.admit_source(&holder, &request.input.copy_source).await
+        self.admit_source(request, &request.input.copy_source).await
     }
 
     async fn delete_objects(&self, request: &mut S3Request<DeleteObjectsInput>) -> S3Result<()> {
         let holder = holder(request)?;
         let bucket = &request.input.bucket;
-        let Some(grants) = self.grants(&holder, bucket).await? else { return Ok(()) };
+        let Some(grants) = granted(request, &holder)? else { return Ok(()) };
         let may_delete = |key: &str| grants.holds(key) && within_limits(&holder, bucket, key, true);
         expect(request.input.delete.objects.iter().all(|object| may_delete(&object.key)))
     }
 
     async fn list_objects(&self, request: &mut S3Request<ListObjectsInput>) -> S3Result<()> {
-        self.admit_listing(request, &request.input.bucket, request.input.prefix.as_deref()).await
+        admit_listing(request, &request.input.bucket, request.input.prefix.as_deref())
     }
 
     async fn list_objects_v2(&self, request: &mut S3Request<ListObjectsV2Input>) -> S3Result<()> {
-        self.admit_listing(request, &request.input.bucket, request.input.prefix.as_deref()).await
+        admit_listing(request, &request.input.bucket, request.input.prefix.as_deref())
     }
 
     async fn list_multipart_uploads(&self, request: &mut S3Request<ListMultipartUploadsInput>) -> S3Result<()> {
-        self.admit_listing(request, &request.input.bucket, request.input.prefix.as_deref()).await
+        admit_listing(request, &request.input.bucket, request.input.prefix.as_deref())
     }
 }
 
@@ -160,87 +161,97 @@ impl Gate {
         }
     }
 
-    /// Refuses an operation on a bucket, or on an object, that the holder may not do.
-    async fn admit(&self, holder: &Holder, cx: &S3AccessContext<'_>) -> S3Result<()> {
-        let source = cx.headers().get("x-amz-copy-source").and_then(|source| source.to_str().ok());
-        if let Some(expected) = cx.headers().get(EXPECTED_SOURCE_OWNER)
-            && let Some(CopySource::Bucket { bucket, .. }) = source.and_then(|source| CopySource::parse(source).ok())
-            && self.index.owner(&bucket).await?.is_some_and(|owner| expected.as_bytes() != owner.as_bytes())
-        {
-            return Err(denied());
-        }
+    /// Refuses an operation on a bucket, or on an object, that the holder may not do. Gives what it may use of the
+    /// bucket; nothing for the service itself, and where no bucket is named.
+    async fn admit(&self, holder: &Holder, cx: &S3AccessContext<'_>) -> S3Result<Option<Grants>> {
         let (bucket, key) = match cx.s3_path() {
             // Only its own buckets are listed to an account.
-            S3Path::Root => return self.admit_listing_of_buckets(holder),
+            S3Path::Root => return admit_listing_of_buckets(holder).map(|()| None),
             S3Path::Bucket { bucket } => (bucket, None),
             S3Path::Object { bucket, key } => (bucket, Some(key)),
         };
-        let name = cx.s3_op().name();
-        if let Some(expected) = cx.headers().get(EXPECTED_OWNER)
-            && self.index.owner(bucket).await?.is_some_and(|owner| expected.as_bytes() != owner.as_bytes())
-        {
-            return Err(denied());
+        let expected = cx.headers().get(EXPECTED_OWNER);
+        if holder.account.is_none() && expected.is_none() {
+            return Ok(None);
         }
-        let Some(account) = &holder.account else { return Ok(()) };
-        let Some(grants) = self.grants(holder, bucket).await? else { return Ok(()) };
+        let owner = self.index.owner(bucket).await?;
+        expect_owner(expected, owner.as_deref())?;
+        let Some(account) = &holder.account else { return Ok(None) };
+        let grants = self.grants(account, bucket, owner.as_deref()).await?;
+        let name = cx.s3_op().name();
         let writes = !["Get", "Head", "List"].iter().any(|reads| name.starts_with(reads));
-        let there = self.index.owner(bucket).await?.is_some();
         if name == "CreateBucket" {
-            if !there && !grants.any() && self.keys.assigned_to_another(account, bucket).await.map_err(|e| away(&e))? {
+            let free = owner.is_none() && !grants.any();
+            if free && self.keys.assigned_to_another(account, bucket).await.map_err(|error| away(&error))? {
                 return Err(super::buckets::taken());
             }
-            return expect(within_limits(holder, bucket, "", true));
+            return expect(within_limits(holder, bucket, "", true)).map(|()| Some(grants));
         }
-        if !there {
+        if owner.is_none() {
             // At once: by the time of the operation another account may have made it.
             return Err(no_such_bucket());
         }
-        let open = match (key, name) {
-            (Some(key), _) => return expect(grants.holds(key) && within_limits(holder, bucket, key, writes)),
+        let may = match (key, name) {
+            (Some(key), _) => grants.holds(key) && within_limits(holder, bucket, key, writes),
             // Whoever may use a part of a bucket may know that it is there.
-            (None, "HeadBucket" | "GetBucketLocation") => return expect(grants.any()),
+            (None, "HeadBucket" | "GetBucketLocation") => grants.any(),
             // Prefixes and keys are checked once they are read, below.
-            (None, "ListObjects" | "ListObjectsV2" | "ListMultipartUploads" | "DeleteObjects") => {
-                return expect(grants.any());
-            }
-            (None, _) => grants.owned,
+            (None, "ListObjects" | "ListObjectsV2" | "ListMultipartUploads" | "DeleteObjects") => grants.any(),
+            (None, _) => grants.owned && within_limits(holder, bucket, "", writes),
         };
-        expect(open && within_limits(holder, bucket, "", writes))
+        expect(may).map(|()| Some(grants))
     }
 
-    /// Refuses a listing that reaches beyond what the holder may read.
-    async fn admit_listing<T>(&self, request: &S3Request<T>, bucket: &str, prefix: Option<&str>) -> S3Result<()> {
+    /// Refuses a copy of an object that the holder may not read.
+    async fn admit_source<T>(&self, request: &S3Request<T>, copied: &CopySource) -> S3Result<()> {
         let holder = holder(request)?;
-        let Some(grants) = self.grants(&holder, bucket).await? else { return Ok(()) };
-        let prefix = prefix.unwrap_or_default();
-        // A prefix without a slash at its end also begins the names of its neighbours.
-        let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
-        expect(grants.holds_all_under(prefix) && within_limits(&holder, bucket, folder, false))
-    }
-
-    fn admit_listing_of_buckets(&self, holder: &Holder) -> S3Result<()> {
-        expect(holder.limits.as_ref().is_none_or(|limits| limits.allow("s3://", false)))
-    }
-
-    async fn admit_source(&self, holder: &Holder, copied: &CopySource) -> S3Result<()> {
-        let (bucket, key) = source(copied)?;
-        match self.grants(holder, bucket).await? {
-            Some(_) if self.index.owner(bucket).await?.is_none() => Err(no_such_bucket()),
-            Some(grants) => expect(grants.holds(key) && within_limits(holder, bucket, key, false)),
-            None => Ok(()),
+        let expected = request.headers.get(EXPECTED_SOURCE_OWNER);
+        if holder.account.is_none() && expected.is_none() {
+            return Ok(());
         }
+        let (bucket, key) = source(copied)?;
+        let owner = self.index.owner(bucket).await?;
+        expect_owner(expected, owner.as_deref())?;
+        let Some(account) = &holder.account else { return Ok(()) };
+        if owner.is_none() {
+            return Err(no_such_bucket());
+        }
+        let grants = self.grants(account, bucket, owner.as_deref()).await?;
+        expect(grants.holds(key) && within_limits(&holder, bucket, key, false))
     }
 
-    /// What the holder's account may use of the bucket; `None` for the service itself.
-    async fn grants(&self, holder: &Holder, bucket: &str) -> S3Result<Option<Grants>> {
-        let Some(account) = &holder.account else { return Ok(None) };
-        let owned = self.index.owner(bucket).await?.as_ref() == Some(account);
+    /// What an account may use of the bucket that `owner` made.
+    async fn grants(&self, account: &str, bucket: &str, owner: Option<&str>) -> S3Result<Grants> {
+        let owned = owner == Some(account);
         let folders = match owned {
             true => Vec::new(),
             false => self.keys.assigned(account, bucket).await.map_err(|error| away(&error))?,
         };
-        Ok(Some(Grants { owned, folders, except: Vec::new() }))
+        Ok(Grants { owned, folders, except: Vec::new() })
     }
+}
+
+/// What the signer may use of the request's bucket, as it was found when the request came in; `None` for the service
+/// itself.
+fn granted<T>(request: &S3Request<T>, holder: &Holder) -> S3Result<Option<Arc<Grants>>> {
+    match &holder.account {
+        Some(_) => request.extensions.get().cloned().map(Some).ok_or_else(denied),
+        None => Ok(None),
+    }
+}
+
+/// Refuses a listing that reaches beyond what the holder may read.
+fn admit_listing<T>(request: &S3Request<T>, bucket: &str, prefix: Option<&str>) -> S3Result<()> {
+    let holder = holder(request)?;
+    let Some(grants) = granted(request, &holder)? else { return Ok(()) };
+    let prefix = prefix.unwrap_or_default();
+    // A prefix without a slash at its end also begins the names of its neighbours.
+    let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
+    expect(grants.holds_all_under(prefix) && within_limits(&holder, bucket, folder, false))
+}
+
+fn admit_listing_of_buckets(holder: &Holder) -> S3Result<()> {
+    expect(holder.limits.as_ref().is_none_or(|limits| limits.allow("s3://", false)))
 }
 
 impl Index {
@@ -253,6 +264,11 @@ impl Index {
             .map_err(fault)?;
         Ok(owner.map(Option::unwrap_or_default))
     }
+}
+
+/// Refuses a bucket of another owner than the caller expects; one that is not there is refused elsewhere.
+fn expect_owner(expected: Option<&HeaderValue>, owner: Option<&str>) -> S3Result<()> {
+    expect(expected.zip(owner).is_none_or(|(expected, owner)| expected.as_bytes() == owner.as_bytes()))
 }
 
 fn expect(may: bool) -> S3Result<()> {
