@@ -23,4 +23,4 @@ pub use listing::{Listed, Pages};
 pub use read::{Fetched, Opened};
 pub use uri::Uri;
 pub use wall::{Grants, Wall};
-pub use write::{Put, There};
+pub use write::{Precondition, Put};

@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::failure::explain;
 use super::wall::Access;
-use super::{Fetched, Objects, Put, There, Uri};
+use super::{Fetched, Objects, Precondition, Put, Uri};
 use crate::error::{Error, Kind, Result};
 
 /// From this size on a file goes up in parts of at least this size.
@@ -25,7 +25,7 @@ const IN_FLIGHT: usize = 4;
 impl Objects {
     pub(super) async fn put_parts(
         &self,
-        there: &There,
+        precondition: &Precondition,
         uri: &Uri,
         file: tokio::fs::File,
         size: u64,
@@ -45,7 +45,7 @@ impl Objects {
             .map_err(|error| explain("CreateMultipartUpload", uri, error))?;
         let id = upload.upload_id().unwrap_or_default().to_string();
         let mut upload = Upload { objects: self.clone(), uri: uri.clone(), id, ended: false };
-        let outcome = self.send_parts(there, uri, &upload.id, file, size).await;
+        let outcome = self.send_parts(precondition, uri, &upload.id, file, size).await;
         upload.ended = true;
         if !matches!(outcome, Ok(Some(_))) {
             self.abort_upload(uri, &upload.id).await;
@@ -111,7 +111,7 @@ impl Objects {
 
     async fn send_parts(
         &self,
-        there: &There,
+        precondition: &Precondition,
         uri: &Uri,
         id: &str,
         file: tokio::fs::File,
@@ -155,8 +155,8 @@ impl Objects {
             .bucket(uri.bucket())
             .key(uri.key())
             .upload_id(id)
-            .set_if_match(there.etag())
-            .set_if_none_match(there.nothing())
+            .set_if_match(precondition.etag())
+            .set_if_none_match(precondition.nothing())
             .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(parts)).build())
             .send()
             .await;
@@ -168,7 +168,7 @@ impl Objects {
                 None => false,
             };
             if !stands {
-                let another = there.is_another(&error);
+                let another = precondition.is_another(&error);
                 return if another { Ok(None) } else { Err(explain("CompleteMultipartUpload", uri, error)) };
             }
         }

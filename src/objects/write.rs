@@ -38,7 +38,7 @@ impl Objects {
     /// # Errors
     /// `NotFound` when there is no such bucket, `AccessDenied`, `Unavailable`.
     pub async fn put_bytes(&self, uri: &Uri, bytes: impl Into<Bytes>, put: &Put<'_>) -> Result<()> {
-        self.put_bytes_over(&There::Anything, uri, bytes, put).await.map(drop)
+        self.put_bytes_over(&Precondition::Anything, uri, bytes, put).await.map(drop)
     }
 
     /// Stores `bytes` in the place of what is expected there; gives the new ETag, or `None` when something else is
@@ -48,7 +48,7 @@ impl Objects {
     /// As [`Objects::put_bytes`]; `Internal` when the server knows no conditions.
     pub async fn put_bytes_over(
         &self,
-        there: &There,
+        precondition: &Precondition,
         uri: &Uri,
         bytes: impl Into<Bytes>,
         put: &Put<'_>,
@@ -60,8 +60,8 @@ impl Objects {
             .bucket(uri.bucket())
             .key(uri.key())
             .body(ByteStream::from(bytes.into()))
-            .set_if_match(there.etag())
-            .set_if_none_match(there.nothing())
+            .set_if_match(precondition.etag())
+            .set_if_none_match(precondition.nothing())
             .set_content_type(put.content_type.map(str::to_string))
             .set_server_side_encryption(put.encryption())
             .set_ssekms_key_id(put.kms_key.map(str::to_string))
@@ -69,7 +69,7 @@ impl Objects {
             .await;
         match stored {
             Ok(stored) => Ok(Some(bare(stored.e_tag()))),
-            Err(error) if there.is_another(&error) => Ok(None),
+            Err(error) if precondition.is_another(&error) => Ok(None),
             Err(error) => Err(explain("PutObject", uri, error)),
         }
     }
@@ -80,7 +80,7 @@ impl Objects {
     /// # Errors
     /// As [`Objects::put_bytes`]; `Internal` when the file cannot be read or shrinks meanwhile.
     pub async fn put_file(&self, uri: &Uri, file: &Path, put: &Put<'_>) -> Result<Fetched> {
-        let stored = self.put_file_over(&There::Anything, uri, file, put).await?;
+        let stored = self.put_file_over(&Precondition::Anything, uri, file, put).await?;
         stored.ok_or_else(|| Error::internal(anyhow::anyhow!("{uri} was stored on a condition that nobody set")))
     }
 
@@ -88,27 +88,33 @@ impl Objects {
     ///
     /// # Errors
     /// As [`Objects::put_file`] and [`Objects::put_bytes_over`].
-    pub async fn put_file_over(&self, there: &There, uri: &Uri, file: &Path, put: &Put<'_>) -> Result<Option<Fetched>> {
+    pub async fn put_file_over(
+        &self,
+        precondition: &Precondition,
+        uri: &Uri,
+        file: &Path,
+        put: &Put<'_>,
+    ) -> Result<Option<Fetched>> {
         let unreadable = |cause: std::io::Error| {
             Error::internal(anyhow::Error::new(cause).context(format!("reading {}", file.display())))
         };
         let mut reader = tokio::fs::File::open(file).await.map_err(unreadable)?;
         let size = reader.metadata().await.map_err(unreadable)?.len();
         if size >= PART {
-            let stored = self.put_parts(there, uri, reader, size, put).await;
+            let stored = self.put_parts(precondition, uri, reader, size, put).await;
             return stored.map_err(|error| error.at(file.display().to_string()));
         }
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).await.map_err(unreadable)?;
         let stored = Fetched { size: bytes.len() as u64, sha256: hex::encode(Sha256::digest(&bytes)) };
-        let etag = self.put_bytes_over(there, uri, bytes, put).await?;
+        let etag = self.put_bytes_over(precondition, uri, bytes, put).await?;
         Ok(etag.map(|_| stored))
     }
 }
 
-/// What a put expects to find.
+/// Condition under which a put replaces what is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum There {
+pub enum Precondition {
     /// Whatever is there is replaced.
     Anything,
     /// Nothing may be there.
@@ -118,21 +124,21 @@ pub enum There {
 }
 
 impl Objects {
-    /// What is at `uri` now, for a put that replaces this and nothing else.
+    /// Condition of a put that replaces what is at `uri` now and nothing else.
     ///
     /// # Errors
     /// As [`Objects::head`], unless nothing is there.
-    pub async fn there(&self, uri: &Uri) -> Result<There> {
+    pub async fn precondition(&self, uri: &Uri) -> Result<Precondition> {
         match self.head(uri).await {
-            Ok(head) => Ok(There::Etag(head.etag)),
+            Ok(head) => Ok(Precondition::Etag(head.etag)),
             // Who may not list a bucket is refused where nothing is.
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::AccessDenied) => Ok(There::Nothing),
+            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::AccessDenied) => Ok(Precondition::Nothing),
             Err(error) => Err(error),
         }
     }
 }
 
-impl There {
+impl Precondition {
     pub(super) fn etag(&self) -> Option<String> {
         match self {
             Self::Etag(etag) => Some(format!("\"{etag}\"")),
@@ -144,7 +150,7 @@ impl There {
         (*self == Self::Nothing).then(|| "*".to_string())
     }
 
-    /// Whether a put failed because something else is there.
+    /// Whether a put failed because the condition does not hold.
     pub(super) fn is_another<E: ProvideErrorMetadata>(&self, error: &SdkError<E, HttpResponse>) -> bool {
         let status = error.raw_response().map(|response| response.status().as_u16());
         let failed = status == Some(412) || matches!(error.code(), Some("PreconditionFailed" | "NoSuchKey"));
@@ -171,14 +177,18 @@ mod tests {
         })
         .await;
         let (objects, uri, put) = (server.objects(), Uri::new("data", "a"), Put::default());
-        for (there, stored) in [
-            (There::Etag("mine".into()), Some("next".to_string())),
-            (There::Etag("other".into()), None),
-            (There::Etag("gone".into()), None),
-            (There::Nothing, None),
+        for (precondition, stored) in [
+            (Precondition::Etag("mine".into()), Some("next".to_string())),
+            (Precondition::Etag("other".into()), None),
+            (Precondition::Etag("gone".into()), None),
+            (Precondition::Nothing, None),
         ] {
-            assert_eq!(objects.put_bytes_over(&there, &uri, "x", &put).await.unwrap(), stored, "{there:?}");
+            assert_eq!(
+                objects.put_bytes_over(&precondition, &uri, "x", &put).await.unwrap(),
+                stored,
+                "{precondition:?}"
+            );
         }
-        assert!(objects.put_bytes_over(&There::Etag("nowhere".into()), &uri, "x", &put).await.is_err());
+        assert!(objects.put_bytes_over(&Precondition::Etag("nowhere".into()), &uri, "x", &put).await.is_err());
     }
 }

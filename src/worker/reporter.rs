@@ -14,7 +14,7 @@ use crate::app::layout::{Layout, TRAINING_METRICS, TRAJECTORIES};
 use crate::error::{Error, Kind, Result};
 use crate::jobs::Claim;
 use crate::jobs::job::Stage;
-use crate::objects::{Objects, There};
+use crate::objects::{Objects, Precondition};
 
 const ROWS: Duration = Duration::from_secs(1);
 const FILES: Duration = Duration::from_secs(3);
@@ -84,7 +84,7 @@ struct Shown {
     /// Bytes that the file had when it was uploaded last.
     size: u64,
     /// What is at the key, as far as this attempt saw it while it held the job.
-    there: Option<There>,
+    precondition: Option<Precondition>,
     /// The server knows no conditions: only the end of the job writes the file.
     given_up: bool,
 }
@@ -100,7 +100,7 @@ pub(crate) async fn metrics(claim: &Claim, objects: &Objects, layout: &Layout, o
             if size == shown.size || halt.reason().is_some() || shown.given_up {
                 continue;
             }
-            match upload(claim, objects, layout, (name, &path), &mut shown.there).await {
+            match upload(claim, objects, layout, (name, &path), &mut shown.precondition).await {
                 Ok(true) => shown.size = size,
                 // Looked at again the next time.
                 Ok(false) => {}
@@ -120,22 +120,22 @@ async fn upload(
     objects: &Objects,
     layout: &Layout,
     (name, path): (&str, &Path),
-    there: &mut Option<There>,
+    precondition: &mut Option<Precondition>,
 ) -> Result<bool> {
     // Read whole, and cut after the last full line: the trainer is writing meanwhile.
     let mut bytes = std::fs::read(path)?;
     bytes.truncate(bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1));
     let uri = layout.output(name);
-    let seen = match there.take() {
+    let seen = match precondition.take() {
         Some(seen) => seen,
-        None => objects.there(&uri).await?,
+        None => objects.precondition(&uri).await?,
     };
     if claim.status().await?.is_none() {
         return Ok(false);
     }
     let stored = objects.put_bytes_over(&seen, &uri, bytes, &layout.put()).await?;
     let done = stored.is_some();
-    *there = stored.filter(|etag| !etag.is_empty()).map(There::Etag);
+    *precondition = stored.filter(|etag| !etag.is_empty()).map(Precondition::Etag);
     Ok(done)
 }
 
@@ -149,7 +149,7 @@ pub(crate) async fn keep(
 ) -> Result<bool> {
     let uri = layout.output(name);
     for _ in 0..TRIES {
-        let seen = objects.there(&uri).await?;
+        let seen = objects.precondition(&uri).await?;
         if claim.status().await?.is_none() {
             return Ok(false);
         }

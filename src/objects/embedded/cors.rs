@@ -25,8 +25,8 @@ struct Rule {
     max_age: Option<i32>,
 }
 
-/// What a browser asks for.
-struct Asked<'a> {
+/// What a page of another origin wants to send.
+struct Preflight<'a> {
     origin: &'a str,
     method: &'a str,
     headers: Vec<String>,
@@ -65,7 +65,7 @@ impl Index {
             .ok_or_else(|| insufficient("Invalid Access-Control-Request-Method"))?;
         let headers = text(header::ACCESS_CONTROL_REQUEST_HEADERS).unwrap_or_default().split(',');
         let headers = headers.map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()).collect();
-        let asked = Asked { origin, method, headers };
+        let asked = Preflight { origin, method, headers };
         let rules = match &bucket {
             Some(bucket) => self.rules(bucket).await,
             None => Vec::new(),
@@ -97,7 +97,7 @@ impl Index {
         headers: &mut HeaderMap,
     ) {
         let Ok(origin) = origin.to_str() else { return };
-        let asked = Asked { origin, method: method.as_str(), headers: Vec::new() };
+        let asked = Preflight { origin, method: method.as_str(), headers: Vec::new() };
         if let Some(rule) = self.rules(bucket).await.iter().find(|rule| rule.allows(&asked)) {
             rule.answer(&asked, headers);
         }
@@ -141,7 +141,7 @@ impl Rule {
         Ok(())
     }
 
-    fn allows(&self, asked: &Asked<'_>) -> bool {
+    fn allows(&self, asked: &Preflight<'_>) -> bool {
         self.origins.iter().any(|origin| matches(origin, asked.origin))
             && self.methods.iter().any(|method| method == asked.method)
             && asked
@@ -150,7 +150,7 @@ impl Rule {
                 .all(|asked| self.headers.iter().any(|name| matches(&name.to_ascii_lowercase(), asked)))
     }
 
-    fn answer(&self, asked: &Asked<'_>, headers: &mut HeaderMap) {
+    fn answer(&self, asked: &Preflight<'_>, headers: &mut HeaderMap) {
         let any = self.origins.iter().any(|origin| origin == "*");
         let mut set = |name: HeaderName, value: &str| {
             if let Ok(value) = HeaderValue::try_from(value) {

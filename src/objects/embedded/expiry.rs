@@ -13,11 +13,11 @@ const LIFETIME: Millis = 24 * 60 * 60 * 1000;
 /// How often uploads are looked for that have expired.
 const ROUND: Millis = 60 * 60 * 1000;
 
-/// When it was looked last.
+/// When expired uploads were last looked for.
 #[derive(Debug, Default)]
-pub(super) struct Looked(AtomicI64);
+pub(super) struct LastExpiry(AtomicI64);
 
-impl Looked {
+impl LastExpiry {
     /// Whether it is time to look again; `true` to one who asks, and then not for an hour.
     fn is_due(&self, now: Millis) -> bool {
         let last = self.0.load(Ordering::Relaxed);
@@ -29,14 +29,14 @@ impl Looked {
 impl Index {
     /// Looks for expired uploads, before anything else is done.
     pub(super) async fn expire_at_start(&self) {
-        if self.looked.is_due(self.clock.now()) {
+        if self.last_expiry.is_due(self.clock.now()) {
             self.expire().await;
         }
     }
 
     /// Looks for expired uploads beside what is being done, if it is time.
     pub(super) fn expire_when_due(&self) {
-        if self.looked.is_due(self.clock.now()) {
+        if self.last_expiry.is_due(self.clock.now()) {
             let index = self.clone();
             tokio::spawn(async move { index.expire().await });
         }

@@ -13,7 +13,7 @@ use sqlx::{Row, Sqlite, Transaction};
 use tokio::sync::RwLock;
 
 use super::digest::Checksums;
-use super::expiry::Looked;
+use super::expiry::LastExpiry;
 use super::files::{Files, Pin, Step};
 use super::tags::Tags;
 use crate::clock::{Clock, Millis};
@@ -71,8 +71,8 @@ pub(super) struct Index {
     /// Readers look an object up and pin it under the shared side; files are discarded under the other,
     /// so a reader never holds an object whose files have just gone.
     pub(super) gate: Arc<RwLock<()>>,
-    /// When it was looked for expired uploads.
-    pub(super) looked: Arc<Looked>,
+    /// When expired uploads were last looked for.
+    pub(super) last_expiry: Arc<LastExpiry>,
 }
 
 /// What a writer says about an object and a reader hears again.
@@ -138,7 +138,7 @@ impl Index {
         if swept > 0 {
             tracing::info!(swept, "removed files that a crash left without an object");
         }
-        let index = Self { pool, files, clock, gate: Arc::default(), looked: Arc::default() };
+        let index = Self { pool, files, clock, gate: Arc::default(), last_expiry: Arc::default() };
         index.expire_at_start().await;
         Ok(index)
     }
