@@ -49,6 +49,8 @@ pub const MAX_VIRTUAL_TOKENS: usize = 1 << 16;
 pub const MAX_PATTERNS: usize = 4096;
 /// Bytes of one pattern.
 pub const MAX_PATTERN: usize = 1024;
+/// Entries of `alpha_pattern` times the projections that each is matched with.
+pub const MAX_MATCHES: usize = 1 << 19;
 /// Bytes that one pattern may take once compiled.
 pub const MAX_COMPILED_PATTERN: usize = 256 << 10;
 /// Bytes of a file for which [`SMALL_FILES`] names no other limit.
@@ -59,10 +61,11 @@ const MAX_MESSAGE: usize = 600;
 
 /// The small files of a model directory that may have more than [`MAX_SMALL_FILE`] bytes. The largest published
 /// `tokenizer.json` has about 33 MB.
-const SMALL_FILES: [(&str, u64); 7] = [
+const SMALL_FILES: [(&str, u64); 8] = [
     ("tokenizer.json", 128 << 20),
     ("tokenizer_config.json", 16 << 20),
     ("added_tokens.json", 16 << 20),
+    ("special_tokens_map.json", 16 << 20),
     ("model.safetensors.index.json", 16 << 20),
     ("tokenizer.model", 64 << 20),
     ("vocab.json", 64 << 20),
@@ -155,6 +158,9 @@ mod tests {
             assert!(error.log().contains(&*dir.path().to_string_lossy()), "{}", error.log());
         }
         assert!(max_bytes("tokenizer.json") > 33_000_000);
+        for name in ["tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"] {
+            assert_eq!(max_bytes(name), 16 << 20, "{name}");
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::prompt::SoftPrompt;
 use super::{Method, PrefixConfig, PromptConfig, SCORE, TuningMethod, VirtualTokens};
 use crate::error::{Error, Result};
 use crate::models::limits::{
-    self, MAX_COMPILED_PATTERN, MAX_LAYERS, MAX_PATTERN, MAX_PATTERNS, MAX_RANK, MAX_VIRTUAL_TOKENS,
+    self, MAX_COMPILED_PATTERN, MAX_LAYERS, MAX_MATCHES, MAX_PATTERN, MAX_PATTERNS, MAX_RANK, MAX_VIRTUAL_TOKENS,
 };
 use crate::models::{DecoderConfig, Site, Weights};
 
@@ -354,6 +354,7 @@ fn lora(
 /// The alpha of every map that a pattern gives one of its own: the first that matches. `peft` matches a key against
 /// the end of the module's name, at a dot. One pattern at a time is compiled, and no larger than it may be.
 fn alphas(given: &BTreeMap<String, f64>, sites: &[Site]) -> Result<BTreeMap<Site, f64>, String> {
+    limits::at_most("entries times the base's projections", given.len().saturating_mul(sites.len()), MAX_MATCHES)?;
     let names: Vec<(Site, String)> = sites.iter().map(|site| (*site, site.name())).collect();
     let mut alphas = BTreeMap::new();
     for (key, alpha) in given {
@@ -416,6 +417,27 @@ mod tests {
         let lora = adapter(json!({}), &QUERY).unwrap();
         assert_eq!(lora.scale(2), 2.0);
         assert_eq!(lora.targets, [Projection::Query]);
+    }
+
+    #[test]
+    fn patterns_are_counted_times_the_maps_before_one_is_matched() {
+        let sites = |count: usize| -> Vec<Site> {
+            (0..count).map(|layer| Site { layer, projection: Projection::Query }).collect()
+        };
+        // The last would not compile: it is not reached.
+        let given = |count: usize| (0..count).map(|at| (format!("({at}"), 1.0)).collect::<BTreeMap<_, _>>();
+        let refused = alphas(&given(MAX_PATTERNS), &sites(MAX_MATCHES / MAX_PATTERNS + 1)).unwrap_err();
+        assert_eq!(
+            refused,
+            format!(
+                "entries times the base's projections is {}; {MAX_MATCHES} is the most",
+                MAX_MATCHES + MAX_PATTERNS
+            )
+        );
+        assert!(alphas(&given(1), &sites(MAX_LAYERS)).unwrap_err().contains("unclosed group"));
+        // As an adapter of 80 layers names all its maps, each by itself.
+        let names = sites(560).iter().map(|site| (site.name(), 2.0)).collect();
+        assert_eq!(alphas(&names, &sites(560)).unwrap().len(), 560);
     }
 
     #[test]

@@ -11,14 +11,18 @@ use base64::engine::general_purpose::STANDARD;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::super::limits::{MAX_ADDED_BYTES, MAX_ADDED_TOKENS, at_most};
+use super::super::limits::{MAX_ADDED_BYTES, MAX_ADDED_TOKENS, at_most, shortened};
 
 /// Parts of a tokenizer: normalizers, pre-tokenizers, processors and decoders together.
 const MAX_PARTS: usize = 256;
 /// Entries of one list among those parts.
 const MAX_LIST: usize = 64;
-/// Bytes of a regular expression. The longest published ones have about 2,000.
-const MAX_PATTERN: usize = 16 << 10;
+/// Bytes of all texts and regular expressions that parts look for. The longest published ones have about 2,000.
+const MAX_PATTERNS: usize = 16 << 10;
+/// Bytes that a regular expression may take once compiled, for each stretch of it that is compiled by itself.
+const MAX_COMPILED_PATTERN: usize = 1 << 20;
+/// Counted repetitions (`{1,3}`) of all regular expressions: each may make a stretch as large as it may be.
+const MAX_REPETITIONS: usize = 64;
 /// How many times longer all replacements together may make a text.
 const MAX_GROWTH: usize = 64;
 /// Bytes of a text that a part puts somewhere as a whole: a prefix, or what one character becomes.
@@ -172,11 +176,11 @@ impl<'de> Deserialize<'de> for Added {
 pub(super) fn check(file: &[u8]) -> Result<(), String> {
     let outline: Outline<'_> = serde_json::from_slice(file).map_err(|cause| cause.to_string())?;
     let parts = [outline.normalizer, outline.pre_tokenizer, outline.post_processor, outline.decoder];
-    let mut count = 0;
+    let mut totals = Totals::default();
     for part in parts.iter().flatten() {
         // What goes in and what comes out are texts of their own.
-        let mut growth = 1;
-        part.check(&mut count, &mut growth)?;
+        totals.growth = 1;
+        part.check(&mut totals)?;
     }
     let model = outline.model.as_ref();
     let affixes = model.map(|model| [&model.continuing_subword_prefix, &model.end_of_word_suffix]);
@@ -186,10 +190,38 @@ pub(super) fn check(file: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// What all parts come to.
+#[derive(Default)]
+struct Totals {
+    parts: usize,
+    growth: usize,
+    patterns: usize,
+    repetitions: usize,
+}
+
+impl Totals {
+    /// A pattern that is compiled: its size is held to a limit before the tokenizer compiles it without one.
+    fn add(&mut self, pattern: &Pattern<'_>) -> Result<(), String> {
+        let (Pattern::String(text) | Pattern::Regex(text)) = pattern;
+        self.patterns += text.len();
+        at_most("the length of all patterns", self.patterns, MAX_PATTERNS)?;
+        let Pattern::Regex(text) = pattern else { return Ok(()) };
+        // A brace before a letter is the name of a class.
+        let counted = |(at, _): &(usize, &str)| !text[at + 1..].starts_with(|next: char| next.is_ascii_alphabetic());
+        self.repetitions += text.match_indices('{').filter(counted).count();
+        at_most("the number of counted repetitions in patterns", self.repetitions, MAX_REPETITIONS)?;
+        let compiled = fancy_regex::RegexBuilder::new(text)
+            .delegate_size_limit(MAX_COMPILED_PATTERN)
+            .delegate_dfa_size_limit(MAX_COMPILED_PATTERN)
+            .build();
+        compiled.map(drop).map_err(|cause| format!("the pattern {:?}: {cause}", shortened(text.to_string())))
+    }
+}
+
 impl Part<'_> {
-    fn check(&self, count: &mut usize, growth: &mut usize) -> Result<(), String> {
-        *count += 1;
-        at_most("the number of parts", *count, MAX_PARTS)?;
+    fn check(&self, totals: &mut Totals) -> Result<(), String> {
+        totals.parts += 1;
+        at_most("the number of parts", totals.parts, MAX_PARTS)?;
         if let (Some(content), Some(pattern)) = (&self.content, &self.pattern) {
             let times = match pattern {
                 Pattern::String(text) if !text.is_empty() => content.len().div_ceil(text.len()).max(1),
@@ -197,11 +229,11 @@ impl Part<'_> {
                 Pattern::String(_) => content.len().saturating_add(1),
                 Pattern::Regex(_) => content.len().saturating_add(1),
             };
-            *growth = growth.saturating_mul(times);
-            at_most("how many times longer replacements make a text", *growth, MAX_GROWTH)?;
+            totals.growth = totals.growth.saturating_mul(times);
+            at_most("how many times longer replacements make a text", totals.growth, MAX_GROWTH)?;
         }
-        if let Some(Pattern::Regex(pattern)) = &self.pattern {
-            at_most("the length of a pattern", pattern.len(), MAX_PATTERN)?;
+        if let Some(pattern) = &self.pattern {
+            totals.add(pattern)?;
         }
         let prepended = self.prepend.as_ref().map_or(0, |text| text.len());
         at_most("the length of what is put in front of a text", prepended, MAX_PIECE)?;
@@ -216,7 +248,7 @@ impl Part<'_> {
         }
         let ids = self.special_tokens.0.values().map(|special| special.ids.0.len()).sum();
         at_most("the number of ids of special tokens in a template", ids, 16 * MAX_LIST)?;
-        self.normalizers.0.iter().try_for_each(|part| part.check(count, growth))
+        self.normalizers.0.iter().try_for_each(|part| part.check(totals))
     }
 }
 
@@ -246,7 +278,14 @@ mod tests {
     #[test]
     fn the_parts_of_published_tokenizers_pass() {
         let space = json!({ "String": " " });
+        // Of Llama 3, of GPT-4o and its heirs, and of DeepSeek V3.
+        let llama = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        let gpt = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        let deepseek = r#"[!"\#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"#;
+        let split = |pattern: &str| json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated" });
         for file in [
+            json!({ "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
+                split(llama), split(gpt), split(deepseek), split(r"\p{N}{1,3}"), split("[一-龥\u{3040}-ゟ゠-ヿ]+")] } }),
             json!({ "normalizer": null, "model": { "type": "BPE", "continuing_subword_prefix": null } }),
             json!({ "normalizer": { "type": "Sequence", "normalizers": [
                 { "type": "Prepend", "prepend": "▁" }, replace(space.clone(), "▁")] } }),
@@ -278,7 +317,17 @@ mod tests {
                 json!({ "decoder": { "decoders": vec![json!({ "decoders": vec![json!({}); 60] }); 60] } }),
                 "parts is 257",
             ),
-            (json!({ "pre_tokenizer": { "pattern": { "Regex": "a".repeat(16385) } } }), "length of a pattern is 16385"),
+            (json!({ "pre_tokenizer": { "pattern": { "Regex": "a".repeat(16385) } } }), "all patterns is 16385"),
+            (json!({ "pre_tokenizer": { "pattern": { "String": "a".repeat(16385) } } }), "all patterns is 16385"),
+            (
+                json!({ "pre_tokenizer": { "pretokenizers": vec![json!({ "pattern": { "Regex": "a".repeat(5000) } }); 4] } }),
+                "all patterns is 20000",
+            ),
+            (json!({ "decoder": { "pattern": { "Regex": r"(\p{L}{99}){99}" } } }), "exceeds size limit"),
+            (
+                json!({ "decoder": { "pattern": { "Regex": "a{2}".repeat(65) } } }),
+                "counted repetitions in patterns is 65",
+            ),
             (json!({ "normalizer": { "prepend": "x".repeat(257) } }), "in front of a text"),
             (json!({ "normalizer": { "precompiled_charsmap": STANDARD.encode(map) } }), "precompiled_charsmap is 300"),
             (json!({ "post_processor": { "single": template(2) } }), "repeats a text is 2"),
