@@ -1,6 +1,8 @@
 //! Texts with `{{ item.reference_answer }}` or `{{ sample.output_text }}` in them, which become the values of
 //! each sample. Source: OpenAI's guide to graders, "Templating".
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
@@ -44,13 +46,14 @@ impl Template {
     /// # Errors
     /// `Validation` when a place names something that there is not.
     pub(super) fn parse(text: &str) -> Result<Self> {
-        let mut pieces = Vec::new();
+        let (mut pieces, mut places) = (Vec::new(), 0);
         let mut rest = text;
         while let Some((before, after)) = rest.split_once("{{") {
             let (place, later) = after.split_once("}}").ok_or_else(|| {
                 Error::validation(format!("the grader's text {:?} opens {{{{ and does not close it", quoted(text)))
             })?;
-            if pieces.len() >= 2 * MAX_PLACES {
+            places += 1;
+            if places > MAX_PLACES {
                 return Err(Error::validation(format!(
                     "the grader's text {:?} has more than {MAX_PLACES} places to fill",
                     quoted(text)
@@ -72,26 +75,27 @@ impl Template {
     /// record lacks is an error.
     pub(super) fn fill(&self, sample: &Sample<'_>) -> std::result::Result<String, String> {
         let mut text = String::new();
+        let mut answer = None;
         for piece in &self.pieces {
-            if text.len() > MAX_FILLED {
-                return Err(format!("a grader's text grows beyond {MAX_FILLED} bytes"));
-            }
-            match piece {
-                Piece::Text(piece) => text += piece,
-                Piece::Output => text += sample.output,
+            let filled = match piece {
+                Piece::Text(piece) => Cow::Borrowed(piece.as_str()),
+                Piece::Output => Cow::Borrowed(sample.output),
                 Piece::OutputJson(keys) => {
-                    let output = serde_json::from_str::<Value>(sample.output.trim()).ok();
-                    if let Some(value) = output.as_ref().and_then(|value| walk(value, keys)) {
-                        text += &plain(value);
-                    }
+                    let answer = answer.get_or_insert_with(|| serde_json::from_str(sample.output.trim()).ok());
+                    answer.as_ref().and_then(|value| walk(value, keys)).map_or(Cow::Borrowed(""), plain)
                 }
                 Piece::Item(keys) => match member(sample.item, keys) {
-                    Some(value) => text += &plain(value),
+                    Some(value) => plain(value),
                     None => return Err(format!("the record has no member {}", path(keys))),
                 },
+            };
+            // Before it is copied: one field may be as large as a record.
+            if text.len() + filled.len() > MAX_FILLED {
+                return Err(format!("a grader's text grows beyond {MAX_FILLED} bytes"));
             }
+            text += &filled;
         }
-        if text.len() > MAX_FILLED { Err(format!("a grader's text grows beyond {MAX_FILLED} bytes")) } else { Ok(text) }
+        Ok(text)
     }
 }
 
@@ -146,8 +150,8 @@ fn walk<'a>(value: &'a Value, keys: &[Key]) -> Option<&'a Value> {
 }
 
 /// A string as it is, anything else as JSON.
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_string)
+fn plain(value: &Value) -> Cow<'_, str> {
+    value.as_str().map_or_else(|| Cow::Owned(value.to_string()), Cow::Borrowed)
 }
 
 /// The beginning of a text that may be long.
@@ -205,13 +209,19 @@ mod tests {
 
     #[test]
     fn a_text_has_few_places_and_stays_small_when_they_are_filled() {
-        let many = "{{ sample.output_text }}".repeat(10_000);
-        assert!(Template::parse(&many).unwrap_err().message().contains("more than 100 places"));
+        for many in ["{{ sample.output_text }}".repeat(101), "{{ sample.output_text }} ".repeat(101)] {
+            assert!(Template::parse(&many).unwrap_err().message().contains("more than 100 places"));
+        }
         let deep = format!("{{{{ item{} }}}}", ".a".repeat(10_000));
         let message = Template::parse(&deep).unwrap_err().message().to_string();
         assert!(message.contains("the grader names") && message.chars().count() < 300, "{message}");
         let some = "{{ sample.output_text }}".repeat(100);
         assert!(fill(&some, &"x".repeat(20_000)).unwrap_err().contains("grows beyond"));
+        assert_eq!(fill(&some, &"x".repeat(MAX_FILLED / 100)).unwrap().len(), MAX_FILLED / 100 * 100);
+        let json = "{{ sample.output_json.a }}".repeat(2);
+        let half = format!(r#"{{"a": "{}"}}"#, "x".repeat(MAX_FILLED / 2));
+        assert_eq!(fill(&json, &half).unwrap().len(), MAX_FILLED);
+        assert!(fill(&format!("{json}."), &half).unwrap_err().contains("grows beyond"), "not a byte more");
         assert_eq!(fill(&some, "x").unwrap().len(), 100);
     }
 }
