@@ -145,7 +145,7 @@ pub(crate) async fn data_set(worker: &Worker, attempt: &Attempt) -> Result<Disti
         });
         // What was fetched stays here until the last answer.
         let Served { target, in_use: _in_use } = served.await?;
-        let mut answers = Answers::open(attempt, teacher, limit).await?;
+        let mut answers = Answers::open(attempt, &folder, teacher, limit).await?;
         // An engine of its own: the teacher leaves memory before the student's training begins.
         let engine = Engine::new(Device::Cpu, Capacity::default(), Some(worker.app.config.quantized()));
         let asking = Asking { attempt, engine: Arc::new(engine), target, limit };
@@ -238,15 +238,15 @@ impl Asking<'_> {
             })
             .await?;
             still_ours(self.attempt, held)?;
-            let missing: Vec<&Question> = chunk.iter().filter(|question| answers.get(question).is_none()).collect();
+            let missing: Vec<&Question> = chunk.iter().filter(|question| !answers.has(question)).collect();
             kept = !missing.is_empty();
             if kept {
                 let given = self.some(&missing).await?;
                 answers.keep(missing.into_iter().zip(given).collect()).await?;
             }
             for question in &chunk {
-                match answers.get(question) {
-                    Some(Answer { text, ended: true }) => records.push(question, text)?,
+                match answers.get(question)? {
+                    Some(Answer { text, ended: true }) => records.push(question, &text)?,
                     _ => cut += 1,
                 }
             }

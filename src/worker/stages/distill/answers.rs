@@ -1,7 +1,11 @@
 //! The teacher's answers as they are kept in the output bucket: an attempt writes them under its own folder,
-//! and a later one finds those of all attempts before it, so nothing is asked twice.
+//! and a later one finds those of all attempts before it, so nothing is asked twice. Their texts lie in a file
+//! meanwhile; memory holds where each begins.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -9,11 +13,15 @@ use tracing::info;
 
 use super::super::super::retry::retry_unavailable;
 use super::super::super::run::Attempt;
+use super::spool::MAX_PROMPTS;
 use crate::data::Question;
-use crate::error::{Kind, Result};
+use crate::durable;
+use crate::error::{Error, Kind, Result};
 
 /// More than the answers to one chunk of prompts take.
 const OBJECT_CAP: u64 = 256 << 20;
+/// The texts of answers, one behind the other.
+const TEXTS: &str = "answers.txt";
 
 /// What the teacher said to a prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,15 +47,71 @@ pub(super) struct Answers<'a> {
     attempt: &'a Attempt,
     /// What every key begins with.
     asked: Sha256,
-    answers: HashMap<String, Answer>,
+    texts: Texts,
     objects: u64,
 }
 
+/// SHA-256 over the teacher, the longest answer and the question.
+type Key = [u8; 32];
+
+/// Answers in a file.
+struct Texts {
+    writer: durable::Writer,
+    reader: File,
+    end: u64,
+    /// Where each text lies; `None` for an answer that did not end, of which nothing is needed.
+    places: HashMap<Key, Option<(u64, usize)>>,
+    most: u64,
+}
+
+impl Texts {
+    /// None, in a new file of `folder`; at most `most` later.
+    fn create(folder: &Path, most: u64) -> Result<Self> {
+        let path = folder.join(TEXTS);
+        let writer = durable::Writer::create(&path)?;
+        Ok(Self { writer, reader: File::open(&path)?, end: 0, places: HashMap::new(), most })
+    }
+
+    /// Adds an answer, unless there is one of this key.
+    fn add(&mut self, key: Key, answer: &Answer) -> Result<()> {
+        if self.places.contains_key(&key) {
+            return Ok(());
+        }
+        if self.places.len() as u64 >= self.most {
+            return Err(Error::validation(format!(
+                "The attempts of the job have kept more than {} answers of the teacher. Start a job with fewer prompts.",
+                self.most
+            )));
+        }
+        let place = answer.ended.then_some((self.end, answer.text.len()));
+        if place.is_some() {
+            self.writer.write_all(answer.text.as_bytes())?;
+            self.end += answer.text.len() as u64;
+        }
+        self.places.insert(key, place);
+        Ok(())
+    }
+
+    /// Lets [`Texts::get`] find what was added.
+    fn flush(&mut self) -> Result<()> {
+        Ok(self.writer.flush()?)
+    }
+
+    fn get(&mut self, key: &Key) -> Result<Option<Answer>> {
+        let Some(place) = self.places.get(key) else { return Ok(None) };
+        let Some((begin, length)) = *place else { return Ok(Some(Answer { text: String::new(), ended: false })) };
+        let mut text = vec![0; length];
+        self.reader.seek(SeekFrom::Start(begin))?;
+        self.reader.read_exact(&mut text)?;
+        Ok(Some(Answer { text: String::from_utf8(text).map_err(Error::internal)?, ended: true }))
+    }
+}
+
 impl<'a> Answers<'a> {
-    /// With what earlier attempts kept.
-    pub(super) async fn open(attempt: &'a Attempt, teacher: &str, limit: usize) -> Result<Self> {
+    /// With what earlier attempts kept; the texts lie in `folder`.
+    pub(super) async fn open(attempt: &'a Attempt, folder: &Path, teacher: &str, limit: usize) -> Result<Self> {
         let asked = Sha256::new().chain_update(format!("{teacher}\n{limit}\n"));
-        let mut answers = HashMap::new();
+        let mut texts = Texts::create(folder, MAX_PROMPTS)?;
         let (objects, halt) = (&attempt.objects, &attempt.halt);
         let mut listed = Vec::new();
         for prefix in attempt.layout.attempts() {
@@ -64,28 +128,41 @@ impl<'a> Answers<'a> {
                 Err(error) => return Err(error),
             };
             let lines = bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok());
-            answers.extend(lines.map(|line| (line.key, line.answer)));
+            for line in lines {
+                let mut key = Key::default();
+                if hex::decode_to_slice(&line.key, &mut key).is_ok() {
+                    texts.add(key, &line.answer)?;
+                }
+            }
         }
-        if !answers.is_empty() {
-            info!(job.id = attempt.claim.job.spec.id, answers = answers.len(), "going on with kept answers");
+        texts.flush()?;
+        if !texts.places.is_empty() {
+            info!(job.id = attempt.claim.job.spec.id, answers = texts.places.len(), "going on with kept answers");
         }
-        Ok(Self { attempt, asked, answers, objects: 0 })
+        Ok(Self { attempt, asked, texts, objects: 0 })
     }
 
-    /// The answer to a question, if there is one.
-    pub(super) fn get(&self, question: &Question) -> Option<&Answer> {
-        self.answers.get(&self.key(question))
+    /// Whether there is an answer to a question.
+    pub(super) fn has(&self, question: &Question) -> bool {
+        self.texts.places.contains_key(&self.key(question))
+    }
+
+    /// The answer to a question, if there is one; without its text if it did not end.
+    pub(super) fn get(&mut self, question: &Question) -> Result<Option<Answer>> {
+        let key = self.key(question);
+        self.texts.get(&key)
     }
 
     /// Adds answers, which are safe when this returns.
     pub(super) async fn keep(&mut self, given: Vec<(&Question, Answer)>) -> Result<()> {
         let mut bytes = Vec::new();
-        let lines = given.into_iter().map(|(question, answer)| Line { key: self.key(question), answer });
-        for line in lines.collect::<Vec<_>>() {
-            serde_json::to_writer(&mut bytes, &line)?;
+        for (question, answer) in given {
+            let key = self.key(question);
+            self.texts.add(key, &answer)?;
+            serde_json::to_writer(&mut bytes, &Line { key: hex::encode(key), answer })?;
             bytes.push(b'\n');
-            self.answers.insert(line.key, line.answer);
         }
+        self.texts.flush()?;
         let layout = &self.attempt.layout;
         let uri = layout.response(self.attempt.claim.attempt(), self.objects);
         self.objects += 1;
@@ -95,9 +172,36 @@ impl<'a> Answers<'a> {
         .await
     }
 
-    fn key(&self, question: &Question) -> String {
+    fn key(&self, question: &Question) -> Key {
         // A question is two strings at most: it always serialises.
         let text = serde_json::to_string(question).unwrap_or_default();
-        hex::encode(self.asked.clone().chain_update(text).finalize())
+        self.asked.clone().chain_update(text).finalize().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(text: &str, ended: bool) -> Answer {
+        Answer { text: text.into(), ended }
+    }
+
+    #[test]
+    fn texts_come_back_from_the_file_and_their_number_is_bounded_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut texts = Texts::create(folder.path(), 3).unwrap();
+        texts.add([1; 32], &said("süß", true)).unwrap();
+        texts.add([2; 32], &said("cut off", false)).unwrap();
+        texts.add([3; 32], &said("", true)).unwrap();
+        texts.add([1; 32], &said("another", true)).unwrap();
+        texts.flush().unwrap();
+        assert_eq!(texts.get(&[1; 32]).unwrap(), Some(said("süß", true)));
+        assert_eq!(texts.get(&[2; 32]).unwrap(), Some(said("", false)));
+        assert_eq!(texts.get(&[3; 32]).unwrap(), Some(said("", true)));
+        assert_eq!(texts.get(&[4; 32]).unwrap(), None);
+        assert_eq!(std::fs::read_to_string(folder.path().join(TEXTS)).unwrap(), "süß", "no text lies in memory");
+        let error = texts.add([4; 32], &said("one more", true)).unwrap_err();
+        assert!(error.message().contains("kept more than 3 answers of the teacher"), "{error}");
     }
 }
