@@ -2,7 +2,7 @@
 //! whatever needs one, so a test can stop time, move it, or make every id predictable.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Milliseconds since the Unix epoch, as stored in every table.
@@ -15,6 +15,8 @@ pub struct Clock {
     offset_ms: Arc<AtomicI64>,
     /// Milliseconds added to the database's clock, for the same reason.
     database_ms: Arc<AtomicI64>,
+    /// Milliseconds added to the monotonic clock, for the same reason.
+    monotonic_ms: Arc<AtomicU64>,
 }
 
 /// The database's own clock, which leases run by. A statement reads it where it is executed, so no
@@ -63,7 +65,7 @@ impl Clock {
     /// Monotonic time: what durations are measured with, because the wall clock may jump.
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
     pub fn monotonic(&self) -> Instant {
-        Instant::now()
+        Instant::now() + Duration::from_millis(self.monotonic_ms.load(Ordering::Relaxed))
     }
 
     /// What statements over leases take instead of a time of ours.
@@ -79,6 +81,11 @@ impl Clock {
     /// Moves the database's clock as every clone of this clock sees it; for tests.
     pub fn jump_database(&self, by: Duration, backwards: bool) {
         shift(&self.database_ms, by, backwards);
+    }
+
+    /// Lets time pass on the monotonic clock of every clone of this clock; for tests.
+    pub fn pass(&self, time: Duration) {
+        self.monotonic_ms.fetch_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// Twelve characters of `[a-z0-9]`, the tail of every Bedrock ARN.
@@ -149,6 +156,14 @@ mod tests {
         let before = clone.now();
         clock.jump(Duration::from_secs(3600), false);
         assert!(clone.now() >= before + 3_600_000);
+    }
+
+    #[test]
+    fn time_passes_for_all_clones_of_a_clock() {
+        let clock = Clock::system();
+        let before = clock.clone().monotonic();
+        clock.pass(Duration::from_secs(3600));
+        assert!(clock.clone().monotonic() - before >= Duration::from_secs(3600));
     }
 
     #[test]

@@ -177,7 +177,7 @@ fn unread(stall: Duration) -> Error {
 mod tests {
     use super::*;
 
-    const STALL: Duration = Duration::from_millis(50);
+    const STALL: Duration = Duration::from_secs(30);
 
     fn piece(output_tokens: usize) -> Piece<'static> {
         Piece { text: "ab", input_tokens: 3, output_tokens }
@@ -215,15 +215,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_takes_nothing_ends_the_answer_and_is_told_so() {
-        let (writer, mut reader, cancel) = outlet(&Clock::system(), STALL);
+        let clock = Clock::system();
+        let (writer, mut reader, cancel) = outlet(&clock, STALL);
         let mut tokens = 0;
         // As the engine does: the flag ends the work at the next token.
         while !cancel.load(Ordering::Relaxed) {
             tokens += 1;
             writer.more(piece(tokens));
-            tokio::time::sleep(STALL / 10).await;
+            clock.pass(STALL / 10);
         }
-        assert!(tokens > 5, "it may be late by the deadline: {tokens} tokens");
+        assert_eq!(tokens, 11, "it may be late by the deadline");
         writer.end(cancelled());
         let (texts, end) = rest(&mut reader).await;
         assert_eq!(texts.iter().map(|text| text.text.len()).sum::<usize>(), 2 * tokens);
@@ -234,10 +235,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_takes_now_and_then_is_not_stalled() {
-        let (writer, mut reader, cancel) = outlet(&Clock::system(), Duration::from_secs(60));
+        let clock = Clock::system();
+        let (writer, mut reader, cancel) = outlet(&clock, STALL);
         for token in 1..=20 {
             writer.more(piece(token));
             writer.more(piece(token));
+            clock.pass(STALL * 9 / 10);
             assert!(matches!(reader.next().await, Some(Said::More(_))));
         }
         assert!(!cancel.load(Ordering::Relaxed));
