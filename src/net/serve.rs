@@ -166,8 +166,9 @@ mod tests {
                     stream::iter((0..PIECES).map(|_| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![0; PIECE])))));
                 Ok::<_, Infallible>(Response::new(StreamBody::new(pieces)))
             };
-            let watcher = GracefulShutdown::new().watcher();
-            let _ = answer_all(&protocols(&limits), near, source, Timeouts::new(&limits), answer, watcher).await;
+            let graceful = GracefulShutdown::new();
+            let (http, timeouts) = (protocols(&limits), Timeouts::new(&limits));
+            let _ = answer_all(&http, near, source, timeouts, answer, graceful.watcher()).await;
         });
         far
     }

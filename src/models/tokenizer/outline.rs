@@ -323,7 +323,7 @@ mod tests {
                 json!({ "pre_tokenizer": { "pretokenizers": vec![json!({ "pattern": { "Regex": "a".repeat(5000) } }); 4] } }),
                 "all patterns is 20000",
             ),
-            (json!({ "decoder": { "pattern": { "Regex": r"(\p{L}{99}){99}" } } }), "exceeds size limit"),
+            (json!({ "decoder": { "pattern": { "Regex": r"(\p{L}{99}){99}" } } }), "{99}\": Error compiling regex"),
             (
                 json!({ "decoder": { "pattern": { "Regex": "a{2}".repeat(65) } } }),
                 "counted repetitions in patterns is 65",
