@@ -319,7 +319,12 @@ async fn embedded_store(
         account: config.account_id.clone(),
         domains: config.s3_domain.clone(),
     };
-    let keys = StorageKeys { db: db.clone(), clock: clock.clone(), service_secret: service_secret.clone() };
+    let keys = StorageKeys {
+        db: db.clone(),
+        clock: clock.clone(),
+        root: config.account_id.clone(),
+        service_secret: service_secret.clone(),
+    };
     Ok(Some(embedded::start(&settings, Arc::new(keys), clock.clone()).await?))
 }
 

@@ -24,6 +24,8 @@ pub(super) async fn service_secret(db: &Db, clock: &Clock) -> Result<Secret> {
 pub(super) struct StorageKeys {
     pub(super) db: Db,
     pub(super) clock: Clock,
+    /// The account that the settings name.
+    pub(super) root: String,
     pub(super) service_secret: Secret,
 }
 
@@ -48,8 +50,15 @@ impl embedded::Keys for StorageKeys {
         Ok(all.into_iter().filter(|one| one.account_id == account).map(|one| one.folder).collect())
     }
 
-    async fn assigned_to_another(&self, account: &str, bucket: &str) -> Result<bool> {
-        Ok(accounts::assigned(&self.db, bucket).await?.iter().any(|one| one.account_id != account))
+    /// A name that stands in assignments is reserved: for the accounts that the whole bucket is assigned to, or else for
+    /// the root account. A folder of it is no right to the rest.
+    async fn may_create(&self, account: &str, bucket: &str) -> Result<bool> {
+        let assigned = accounts::assigned(&self.db, bucket).await?;
+        let mut whole = assigned.iter().filter(|one| one.folder.is_empty()).peekable();
+        Ok(match whole.peek() {
+            Some(_) => whole.any(|one| one.account_id == account),
+            None => assigned.is_empty() || account == self.root,
+        })
     }
 }
 

@@ -58,9 +58,9 @@ pub trait Keys: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
-    /// Whether the operator assigned any part of the bucket to another account.
-    async fn assigned_to_another(&self, _account: &str, _bucket: &str) -> Result<bool> {
-        Ok(false)
+    /// Whether the account may make a bucket of this name, and own it with everything in it.
+    async fn may_create(&self, _account: &str, _bucket: &str) -> Result<bool> {
+        Ok(true)
     }
 }
 
@@ -181,9 +181,9 @@ impl Gate {
         let name = cx.s3_op().name();
         let writes = !["Get", "Head", "List"].iter().any(|reads| name.starts_with(reads));
         if name == "CreateBucket" {
-            let free = owner.is_none() && !grants.any();
-            if free && self.keys.assigned_to_another(account, bucket).await.map_err(|error| away(&error))? {
-                return Err(super::buckets::taken());
+            if owner.is_none() && !self.keys.may_create(account, bucket).await.map_err(|error| away(&error))? {
+                // Whoever has a part of it knows the name; for others it is one that somebody has.
+                return Err(if grants.any() { denied() } else { super::buckets::taken() });
             }
             return expect(within_limits(holder, bucket, "", true)).map(|()| Some(grants));
         }

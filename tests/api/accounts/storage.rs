@@ -88,7 +88,7 @@ fn a_granted_folder_opens_as_such_in_the_object_store_too() {
     with_app(async |app| {
         let (_, other, _) = prepare(&app).await;
         assert!(app.command("accounts", &["create", "--name=research", "--id=222222222222"]).0);
-        assert!(app.command("accounts", &["grant", OTHER, "s3://tuning/shared", "s3://reserved"]).0);
+        assert!(app.command("accounts", &["grant", OTHER, "s3://tuning/shared"]).0);
         other.get_object().bucket("tuning").key("shared/a").send().await.unwrap();
         other.put_object().bucket("tuning").key("shared/b").body(b"b".to_vec().into()).send().await.unwrap();
         other.head_bucket().bucket("tuning").send().await.unwrap();
@@ -107,10 +107,42 @@ fn a_granted_folder_opens_as_such_in_the_object_store_too() {
         assert_eq!(refused!(other.get_object().bucket("tuning").key("there")), denied());
         assert_eq!(refused!(other.get_object().bucket("tuning").key("shared-not/a")), denied());
         assert_eq!(refused!(other.delete_bucket().bucket("tuning")), denied());
-        // A name that the operator promised to one account is not taken by another.
-        let root = app.s3(&app.root);
-        assert_eq!(refused!(root.create_bucket().bucket("reserved")), (409, "BucketAlreadyExists".into()));
-        other.create_bucket().bucket("reserved").send().await.unwrap();
+        app
+    });
+}
+
+#[test]
+fn a_bucket_that_assignments_name_is_made_by_whom_the_whole_of_it_is_assigned_to_or_by_root() {
+    with_app(async |app| {
+        let (root, other) = (app.s3(&app.root), app.s3(&app.stranger().await));
+        let third = "333333333333";
+        for (name, id) in [("--name=research", OTHER), ("--name=third", third)] {
+            assert!(app.command("accounts", &["create", name, &format!("--id={id}")]).0);
+        }
+        let third_pair = app.create_pair(&["--account=333333333333"]);
+        let third_s3 = app.s3(&third_pair);
+        assert!(app.command("accounts", &["grant", OTHER, "s3://reserved", "s3://promised"]).0);
+        assert!(app.command("accounts", &["grant", third, "s3://reserved/inbox", "s3://folders/third"]).0);
+        assert!(app.command("accounts", &["grant", OTHER, "s3://folders/research"]).0);
+        let taken = (409, "BucketAlreadyExists".to_string());
+        // A folder of a bucket makes nobody its owner.
+        assert_eq!(refused!(other.create_bucket().bucket("folders")), denied());
+        assert_eq!(refused!(third_s3.create_bucket().bucket("folders")), denied());
+        assert_eq!(refused!(third_s3.create_bucket().bucket("reserved")), denied());
+        assert_eq!(refused!(third_s3.create_bucket().bucket("promised")), taken);
+        // Root makes what is assigned in folders alone, and nothing of which the whole is assigned.
+        for whole in ["reserved", "promised"] {
+            assert_eq!(refused!(root.create_bucket().bucket(whole)), taken, "{whole}");
+            other.create_bucket().bucket(whole).send().await.unwrap();
+        }
+        root.create_bucket().bucket("folders").send().await.unwrap();
+        third_s3.put_object().bucket("folders").key("third/a").body(b"a".to_vec().into()).send().await.unwrap();
+        assert_eq!(refused!(third_s3.get_object().bucket("folders").key("research/a")), denied());
+        // After its owner removed it the name is no more open than before.
+        third_s3.delete_object().bucket("folders").key("third/a").send().await.unwrap();
+        root.delete_bucket().bucket("folders").send().await.unwrap();
+        assert_eq!(refused!(third_s3.create_bucket().bucket("folders")), denied());
+        third_s3.create_bucket().bucket("in-no-assignment").send().await.unwrap();
         app
     });
 }
