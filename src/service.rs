@@ -2,20 +2,21 @@
 //! base models, API, workers), and ends it in the reverse order on SIGTERM or Ctrl-C.
 
 pub mod checks;
+mod ending;
+mod reserve;
 mod storage_keys;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
 use self::checks::{Check, Verdict};
+use self::ending::{Ending, Signals, Told, end_after};
 use self::storage_keys::{SERVICE_KEY, StorageKeys, service_secret};
 use crate::app::{App, deployments, rounds};
 use crate::clock::Clock;
@@ -31,12 +32,6 @@ use crate::routes;
 use crate::store::Db;
 use crate::store::accounts::{self, Assignment, Source};
 use crate::worker::Pool;
-
-/// The end of the grace period that is left to the object store and the database, and how much of a short one.
-const LAST: Duration = Duration::from_secs(3);
-const LAST_PART: u32 = 4;
-/// How long before the API is cut off answers under way are told to end.
-const CLOSING: Duration = Duration::from_secs(1);
 
 /// A running service.
 pub struct Service {
@@ -66,6 +61,7 @@ impl Service {
         #[cfg(feature = "fault-points")]
         crate::fault_points::open(config.fault_points.as_ref());
         checks::local(&config, role).iter().try_for_each(reported)?;
+        reserve::tend(&config.data_dir);
         let budgets = Budgets::of(&config, role)?;
         let clock = Clock::system();
         let db = Db::connect(config.database().expose()).await.map_err(|error| no_database(&config, error))?;
@@ -177,25 +173,6 @@ fn no_database(config: &Config, error: Error) -> Error {
     Error::new(error.kind(), checks::unreachable(config, &error).sentence()).because(error)
 }
 
-/// How the grace period is spent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Ending {
-    /// Until answers and jobs under way are told that they cannot go on.
-    answers: Duration,
-    /// Until everything that works is cut off.
-    work: Duration,
-    /// What is left then.
-    last: Duration,
-}
-
-impl Ending {
-    fn within(grace: Duration) -> Self {
-        let last = LAST.min(grace / LAST_PART);
-        let work = grace - last;
-        Self { answers: work - CLOSING.min(work / LAST_PART), work, last }
-    }
-}
-
 /// Starts a supervised part of the process.
 fn part<F: Future<Output = ()> + Send + 'static>(
     app: &Arc<App>,
@@ -214,12 +191,10 @@ fn part<F: Future<Output = ()> + Send + 'static>(
 /// Those of [`Service::start`], and `Internal` when the API stops answering without having been told to.
 pub async fn run(config: Config, role: Role, ready_file: Option<PathBuf>) -> Result<()> {
     // Installed first: a signal that arrives during the start is not lost.
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::listen(config.grace())?;
     let started = tokio::select! {
         started = Service::start(config, role) => Some(started?),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
+        () = signals.told(Told::Drain) => None,
     };
     let Some(mut service) = started else {
         info!("told to end during the start");
@@ -235,32 +210,18 @@ pub async fn run(config: Config, role: Role, ready_file: Option<PathBuf>) -> Res
     announce(&service);
     let mut outcome = Ok(());
     tokio::select! {
-        _ = terminate.recv() => info!("SIGTERM: draining"),
-        _ = interrupt.recv() => info!("interrupted: draining"),
+        () = signals.told(Told::Drain) => {}
         () = service.broken() => {
+            end_after(service.app.config.grace(), 1);
             error!("the API has stopped answering: the process ends, so that it is started again");
             outcome = Err(Error::internal(anyhow::anyhow!("the API's accept loop ended")));
         }
     }
-    end_after(service.app.config.grace());
     tokio::select! {
         () = service.stop() => {}
-        // A second Ctrl-C means now.
-        _ = interrupt.recv() => warn!("interrupted again: unfinished work is left to its leases"),
+        () = signals.told(Told::Now) => warn!("interrupted again: unfinished work is left to its leases"),
     }
     outcome
-}
-
-/// Ends the process when the grace period is over, whatever its other threads are busy with.
-fn end_after(grace: Duration) {
-    let watchdog = std::thread::Builder::new().name("watchdog".into()).spawn(move || {
-        std::thread::sleep(grace);
-        warn!("the grace period is over: the process ends now, and unfinished work is left to its leases");
-        std::process::exit(0);
-    });
-    if let Err(cause) = watchdog {
-        warn!("the grace period is not enforced: {cause}");
-    }
 }
 
 /// Says on standard output where the service is and, at the first start, where its keys lie. The keys themselves are
@@ -365,21 +326,4 @@ async fn listen(address: SocketAddr) -> Result<TcpListener> {
 /// Ends when the service is told to stop, or is dropped.
 async fn told(mut stopping: watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_grace_period_is_spent_in_order_and_never_exceeded() {
-        for seconds in [0, 1, 2, 5, 30, 600] {
-            let grace = Duration::from_secs(seconds);
-            let ending = Ending::within(grace);
-            assert!(ending.answers <= ending.work, "{ending:?}");
-            assert_eq!(ending.work + ending.last, grace, "{ending:?}");
-        }
-        let usual = Ending::within(Duration::from_secs(30));
-        assert_eq!((usual.answers.as_secs(), usual.work.as_secs(), usual.last.as_secs()), (26, 27, 3));
-    }
 }

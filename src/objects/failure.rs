@@ -84,7 +84,7 @@ const REFUSED: [&str; 15] = [
 ];
 const CONFLICTING: [&str; 5] =
     ["BucketAlreadyExists", "BucketAlreadyOwnedByYou", "BucketNotEmpty", "InvalidBucketState", "PreconditionFailed"];
-const WRONG: [&str; 30] = [
+const WRONG: [&str; 31] = [
     "BucketRegionError",
     "EntityTooLarge",
     "EntityTooSmall",
@@ -95,6 +95,7 @@ const WRONG: [&str; 30] = [
     "InvalidBucketName",
     "InvalidDigest",
     "InvalidEncryptionAlgorithmError",
+    "InvalidHostHeader",
     "InvalidLocationConstraint",
     "InvalidPart",
     "InvalidPartOrder",
@@ -167,6 +168,7 @@ mod tests {
             (412, "PreconditionFailed", Kind::Conflict),
             (412, "", Kind::Conflict),
             (400, "InvalidBucketName", Kind::Validation),
+            (400, "InvalidHostHeader", Kind::Validation),
             (400, "KMS.DisabledException", Kind::Validation),
             (501, "NotImplemented", Kind::Internal),
             // Each of these passes, whatever its status looks like.

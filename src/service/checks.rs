@@ -2,7 +2,7 @@
 //! devices, memory, the database with its schema, and the object store. Each check says what was found and what to do;
 //! URLs are shown without their secrets.
 
-mod disk;
+pub(super) mod disk;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ use crate::worker;
 /// Less free space than this is worth a warning; with less than the second nothing can be trained or uploaded.
 const LITTLE_SPACE: u64 = 2 << 30;
 const NO_SPACE: u64 = 64 << 20;
+const NO_SPACE_ADVICE: &str = "Free space: nothing can be uploaded or trained";
 /// An object store that has not answered by then is away; writing, reading and removing may take longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PROBE_PATIENCE: Duration = Duration::from_secs(20);
@@ -165,6 +166,9 @@ fn data_folder(folder: &Path) -> Check {
     const NAME: &str = "data folder";
     let shown = folder.display();
     if let Err(cause) = disk::write_and_remove(folder) {
+        if disk::is_full(&cause) {
+            return Check::away(NAME, format!("{shown} is full: {cause}"), NO_SPACE_ADVICE);
+        }
         return Check::fail(
             NAME,
             format!("{shown} cannot be written: {cause}"),
@@ -177,7 +181,7 @@ fn data_folder(folder: &Path) -> Check {
     };
     let found = format!("{shown} can be written, {} are free", ByteSize(free));
     match free {
-        _ if free < NO_SPACE => Check::away(NAME, found, "Free space: nothing can be uploaded or trained"),
+        _ if free < NO_SPACE => Check::away(NAME, found, NO_SPACE_ADVICE),
         _ if free < LITTLE_SPACE => {
             Check::warn(NAME, found, "Free space: data sets, models and checkpoints lie there while a job runs")
         }
@@ -311,6 +315,11 @@ pub async fn object_store(objects: &Objects, url: &str, bucket: Option<&str>) ->
                 found,
                 "Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_REGION if the store has one",
             ),
+            Kind::Validation => Check::fail(
+                NAME,
+                format!("{url}: {}", error.message()),
+                "Set S3_ENDPOINT to an address that the store knows as its own, or tell the store this one",
+            ),
             _ => Check::away(NAME, found, "Look whether it runs, and whether S3_ENDPOINT is its address"),
         };
     }
@@ -346,6 +355,9 @@ fn embedded(config: &Config) -> Check {
     if folder.exists()
         && let Err(cause) = disk::write_and_remove(&folder)
     {
+        if disk::is_full(&cause) {
+            return Check::away(NAME, format!("{} is full: {cause}", folder.display()), NO_SPACE_ADVICE);
+        }
         return Check::fail(
             NAME,
             format!("{} cannot be written: {cause}", folder.display()),

@@ -17,7 +17,7 @@ use super::run;
 use super::scratch;
 use crate::app::supervision::Parts;
 use crate::app::{App, heap};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::fault_points;
 use crate::jobs::{Claim, Queue, sweep};
 use crate::store;
@@ -58,9 +58,23 @@ impl Pool {
         let devices = TrainingDevice::parse(&app.config.devices)?;
         let queue = Queue::new(app.db.clone(), app.clock.clone(), app.config.lease());
         for dead in presence::dead(&app.config.data_dir)? {
-            let imports = store::imports::bury(&app.db, &dead.worker, app.clock.database()).await?;
-            let freed = queue.bury(&dead.worker).await? + imports;
-            info!(worker = dead.worker, jobs = freed, "a worker of this folder was killed: its jobs are free");
+            let freed = async {
+                let imports = store::imports::bury(&app.db, &dead.worker, app.clock.database()).await?;
+                Ok::<_, Error>(queue.bury(&dead.worker).await? + imports)
+            };
+            match freed.await {
+                Ok(jobs) => info!(worker = dead.worker, jobs, "a worker of this folder was killed: its jobs are free"),
+                // Of a database whose disk is full, too: then the service is there, so that space can be made.
+                Err(error) if error.kind() == Kind::Unavailable => {
+                    warn!(
+                        worker = dead.worker,
+                        "jobs of a worker that was killed wait for their leases: {}",
+                        error.log()
+                    );
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
             dead.remove()?;
         }
         let presence = Presence::announce(&app.config.data_dir, format!("worker-{}", app.clock.id()))?;

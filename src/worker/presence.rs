@@ -12,7 +12,7 @@ use crate::error::Result;
 pub(crate) struct Presence {
     /// The name under which this process claims jobs.
     pub(crate) worker: String,
-    /// A folder for this process alone, removed with it.
+    /// A folder for this process alone, which whoever works makes, removed with it.
     pub(crate) work_dir: PathBuf,
     lock_path: PathBuf,
     _lock: File,
@@ -27,7 +27,6 @@ impl Presence {
         let lock = File::create(&lock_path)?;
         lock.lock()?;
         let work_dir = folder.join(&worker);
-        fs::create_dir_all(&work_dir)?;
         Ok(Self { worker, work_dir, lock_path, _lock: lock })
     }
 }
@@ -94,6 +93,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let alive = Presence::announce(folder.path(), "alive".into()).unwrap();
         let gone = Presence::announce(folder.path(), "gone".into()).unwrap();
+        fs::create_dir_all(&gone.work_dir).unwrap();
         fs::write(gone.work_dir.join("left"), "behind").unwrap();
         // Killed: the lock goes, the files stay.
         let Presence { work_dir, _lock, .. } = &gone;
@@ -106,7 +106,7 @@ mod tests {
         for dead in found {
             dead.remove().unwrap();
         }
-        assert!(!work_dir.exists() && alive.work_dir.exists());
+        assert!(!work_dir.exists() && alive.lock_path.exists());
         drop(alive);
         drop(gone);
         assert_eq!(fs::read_dir(folder.path().join("workers")).unwrap().count(), 0);

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use tunesmith::objects::Uri;
 use tunesmith::store::{Status, custom_models};
 
 use super::points::Points;
-use super::process::{ACCOUNT, Backend, House, within};
+use super::process::{ACCOUNT, Backend, House, until, within};
 use super::{ADAPTER, METRICS};
 use crate::jobs::database::block_on;
 use crate::support::promise::{Dice, Promise, full, seed};
@@ -73,6 +74,30 @@ fn a_disk_that_fills_at_any_step_fails_one_job_by_name_and_the_next_completes() 
 #[test]
 fn a_workers_disk_that_fills_at_any_step_fails_one_job_by_name_and_the_next_completes() {
     filled(Backend::Separate);
+}
+
+#[test]
+fn a_service_whose_disk_is_full_starts_so_that_objects_can_be_removed() {
+    let Some(disk) = Disk::mount() else { return };
+    block_on(async {
+        let folder = tempfile::tempdir_in(&disk.folder).unwrap();
+        let house = House::in_folder(folder, Backend::Embedded).await.unwrap();
+        let (logs, ballast) = (tempfile::tempdir().unwrap(), Uri::new(&house.bucket, "ballast"));
+        let start = || house.start_logging(&logs.path().join("log"), &["serve"]);
+        let process = start();
+        house.upload_data().await;
+        house.put("ballast", &"x".repeat(8 << 20)).await;
+        assert_eq!(process.terminate().await.code(), Some(0));
+        disk.fill();
+        let process = start();
+        until("the object store answers", async || house.objects.head(&ballast).await.ok()).await;
+        assert!(process.log().contains("Free space"), "the log says what to do");
+        house.objects.delete(&ballast).await.unwrap();
+        until("the API answers", async || tokio::net::TcpStream::connect(house.api()).await.ok()).await;
+        let job = house.create(&house.request("after", STEPS)).await;
+        house.completed(&job).await;
+        assert_eq!(process.terminate().await.code(), Some(0));
+    });
 }
 
 fn filled(backend: Backend) {

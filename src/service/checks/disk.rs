@@ -6,7 +6,7 @@ use crate::clock::Clock;
 use crate::durable;
 
 /// Writes a file in the folder, makes it durable, and removes it. The folder is made when it is missing.
-pub(super) fn write_and_remove(folder: &Path) -> std::io::Result<()> {
+pub(in crate::service) fn write_and_remove(folder: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     let path = folder.join(format!(".probe-{}", Clock::system().id()));
     let written = durable::write(&path, [0; 4096]);
@@ -14,10 +14,16 @@ pub(super) fn write_and_remove(folder: &Path) -> std::io::Result<()> {
     written.and(removed)
 }
 
+/// Whether there is no space left, on the disk or in a quota: that passes as soon as something is removed, which the
+/// service itself may be needed for.
+pub(in crate::service) fn is_full(cause: &std::io::Error) -> bool {
+    matches!(cause.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
 /// Bytes that the service's user may still write on the folder's file system.
 #[cfg(unix)]
 #[expect(unsafe_code, reason = "the standard library does not ask a file system for its free space")]
-pub(super) fn free(folder: &Path) -> std::io::Result<u64> {
+pub(in crate::service) fn free(folder: &Path) -> std::io::Result<u64> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(folder.as_os_str().as_bytes())?;
     let mut found = std::mem::MaybeUninit::<libc::statvfs>::zeroed();

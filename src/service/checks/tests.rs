@@ -57,6 +57,59 @@ async fn what_does_not_answer_is_named_without_its_password() {
     assert!(!format!("{checks:?}").contains("hunter2"), "{checks:?}");
 }
 
+#[tokio::test]
+async fn a_disk_or_a_quota_that_is_full_stops_no_start_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("objects")).unwrap();
+    let config = config(folder.path(), &["--s3-listen=127.0.0.1:0"]);
+    let full = crate::durable::faults::fail_nth(folder.path(), 1);
+    for check in [data_folder(folder.path()), embedded(&config)] {
+        assert!(check.verdict == Verdict::Fail && !check.lasting, "the start goes on: {check:?}");
+        assert!(check.sentence().contains("is full") && check.sentence().contains("Free space"), "{check:?}");
+    }
+    drop(full);
+    assert!(embedded(&config).verdict == Verdict::Ok);
+    for kind in [std::io::ErrorKind::StorageFull, std::io::ErrorKind::QuotaExceeded] {
+        assert!(disk::is_full(&kind.into()));
+    }
+    assert!(!disk::is_full(&std::io::ErrorKind::PermissionDenied.into()));
+}
+
+/// A store that takes no address for its own.
+async fn foreign() -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let body = "<Error><Code>InvalidHostHeader</Code><Message>The host may name a bucket</Message></Error>";
+            let reply = format!(
+                "HTTP/1.1 400 Bad Request\r\ncontent-type: application/xml\r\ncontent-length: {}\r\nconnection: \
+                 close\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(reply.as_bytes()).await.unwrap();
+        }
+    });
+    url
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_know_its_address_refuses_the_start_with_its_own_sentence() {
+    let url = foreign().await;
+    let endpoint =
+        Endpoint { url: url.clone(), access_key: "A".into(), secret_key: "s".into(), region: "us-east-1".into() };
+    let check = object_store(&Objects::new(&endpoint), &url, None).await;
+    assert!(check.verdict == Verdict::Fail && check.lasting, "{check:?}");
+    let said = check.sentence();
+    assert!(said.contains("InvalidHostHeader") && said.contains("The host may name a bucket"), "{said}");
+    assert!(said.contains("S3_ENDPOINT") && said.contains(&url), "{said}");
+}
+
 #[test]
 fn folders_devices_and_memory_that_cannot_be_used_are_told() {
     let folder = tempfile::tempdir().unwrap();
