@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use tracing::warn;
+use tracing::{info, warn};
 
 use self::file::Kept;
 use crate::clock::Clock;
@@ -16,7 +16,7 @@ use crate::config::{Config, Secret};
 use crate::error::{Error, Result};
 use crate::store::Db;
 use crate::store::keys::{self, Key, KeyKind};
-use crate::store::root_keys::{self, Adopted, Proof};
+use crate::store::root_keys::{self, Adopted, Proof, Valid};
 
 /// The keys that open everything.
 #[derive(Debug, Clone)]
@@ -51,12 +51,13 @@ pub fn draw_bearer(clock: &Clock) -> Secret {
 }
 
 /// Finds or makes the root keys. Preset keys that are new to the database revoke those before them. `None`: every root
-/// key was revoked, and whoever did so made others.
+/// pair was revoked, and whoever did so made others.
 ///
 /// # Errors
 /// `Validation` when a preset pair contradicts the stored one, or the data folder cannot be written.
 pub async fn ensure_root(config: &Config, clock: &Clock, db: &Db) -> Result<Option<RootKeys>> {
     let path = config.data_dir.join("credentials");
+    let _alone = file::alone(&config.data_dir).await;
     take_up_staged(&path, db).await?;
     let kept = file::read(&path)?;
     let preset = config.root_access_key.clone().zip(config.root_secret_key.clone());
@@ -72,32 +73,68 @@ pub async fn ensure_root(config: &Config, clock: &Clock, db: &Db) -> Result<Opti
             written_to = fresh.then(|| path.clone());
         }
     }
-    let mut rotated = false;
-    if let Some((id, secret)) = &preset {
-        rotated |= adopt(config, clock, db, id, Proof::Secret(secret.expose())).await?;
-    }
-    if let Some(bearer) = &config.root_bearer_key {
-        rotated |= adopt(config, clock, db, &bearer_id(bearer), Proof::Bearer(bearer.expose())).await?;
-    }
-    let Some((access_key, secret)) = root_keys::pair(db).await? else {
+    let adopted = adopt(config, clock, db, preset.as_ref(), config.root_bearer_key.as_ref()).await?;
+    let valid = root_keys::valid(db).await?;
+    let kept = file::read(&path)?;
+    let Some((access_key, secret_key)) = in_use(&valid, kept.as_ref()) else {
         warn!("every root key is revoked: `tunesmith keys create` makes other keys, `tunesmith keys rotate` root keys");
         return Ok(None);
     };
-    let kept = file::read(&path)?;
-    let bearer_key = config.root_bearer_key.clone().or_else(|| kept.as_ref().map(|kept| kept.bearer_key.clone()));
-    let secret_key = Secret::new(secret);
-    if let Some(kept) = &kept
-        && kept.access_key != access_key
-    {
-        match (&bearer_key, rotated) {
-            (Some(bearer_key), true) => {
-                let (access_key, secret_key) = (access_key.clone(), secret_key.clone());
-                replace(&path, &Kept { access_key, secret_key, bearer_key: bearer_key.clone() })?;
+    let preset_bearer = config.root_bearer_key.as_ref().filter(|_| adopted.bearer);
+    let kept_bearer = kept.as_ref().map(|kept| &kept.bearer_key);
+    let bearer_key = preset_bearer.or_else(|| kept_bearer.filter(|bearer| opens(&valid, bearer))).cloned();
+    match (&kept, &bearer_key) {
+        (None, _) if preset.is_none() => info!(
+            "the root keys are not in {}: they lie in the data folder of the process that made them, or `tunesmith keys \
+             rotate` draws new ones into it",
+            path.display()
+        ),
+        (Some(kept), Some(bearer_key)) if adopted.pair || adopted.bearer => {
+            let (access_key, secret_key) = (access_key.clone(), secret_key.clone());
+            let current = Kept { access_key, secret_key, bearer_key: bearer_key.clone() };
+            if *kept != current {
+                replace(&path, &current)?;
             }
-            _ => warn!("{} holds other root keys than the database: they open nothing", path.display()),
         }
+        (Some(kept), _) if kept.access_key != access_key || bearer_key.is_none() => warn!(
+            "{} holds root keys that are revoked: `tunesmith keys rotate` draws new ones into it, where none are preset",
+            path.display()
+        ),
+        _ => {}
+    }
+    let others = others(&valid, &access_key, bearer_key.as_ref());
+    if !others.is_empty() {
+        warn!(
+            "{} other root keys are valid too ({}): `tunesmith keys revoke ID` refuses one of them, `tunesmith keys rotate` \
+             draws new ones and refuses all before",
+            others.len(),
+            others.join(", ")
+        );
     }
     Ok(Some(RootKeys { access_key, secret_key, bearer_key, written_to }))
+}
+
+/// The pair that this process shows and signs with: the file's where that opens the service, or else the newest.
+fn in_use(valid: &Valid, kept: Option<&Kept>) -> Option<(String, Secret)> {
+    let of_file = |(id, secret): &&(String, String)| {
+        kept.is_some_and(|kept| kept.access_key == *id && kept.secret_key.expose() == secret)
+    };
+    let (id, secret) = valid.pairs.iter().find(of_file).or(valid.pairs.first())?;
+    Some((id.clone(), Secret::new(secret)))
+}
+
+/// Whether the bearer key is a root key that is valid.
+fn opens(valid: &Valid, bearer: &Secret) -> bool {
+    let digest = keys::bearer_digest(bearer.expose());
+    valid.bearers.iter().any(|(_, known)| *known == digest)
+}
+
+/// The ids of valid root keys beside those in use. Where the bearer key in use is not known, no other is told from it.
+fn others(valid: &Valid, access_key: &str, bearer: Option<&Secret>) -> Vec<String> {
+    let pairs = valid.pairs.iter().filter(|(id, _)| id != access_key);
+    let digest = bearer.map(|bearer| keys::bearer_digest(bearer.expose()));
+    let bearers = valid.bearers.iter().filter(|(_, known)| digest.as_ref().is_some_and(|ours| ours != known));
+    pairs.chain(bearers).map(|(id, _)| id.clone()).collect()
 }
 
 /// Draws new root keys, revokes those before them and keeps them in the data folder's file, whose path is the answer.
@@ -106,16 +143,15 @@ pub async fn ensure_root(config: &Config, clock: &Clock, db: &Db) -> Result<Opti
 /// `Validation` when the file cannot be written.
 pub async fn rotate(config: &Config, clock: &Clock, db: &Db) -> Result<PathBuf> {
     let path = config.data_dir.join("credentials");
+    let _alone = file::alone(&config.data_dir).await;
     let (access_key, secret_key) = draw_pair(clock);
     let drawn = Kept { access_key, secret_key, bearer_key: draw_bearer(clock) };
     file::write(&file::staged(&path), &drawn)?;
     if !make(config, clock, db, &drawn, None).await? {
-        let bearer = &drawn.bearer_key;
-        adopt(config, clock, db, &bearer_id(bearer), Proof::Bearer(bearer.expose())).await?;
-        // Last: where the database knows the pair of a staged file, it knows all of it.
-        adopt(config, clock, db, &drawn.access_key, Proof::Secret(drawn.secret_key.expose())).await?;
+        let pair = (drawn.access_key.clone(), drawn.secret_key.clone());
+        adopt(config, clock, db, Some(&pair), Some(&drawn.bearer_key)).await?;
     }
-    file::keep(&path)?;
+    keep(&path, &drawn)?;
     Ok(path)
 }
 
@@ -129,7 +165,7 @@ async fn make(config: &Config, clock: &Clock, db: &Db, drawn: &Kept, path: Optio
     let keys = ((&pair, drawn.secret_key.expose()), (&bearer, drawn.bearer_key.expose()));
     let made = root_keys::make(db, keys.0, keys.1, clock.now()).await?;
     match path {
-        Some(path) if made => file::keep(path)?,
+        Some(path) if made => keep(path, drawn)?,
         // Nobody else writes here: the folder is this process's.
         Some(path) => drop(std::fs::remove_file(file::staged(path))),
         None => {}
@@ -144,7 +180,7 @@ async fn take_up_staged(path: &Path, db: &Db) -> Result<()> {
         return Ok(());
     }
     let known = match file::read(&staged) {
-        Ok(Some(kept)) => root_keys::pair(db).await?.is_some_and(|(id, _)| id == kept.access_key),
+        Ok(Some(kept)) => root_keys::valid(db).await?.pairs.iter().any(|(id, _)| *id == kept.access_key),
         // Half a file was never made known.
         _ => false,
     };
@@ -155,22 +191,52 @@ async fn take_up_staged(path: &Path, db: &Db) -> Result<()> {
         .map_err(|cause| Error::validation(format!("Cannot remove {}: {cause}", staged.display())))
 }
 
-/// Makes a preset key the one root key of its kind; `false` when it was revoked before.
-async fn adopt(config: &Config, clock: &Clock, db: &Db, id: &str, proof: Proof<'_>) -> Result<bool> {
-    let kind = match proof {
-        Proof::Secret(_) => KeyKind::SigV4,
-        Proof::Bearer(_) => KeyKind::Bearer,
-    };
-    match root_keys::adopt(db, &root(config, clock, id, kind), proof, clock.now()).await? {
-        Adopted::Yes => Ok(true),
-        Adopted::Revoked => {
-            warn!("the preset root key {id} is revoked: set another one to rotate");
-            Ok(false)
+/// Which of the given keys are root keys now.
+struct Taken {
+    pair: bool,
+    bearer: bool,
+}
+
+/// Makes the given keys the one root key of their kind, all of them or none; one that was revoked before stays so.
+async fn adopt(
+    config: &Config,
+    clock: &Clock,
+    db: &Db,
+    pair: Option<&(String, Secret)>,
+    bearer: Option<&Secret>,
+) -> Result<Taken> {
+    let pair = pair.map(|(id, secret)| (root(config, clock, id, KeyKind::SigV4), Proof::Secret(secret.expose())));
+    let bearer =
+        bearer.map(|bearer| (root(config, clock, &bearer_id(bearer), KeyKind::Bearer), Proof::Bearer(bearer.expose())));
+    let keys: Vec<_> = pair.iter().chain(&bearer).map(|(key, proof)| (key, *proof)).collect();
+    if keys.is_empty() {
+        return Ok(Taken { pair: false, bearer: false });
+    }
+    let mut adopted = match root_keys::adopt(db, &keys, clock.now()).await? {
+        Adopted::Done(adopted) => adopted.into_iter(),
+        Adopted::OtherSecret(id) => {
+            return Err(Error::validation(format!(
+                "Access key {id} is already known with another secret: give the secret it was made with, or choose \
+                 another TUNESMITH_ROOT_ACCESS_KEY too, which revokes it"
+            )));
         }
-        Adopted::OtherSecret => Err(Error::validation(format!(
-            "Access key {id} is already known with another secret: give the secret it was made with, or choose another \
-             TUNESMITH_ROOT_ACCESS_KEY too, which revokes it"
-        ))),
+    };
+    let mut taken = |key: Option<&(Key, Proof<'_>)>| {
+        let taken = key.is_some() && adopted.next().unwrap_or_default();
+        if let Some((key, _)) = key.filter(|_| !taken) {
+            warn!("the preset root key {} is revoked: set another one to rotate", key.id);
+        }
+        taken
+    };
+    Ok(Taken { pair: taken(pair.as_ref()), bearer: taken(bearer.as_ref()) })
+}
+
+/// Puts staged keys, which the database knows by now, in their place. Where the staged file is gone or holds others, they
+/// are written anew: nobody else has them.
+fn keep(path: &Path, keys: &Kept) -> Result<()> {
+    match file::read(&file::staged(path)) {
+        Ok(Some(staged)) if staged == *keys => file::keep(path),
+        _ => replace(path, keys),
     }
 }
 
@@ -198,130 +264,4 @@ fn bearer_id(bearer: &Secret) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        config: Config,
-    }
-
-    fn config(folder: &Path, more: &[&str]) -> Config {
-        let folder = folder.display().to_string();
-        let line = ["test", "--data-dir", &folder].into_iter().chain(more.iter().copied());
-        Line::parse_from(line).config
-    }
-
-    async fn memory() -> Db {
-        let db = Db::connect("sqlite::memory:").await.unwrap();
-        db.migrate().await.unwrap();
-        db
-    }
-
-    #[tokio::test]
-    async fn a_second_start_finds_the_keys_of_the_first() {
-        let (folder, clock, db) = (tempfile::tempdir().unwrap(), Clock::system(), memory().await);
-        let config = config(folder.path(), &[]);
-        let first = ensure_root(&config, &clock, &db).await.unwrap().unwrap();
-        let second = ensure_root(&config, &clock, &db).await.unwrap().unwrap();
-        assert_eq!(first.access_key, second.access_key);
-        assert_eq!(first.bearer_key, second.bearer_key);
-        assert!(first.written_to.is_some() && second.written_to.is_none());
-        assert!(keys::bearer(&db, first.bearer_key.unwrap().expose()).await.unwrap().is_some());
-    }
-
-    #[cfg(unix)]
-    #[tokio::test]
-    async fn only_its_owner_can_read_the_file() {
-        use std::os::unix::fs::PermissionsExt;
-        let (folder, clock, db) = (tempfile::tempdir().unwrap(), Clock::system(), memory().await);
-        let keys = ensure_root(&config(folder.path(), &[]), &clock, &db).await.unwrap().unwrap();
-        let mode = std::fs::metadata(keys.written_to.unwrap()).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
-    }
-
-    #[tokio::test]
-    async fn preset_keys_are_used_and_a_contradiction_is_refused() {
-        let (folder, clock, db) = (tempfile::tempdir().unwrap(), Clock::system(), memory().await);
-        let preset = ["--root-access-key", "AKIDTEST", "--root-secret-key", "s", "--root-bearer-key", "b"];
-        let keys = ensure_root(&config(folder.path(), &preset), &clock, &db).await.unwrap().unwrap();
-        assert_eq!((keys.access_key.as_str(), keys.secret_key.expose()), ("AKIDTEST", "s"));
-        assert!(keys.written_to.is_none());
-
-        let other = ["--root-access-key", "AKIDTEST", "--root-secret-key", "t", "--root-bearer-key", "b"];
-        let refusal = ensure_root(&config(folder.path(), &other), &clock, &db).await.unwrap_err();
-        assert!(refusal.message().contains("AKIDTEST"), "{refusal}");
-    }
-
-    #[tokio::test]
-    async fn a_database_has_one_root_pair_however_many_processes_start_at_once() {
-        let (clock, db) = (Clock::system(), memory().await);
-        let folders: Vec<_> = (0..8).map(|_| tempfile::tempdir().unwrap()).collect();
-        let configs: Vec<_> = folders.iter().map(|folder| config(folder.path(), &[])).collect();
-        let starts = configs.iter().map(|config| ensure_root(config, &clock, &db));
-        let keys: Vec<_> =
-            futures::future::join_all(starts).await.into_iter().map(|keys| keys.unwrap().unwrap()).collect();
-        assert!(keys.iter().all(|one| one.access_key == keys[0].access_key && one.secret_key == keys[0].secret_key));
-        assert_eq!(keys.iter().filter(|one| one.written_to.is_some()).count(), 1, "one process made them");
-        let pairs = keys::list(&db, "000000000000").await.unwrap();
-        assert_eq!(pairs.iter().filter(|key| key.kind == KeyKind::SigV4).count(), 1);
-        let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder.path()).unwrap()).count();
-        assert_eq!(files, 1, "the others leave no file");
-    }
-
-    #[tokio::test]
-    async fn a_new_preset_revokes_the_root_keys_before_it_and_no_other_key() {
-        let (folder, clock, db) = (tempfile::tempdir().unwrap(), Clock::system(), memory().await);
-        let first = ensure_root(&config(folder.path(), &[]), &clock, &db).await.unwrap().unwrap();
-        let user =
-            Key { note: "a user's".into(), ..root(&config(folder.path(), &[]), &clock, "AKIAUSER", KeyKind::SigV4) };
-        assert!(keys::insert_signing(&db, &user, "s").await.unwrap());
-        let preset = ["--root-access-key", "AKIANEW", "--root-secret-key", "s", "--root-bearer-key", "b"];
-        let valid = async |id: &str| keys::signing(&db, id).await.unwrap().unwrap().key.is_valid(clock.now());
-        for _ in 0..2 {
-            let keys = ensure_root(&config(folder.path(), &preset), &clock, &db).await.unwrap().unwrap();
-            assert_eq!(keys.access_key, "AKIANEW");
-            assert!(!valid(&first.access_key).await && valid("AKIANEW").await && valid("AKIAUSER").await);
-            let bearer = keys::bearer(&db, first.bearer_key.as_ref().unwrap().expose()).await.unwrap().unwrap();
-            assert!(!bearer.is_valid(clock.now()));
-        }
-        let kept = file::read(&folder.path().join("credentials")).unwrap().unwrap();
-        assert_eq!((kept.access_key.as_str(), kept.bearer_key.expose()), ("AKIANEW", "b"), "the file follows");
-
-        // A process with the settings of yesterday takes nothing back.
-        let old = ["--root-access-key", &first.access_key, "--root-secret-key", first.secret_key.expose()];
-        let keys = ensure_root(&config(folder.path(), &old), &clock, &db).await.unwrap().unwrap();
-        assert_eq!(keys.access_key, "AKIANEW");
-        assert!(!valid(&first.access_key).await && valid("AKIANEW").await);
-    }
-
-    #[tokio::test]
-    async fn a_revoked_root_pair_stays_revoked_at_the_next_start() {
-        let (folder, clock, db) = (tempfile::tempdir().unwrap(), Clock::system(), memory().await);
-        let config = config(folder.path(), &[]);
-        let first = ensure_root(&config, &clock, &db).await.unwrap().unwrap();
-        assert!(keys::revoke(&db, "000000000000", &first.access_key, clock.now()).await.unwrap());
-        assert!(ensure_root(&config, &clock, &db).await.unwrap().is_none());
-        let path = rotate(&config, &clock, &db).await.unwrap();
-        let kept = file::read(&path).unwrap().unwrap();
-        let again = ensure_root(&config, &clock, &db).await.unwrap().unwrap();
-        assert_eq!((&again.access_key, &again.bearer_key.unwrap()), (&kept.access_key, &kept.bearer_key));
-        assert!(!keys::bearer(&db, first.bearer_key.unwrap().expose()).await.unwrap().unwrap().is_valid(clock.now()));
-    }
-
-    #[tokio::test]
-    async fn a_crash_between_the_file_and_the_database_loses_no_key() {
-        let (folder, clock, db) = (tempfile::tempdir().unwrap(), Clock::system(), memory().await);
-        let config = config(folder.path(), &[]);
-        let path = folder.path().join("credentials");
-        std::fs::write(file::staged(&path), "[default]\naws_access").unwrap();
-        let first = ensure_root(&config, &clock, &db).await.unwrap().unwrap();
-        std::fs::rename(&path, file::staged(&path)).unwrap();
-        let again = ensure_root(&config, &clock, &db).await.unwrap().unwrap();
-        assert_eq!((first.access_key, first.bearer_key), (again.access_key, again.bearer_key));
-        assert!(path.exists() && !file::staged(&path).exists());
-    }
-}
+mod tests;

@@ -18,15 +18,23 @@ pub enum Proof<'a> {
     Bearer(&'a str),
 }
 
-/// What became of a preset key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What became of keys that were to be adopted.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Adopted {
-    /// It is the one root key of its kind; every other was revoked.
-    Yes,
-    /// It was revoked before, and stays so; nothing was changed.
-    Revoked,
-    /// Its id is known with another secret; nothing was changed.
-    OtherSecret,
+    /// For each key, whether it is the one root key of its kind now, and every other revoked. One that was revoked
+    /// before stays so, and changes nothing.
+    Done(Vec<bool>),
+    /// This id is known with another secret; nothing was changed.
+    OtherSecret(String),
+}
+
+/// The root keys that open the service now, newest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Valid {
+    /// Id and secret of each pair.
+    pub pairs: Vec<(String, String)>,
+    /// Id and digest of each bearer key.
+    pub bearers: Vec<(String, String)>,
 }
 
 const INSERT: &str = "INSERT INTO access_keys
@@ -73,31 +81,38 @@ pub async fn made(db: &Db) -> Result<bool> {
     Ok(super::service_secrets::find(db, MADE).await?.is_some())
 }
 
-/// Makes `key` the one root key of its kind and revokes the others, in one transaction.
-pub async fn adopt(db: &Db, key: &Key, proof: Proof<'_>, now: Millis) -> Result<Adopted> {
+/// Makes each of the keys the one root key of its kind and revokes the others, all in one transaction. Keys that are so
+/// already are not written again.
+pub async fn adopt(db: &Db, keys: &[(&Key, Proof<'_>)], now: Millis) -> Result<Adopted> {
     const FOUND: &str = "SELECT id, secret, revoked_at FROM access_keys WHERE id = $1 OR digest = $2";
-    const MARK: &str = "UPDATE access_keys SET root = 1 WHERE id = $1";
+    const MARK: &str = "UPDATE access_keys SET root = 1 WHERE id = $1 AND root <> 1";
     const REVOKE: &str = "UPDATE access_keys SET revoked_at = $3
         WHERE root = 1 AND kind = $2 AND id <> $1 AND revoked_at IS NULL";
     Ok(transaction!(db, |tx| {
-        let (secret, digest) = insert!(tx, key, proof);
-        let (id, known, revoked): (String, Option<String>, Option<Millis>) =
-            sqlx::query_as(FOUND).bind(&key.id).bind(&digest).fetch_one(&mut *tx).await?;
-        if known != secret {
-            return Ok(Adopted::OtherSecret);
+        let mut adopted = Vec::new();
+        for (key, proof) in keys {
+            let (secret, digest) = insert!(tx, key, *proof);
+            let (id, known, revoked): (String, Option<String>, Option<Millis>) =
+                sqlx::query_as(FOUND).bind(&key.id).bind(&digest).fetch_one(&mut *tx).await?;
+            if known != secret {
+                return Ok(Adopted::OtherSecret(id));
+            }
+            adopted.push(revoked.is_none());
+            if revoked.is_none() {
+                sqlx::query(MARK).bind(&id).execute(&mut *tx).await?;
+                sqlx::query(REVOKE).bind(&id).bind(key.kind).bind(now).execute(&mut *tx).await?;
+            }
         }
-        if revoked.is_some() {
-            return Ok(Adopted::Revoked);
-        }
-        sqlx::query(MARK).bind(&id).execute(&mut *tx).await?;
-        sqlx::query(REVOKE).bind(&id).bind(key.kind).bind(now).execute(&mut *tx).await?;
-        Adopted::Yes
+        Adopted::Done(adopted)
     }))
 }
 
-/// The root pair that opens the service now: its id and its secret.
-pub async fn pair(db: &Db) -> Result<Option<(String, String)>> {
-    const SQL: &str = "SELECT id, secret FROM access_keys
-        WHERE root = 1 AND kind = $1 AND revoked_at IS NULL ORDER BY created_at DESC, id LIMIT 1";
-    Ok(run!(db, |on| sqlx::query_as(SQL).bind(KeyKind::SigV4).fetch_optional(on).await)?)
+/// The root keys that open the service now. A release before accounts may have left several of a kind.
+pub async fn valid(db: &Db) -> Result<Valid> {
+    const SQL: &str = "SELECT id, COALESCE(secret, digest) FROM access_keys
+        WHERE root = 1 AND kind = $1 AND revoked_at IS NULL ORDER BY created_at DESC, id";
+    let of = async |kind: KeyKind| -> Result<Vec<(String, String)>, sqlx::Error> {
+        run!(db, |on| sqlx::query_as(SQL).bind(kind).fetch_all(on).await)
+    };
+    Ok(Valid { pairs: of(KeyKind::SigV4).await?, bearers: of(KeyKind::Bearer).await? })
 }

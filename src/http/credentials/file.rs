@@ -45,6 +45,19 @@ fn parse(text: &str) -> Option<Kept> {
     })
 }
 
+/// Keeps other processes from changing the root keys of the data folder as long as this is there. Where the system does
+/// not lock folders, they are not kept from it.
+pub(super) async fn alone(folder: &Path) -> Option<std::fs::File> {
+    let folder = folder.to_path_buf();
+    // Another process may be at it for a moment.
+    let locked = tokio::task::spawn_blocking(move || {
+        let folder = std::fs::File::open(folder)?;
+        folder.lock()?;
+        Ok::<_, std::io::Error>(folder)
+    });
+    locked.await.ok()?.ok()
+}
+
 /// Where keys lie until the database knows them: they are on the disk before they open anything, so a crash in between
 /// loses none.
 pub(super) fn staged(path: &Path) -> PathBuf {
