@@ -120,13 +120,24 @@ pub async fn assigned_to(db: &Db, account_id: &str) -> Result<Vec<Assignment>> {
     Ok(run!(db, |on| sqlx::query_as(SQL).bind(account_id).fetch_all(on).await)?)
 }
 
-/// Makes the file's accounts, and puts its assignments in place of those of the file before.
+/// Makes the file's accounts with the names that it gives them, and puts its assignments in place of those of the file
+/// before. What is as the file says is not written again: a full disk refuses no start.
 pub async fn take_file(db: &Db, names: &[(String, String)], assignments: &[Assignment], now: Millis) -> Result<()> {
-    const CLEAR: &str = "DELETE FROM account_storage WHERE source = 'File'";
+    const RENAME: &str = "UPDATE accounts SET name = $2 WHERE id = $1 AND name <> $2";
+    const OF_FILE: &str = "SELECT account_id, bucket, folder, source FROM account_storage WHERE source = 'File'";
+    const REMOVE: &str = "DELETE FROM account_storage
+        WHERE account_id = $1 AND bucket = $2 AND folder = $3 AND source = 'File'";
     transaction!(db, |tx| {
-        sqlx::query(CLEAR).execute(&mut *tx).await?;
         for (id, name) in names {
             sqlx::query(INSERT).bind(id).bind(name).bind(now).execute(&mut *tx).await?;
+            // An account that the file gives no name keeps the one it has.
+            if !name.is_empty() {
+                sqlx::query(RENAME).bind(id).bind(name).execute(&mut *tx).await?;
+            }
+        }
+        let before: Vec<Assignment> = sqlx::query_as(OF_FILE).fetch_all(&mut *tx).await?;
+        for Assignment { account_id, bucket, folder, .. } in before.iter().filter(|one| !assignments.contains(one)) {
+            sqlx::query(REMOVE).bind(account_id).bind(bucket).bind(folder).execute(&mut *tx).await?;
         }
         for assignment in assignments {
             sqlx::query(ASSIGN)
@@ -140,4 +151,40 @@ pub async fn take_file(db: &Db, names: &[(String, String)], assignments: &[Assig
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_file_renames_accounts_and_what_is_as_it_says_is_not_written_again() {
+        let db = Db::connect("sqlite::memory:").await.unwrap();
+        db.migrate().await.unwrap();
+        let Db::Sqlite(pool) = &db else { panic!("{db:?}") };
+        let (root, research) = ("000000000000", "111122223333");
+        insert(&db, root, "root", 0).await.unwrap();
+        let named = |name: &str| vec![(root.to_string(), String::new()), (research.to_string(), name.to_string())];
+        let place = |folder: &str| Assignment {
+            account_id: research.into(),
+            bucket: "shared".into(),
+            folder: folder.into(),
+            source: Source::File,
+        };
+        let granted = Assignment { source: Source::Command, ..place("granted") };
+        assign(&db, &granted, 0).await.unwrap();
+        let name = async |id: &str| find(&db, id).await.unwrap().unwrap().name;
+        take_file(&db, &named("research"), &[place("a"), place("b")], 1).await.unwrap();
+        assert_eq!((name(root).await, name(research).await), ("root".to_string(), "research".to_string()));
+        take_file(&db, &named("science"), &[place("b"), place("c")], 2).await.unwrap();
+        assert_eq!((name(root).await, name(research).await), ("root".to_string(), "science".to_string()));
+        assert_eq!(assigned(&db, "shared").await.unwrap(), [place("b"), place("c"), granted.clone()]);
+        take_file(&db, &named(""), &[place("b"), place("c")], 3).await.unwrap();
+        assert_eq!(name(research).await, "science", "no name in the file takes none away");
+
+        let changes = async || sqlx::query_scalar::<_, i64>("SELECT total_changes()").fetch_one(pool).await.unwrap();
+        let before = changes().await;
+        take_file(&db, &named("science"), &[place("b"), place("c")], 4).await.unwrap();
+        assert_eq!(changes().await, before);
+    }
 }
