@@ -53,7 +53,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("objects", &["net"]),
     ("net", &[]),
     ("store", &[]),
-    ("config", &[]),
+    // The rule of what lies in a folder of object storage, for the settings that name one.
+    ("config", &["objects"]),
     ("rng", &[]),
     ("durable", &[]),
     ("sqlite", &[]),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::objects::{is_plain, is_within};
 
 /// `s3://bucket` or `s3://bucket/folder`. A folder ends where a slash does: `s3://b/data` holds
 /// `s3://b/data/a` and not `s3://b/database`.
@@ -19,10 +20,7 @@ impl Prefix {
     /// stores would read it as a path.
     pub fn holds(&self, uri: &str) -> bool {
         let Some((bucket, key)) = split(uri) else { return false };
-        let below = key.strip_prefix(self.folder.as_str());
-        bucket == self.bucket
-            && !key.split('/').any(|part| part == "." || part == "..")
-            && below.is_some_and(|below| self.folder.is_empty() || below.is_empty() || below.starts_with('/'))
+        bucket == self.bucket && is_plain(key) && is_within(&self.folder, key)
     }
 }
 

@@ -22,5 +22,5 @@ pub use folder::{Entry, FOLDER_LISTING, Folder};
 pub use listing::{Listed, Pages};
 pub use read::{Fetched, Opened};
 pub use uri::Uri;
-pub use wall::{Grants, Wall};
+pub use wall::{Grants, Wall, is_plain, is_within};
 pub use write::{Precondition, Put};

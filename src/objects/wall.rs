@@ -28,7 +28,7 @@ impl Grants {
     /// Whether the account may use the object `key`, or the folder of that name. A key with `.` or `..` for a folder
     /// lies in none but an own bucket: some stores would read it as a path.
     pub fn holds(&self, key: &str) -> bool {
-        let plain = !key.split('/').any(|part| part == "." || part == "..");
+        let plain = is_plain(key);
         let within = |folder: &String| plain && is_within(folder, key);
         self.folders.iter().any(within)
             || self.owned
@@ -49,9 +49,16 @@ impl Grants {
     }
 }
 
-fn is_within(folder: &str, key: &str) -> bool {
+/// Whether the key is the folder of that name or lies in it; `""` is the whole bucket. The one rule of roles, limited
+/// keys, assignments and own buckets.
+pub fn is_within(folder: &str, key: &str) -> bool {
     let below = key.strip_prefix(folder);
     below.is_some_and(|below| folder.is_empty() || below.is_empty() || below.starts_with('/'))
+}
+
+/// Whether the key has no `.` or `..` for a folder: some stores would read such a key as a path.
+pub fn is_plain(key: &str) -> bool {
+    !key.split('/').any(|part| part == "." || part == "..")
 }
 
 /// Who may use what.
