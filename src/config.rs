@@ -78,6 +78,11 @@ fn disk_bytes(folder: &Path) -> u64 {
     facts.map_or(u64::MAX / 10, |facts| facts.f_blocks.saturating_mul(facts.f_frsize))
 }
 
+/// The items of a list without the spaces around them; what a comma too many leaves is none.
+fn items(list: Vec<String>) -> Vec<String> {
+    list.iter().map(|item| item.trim()).filter(|item| !item.is_empty()).map(ToString::to_string).collect()
+}
+
 /// The settings of `serve`, `worker`, `migrate`, `keys` and `demo`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Config {
@@ -217,8 +222,10 @@ pub struct Config {
 
 impl Config {
     /// Refuses settings that cannot work, with a sentence that says what to change.
-    pub fn checked(self) -> Result<Self> {
+    pub fn checked(mut self) -> Result<Self> {
         let wrong = |what: String| Err(Error::validation(what));
+        self.s3_domain = items(self.s3_domain);
+        self.cors_origins = items(self.cors_origins);
         if !is_account_id(&self.account_id) {
             return wrong(format!("TUNESMITH_ACCOUNT_ID must be 12 digits, not {:?}", self.account_id));
         }
@@ -328,5 +335,28 @@ impl Config {
     /// How long a stopping process waits.
     pub fn grace(&self) -> Duration {
         Duration::from_secs(self.grace_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    #[test]
+    fn lists_may_have_spaces_and_commas_too_many() {
+        let checked = |more: &[&str]| Line::parse_from(["test"].iter().chain(more)).config.checked().unwrap();
+        let config = checked(&["--cors-origins= https://a.example , ,http://b.example,", "--s3-domain=s3.a.example, "]);
+        assert_eq!(config.cors_origins, ["https://a.example", "http://b.example"]);
+        assert_eq!(config.s3_domain, ["s3.a.example"]);
+        let none = checked(&["--cors-origins=", "--s3-domain= ,"]);
+        assert!(none.cors_origins.is_empty() && none.s3_domain.is_empty(), "{none:?}");
     }
 }
