@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Plan, start};
+use super::{Plan, Settings, start};
 use crate::data::Objective;
 use crate::error::Result;
 
@@ -33,6 +33,20 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
+    /// The same with those options of `ours` that the program that wrote it did not know, at their defaults: its run went
+    /// as if they had been left out.
+    fn completed(&self, ours: &Self) -> Self {
+        let mut completed = self.clone();
+        // Options that cannot be read are compared as they are.
+        if let Ok(settings) = Settings::parse(&self.hyper_parameters, &BTreeMap::new()) {
+            let options = settings.identity().into_iter();
+            for (name, default) in options.filter(|(name, _)| ours.hyper_parameters.contains_key(name)) {
+                completed.hyper_parameters.entry(name).or_insert(default);
+            }
+        }
+        completed
+    }
+
     /// What is not the same in `other`, in words.
     fn differences(&self, other: &Self) -> String {
         // Named one by one, so that a new member is compared too.
@@ -121,11 +135,9 @@ impl RunIdentity {
 
     /// Why a checkpoint of format 2 and up, which says this of its run, is of another; `None` when it is of this.
     pub(super) fn refuses(&self, theirs: Option<&Identity>) -> Option<String> {
-        match theirs {
-            Some(theirs) if *theirs == self.identity => None,
-            Some(theirs) => Some(format!("what differs: {}", self.identity.differences(theirs))),
-            None => Some("it does not say of which".into()),
-        }
+        let Some(theirs) = theirs else { return Some("it does not say of which".into()) };
+        let theirs = theirs.completed(&self.identity);
+        (theirs != self.identity).then(|| format!("what differs: {}", self.identity.differences(&theirs)))
     }
 
     /// The same of a checkpoint of format 1, which has one digest over all.
@@ -189,5 +201,43 @@ mod tests {
         );
         let data = Identity { training: "x".into(), ..one.identity().clone() };
         assert!(one.refuses(Some(&data)).unwrap().contains("the training data"));
+    }
+
+    #[test]
+    fn an_option_that_a_stored_identity_lacks_counts_as_its_default() {
+        let all: [&[(&str, &str)]; 9] = [
+            &[("stepCount", "7")],
+            &[("tuningMethod", "qlora"), ("dora", "true"), ("loraAlpha", "5")],
+            &[("tuningMethod", "adapter"), ("adapterArchitecture", "houlsby")],
+            &[("tuningMethod", "prefix"), ("prefixProjection", "true"), ("prefixHiddenSize", "9")],
+            &[("tuningMethod", "llama_adapter"), ("adapterLayers", "2"), ("microBatchTokens", "64")],
+            &[("tuningMethod", "full"), ("weightPrecision", "bfloat16"), ("earlyStoppingPatience", "3")],
+            &[("trainingObjective", "dpo"), ("dpoLoss", "ipo")],
+            &[("trainingObjective", "grpo"), ("lossAggregation", "dr_grpo"), ("grader", "g")],
+            &[("trainingObjective", "ppo"), ("updatesPerBatch", "2"), ("grader", "g"), ("learningRate", "1e-3")],
+        ];
+        let mut defaults = 0;
+        for given in all {
+            let run = identity(given);
+            assert_eq!(run.identity().completed(run.identity()), *run.identity(), "{given:?}");
+            for name in run.identity().hyper_parameters.keys() {
+                let mut stored = run.identity().clone();
+                stored.hyper_parameters.remove(name);
+                let refused = run.refuses(Some(&stored));
+                match given.iter().any(|(one, _)| one == name) {
+                    true => assert!(refused.is_some_and(|why| why.contains("what differs")), "{given:?} {name}"),
+                    false => {
+                        defaults += 1;
+                        assert_eq!(refused, None, "{given:?} {name}");
+                    }
+                }
+            }
+        }
+        assert!(defaults > 100, "{defaults}");
+        // What differs is named without what is the same by default.
+        let mut stored = identity(&[("loraRank", "8")]).identity().clone();
+        stored.hyper_parameters.remove("rsLora");
+        let why = identity(&[("loraRank", "4")]).refuses(Some(&stored)).unwrap();
+        assert_eq!(why, "what differs: loraAlpha (now 8, then 16), loraRank (now 4, then 8)");
     }
 }
