@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-pub use hold::{Hold, hold, remove_idle, touch};
+pub use hold::{Hold, Idle, claim, hold, remove_idle, touch};
 
 /// Bytes gathered before they go to the system.
 const BUFFER: usize = 1 << 18;

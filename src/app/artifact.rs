@@ -5,16 +5,20 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use futures::{StreamExt, TryStreamExt, stream};
 use sha2::{Digest, Sha256};
 
 use super::App;
-use super::model_cache::{Cached, Patience};
+use super::model_cache::{Cached, Patience, Wanted};
 use crate::durable::{self, Hold};
 use crate::error::{Error, Kind, Result};
 use crate::infer::Adapter;
 use crate::objects::{Entry, FOLDER_LISTING, Folder, Objects, Uri};
 use crate::store::custom_models::{self, CustomModel};
 use crate::store::imported_models::{self, ImportedModel};
+
+/// Files whose sizes are asked for at a time.
+const HEADS_AT_ONCE: usize = 8;
 
 /// The files that a model consists of, and what names them.
 #[derive(Debug, Clone)]
@@ -147,12 +151,41 @@ impl Files {
 
 async fn get(app: &App, model: &Files, dir: &Path, patience: &Patience) -> Result<Cached> {
     let (objects, files) = (app.objects_of(&model.account), model.clone());
+    let wanted = {
+        let (objects, files) = (objects.clone(), files.clone());
+        async move { wanted(&objects, &files).await }
+    };
     let fill = move |staging| {
         let (objects, files) = (objects.clone(), files.clone());
         async move { download(&objects, &files, staging).await.map(|()| true) }
     };
-    let cached = app.model_cache.get(dir, patience, fill).await?;
+    let cached = app.model_cache.get(dir, patience, wanted, fill).await?;
     cached.ok_or_else(|| Error::internal(anyhow::anyhow!("{} was not fetched", dir.display())))
+}
+
+/// What the model's files take together.
+async fn wanted(objects: &Objects, model: &Files) -> Result<Wanted> {
+    let root = Uri::parse(&model.uri)?;
+    let files: Vec<Uri> = model.digests.keys().map(|name| root.join(name)).collect();
+    let size = |uri: Uri| async move {
+        match objects.head(&uri).await {
+            Ok(head) => Ok(head.size),
+            Err(error) => Err(gone(&uri, error)),
+        }
+    };
+    let sizes: Vec<u64> = stream::iter(files).map(size).buffered(HEADS_AT_ONCE).try_collect().await?;
+    Ok(Wanted { what: format!("the files of {}", model.arn), bytes: sizes.iter().sum() })
+}
+
+/// A file that should be there and is not is the model's fault.
+fn gone(uri: &Uri, error: Error) -> Error {
+    match error.kind() {
+        Kind::NotFound | Kind::AccessDenied => {
+            Error::new(Kind::Model, format!("The model's file {uri} is gone or cannot be read: put it back"))
+                .because(anyhow::anyhow!("{}", error.log()))
+        }
+        _ => error,
+    }
 }
 
 async fn download(objects: &Objects, model: &Files, staging: PathBuf) -> Result<()> {
@@ -163,13 +196,7 @@ async fn download(objects: &Objects, model: &Files, staging: PathBuf) -> Result<
         if let Some(parent) = file.parent() {
             tokio::fs::create_dir_all(parent).await?;
         }
-        let fetched = objects.get_to_file(&uri, &file).await.map_err(|error| match error.kind() {
-            Kind::NotFound | Kind::AccessDenied => {
-                Error::new(Kind::Model, format!("The model's file {uri} is gone or cannot be read: put it back"))
-                    .because(anyhow::anyhow!("{}", error.log()))
-            }
-            _ => error,
-        })?;
+        let fetched = objects.get_to_file(&uri, &file).await.map_err(|error| gone(&uri, error))?;
         if fetched.sha256 != *digest {
             return Err(Error::new(
                 Kind::Model,

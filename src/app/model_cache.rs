@@ -3,6 +3,8 @@
 //! they have gone away. All folders together keep within a bound of bytes: what was not used for longest goes first, and
 //! what somebody holds stays. What is left of interrupted downloads is swept.
 
+mod room;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -43,6 +45,15 @@ pub struct Cached {
     pub in_use: Hold,
 }
 
+/// What is to be fetched.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    /// Its name, for a message.
+    pub(crate) what: String,
+    /// What all its files take together.
+    pub(crate) bytes: u64,
+}
+
 /// What became of a download; `None` when there was nothing to download.
 type Landed = Arc<Result<Option<Cached>>>;
 
@@ -54,12 +65,15 @@ pub struct ModelCache {
     clock: Clock,
     flights: Mutex<HashMap<PathBuf, watch::Receiver<Option<Landed>>>>,
     at_once: Arc<Semaphore>,
+    /// Bytes that are free on the disk of a folder.
+    free: fn(&Path) -> u64,
 }
 
 impl ModelCache {
     /// The cache below `root` with a bound of bytes.
     pub fn new(root: PathBuf, bound: u64, clock: Clock) -> Self {
-        Self { root, bound, clock, flights: Mutex::default(), at_once: Arc::new(Semaphore::new(AT_ONCE)) }
+        let at_once = Arc::new(Semaphore::new(AT_ONCE));
+        Self { root, bound, clock, flights: Mutex::default(), at_once, free: room::free }
     }
 
     /// Where fetched models lie.
@@ -79,24 +93,28 @@ impl ModelCache {
     }
 
     /// The folder `dir`, which `fill` makes when it is not there; it says `false` when there is nothing to be had. Only
-    /// one fills at a time, and the others wait for that one.
+    /// one fills at a time, and the others wait for that one. `wanted` is asked before, so that what the disk has no room
+    /// for costs nobody anything.
     ///
     /// # Errors
-    /// Those of `fill`; `ModelNotReady` when a request has waited long enough.
-    pub(crate) async fn get<F, Filled>(
+    /// Those of `wanted` and `fill`; `ModelNotReady` when a request has waited long enough; `Unavailable` when the disk
+    /// has no room for it.
+    pub(crate) async fn get<W, F, Filled>(
         self: &Arc<Self>,
         dir: &Path,
         patience: &Patience,
+        wanted: W,
         fill: F,
     ) -> Result<Option<Cached>>
     where
+        W: Future<Output = Result<Wanted>> + Send + 'static,
         F: Fn(PathBuf) -> Filled + Send + Sync + 'static,
         Filled: Future<Output = Result<bool>> + Send,
     {
         if let Some(held) = self.hold(dir)? {
             return Ok(Some(held));
         }
-        let mut flight = self.join(dir, fill);
+        let mut flight = self.join(dir, wanted, fill);
         let landed = async {
             match flight.wait_for(Option::is_some).await {
                 Ok(landed) => landed.clone(),
@@ -117,8 +135,9 @@ impl ModelCache {
     }
 
     /// The download of `dir` that is under way, or a new one.
-    fn join<F, Filled>(self: &Arc<Self>, dir: &Path, fill: F) -> watch::Receiver<Option<Landed>>
+    fn join<W, F, Filled>(self: &Arc<Self>, dir: &Path, wanted: W, fill: F) -> watch::Receiver<Option<Landed>>
     where
+        W: Future<Output = Result<Wanted>> + Send + 'static,
         F: Fn(PathBuf) -> Filled + Send + Sync + 'static,
         Filled: Future<Output = Result<bool>> + Send,
     {
@@ -133,7 +152,7 @@ impl ModelCache {
         tokio::spawn(async move {
             // Also when the download panics.
             let over = Over { cache: &cache, dir: &dir };
-            let landed = cache.download(&dir, fill).await;
+            let landed = cache.download(&dir, wanted, fill).await;
             drop(over);
             // Nobody may be left who waits.
             let _ = land.send(Some(Arc::new(landed)));
@@ -141,8 +160,9 @@ impl ModelCache {
         flight
     }
 
-    async fn download<F, Filled>(self: &Arc<Self>, dir: &Path, fill: F) -> Result<Option<Cached>>
+    async fn download<W, F, Filled>(self: &Arc<Self>, dir: &Path, wanted: W, fill: F) -> Result<Option<Cached>>
     where
+        W: Future<Output = Result<Wanted>> + Send,
         F: Fn(PathBuf) -> Filled + Send + Sync,
         Filled: Future<Output = Result<bool>> + Send,
     {
@@ -151,11 +171,15 @@ impl ModelCache {
         if let Some(held) = self.hold(dir)? {
             return Ok(Some(held));
         }
-        let made = match self.make(dir, &fill).await {
+        let wanted = wanted.await?;
+        self.make_room(&wanted, (self.free)(&self.root)).await?;
+        let mut fitted = 0;
+        let made = match self.make(dir, &fill, &mut fitted).await {
             Err(error) if error.is_storage_full() => {
-                warn!("no space for {}: what nobody uses is removed from the caches", dir.display());
-                self.evict(0).await?;
-                self.make(dir, &fill).await
+                // Less was free than the disk said: somebody else writes, or this user has a quota.
+                warn!("no space for more than {fitted} bytes of {}", wanted.what);
+                self.make_room(&wanted, fitted).await?;
+                self.make(dir, &fill, &mut fitted).await
             }
             made => made,
         };
@@ -165,13 +189,18 @@ impl ModelCache {
         made
     }
 
-    async fn make<F, Filled>(&self, dir: &Path, fill: &F) -> Result<Option<Cached>>
+    /// Fills a folder and puts it in its place; where the disk is full, `fitted` says how much of it there was room for.
+    async fn make<F, Filled>(&self, dir: &Path, fill: &F, fitted: &mut u64) -> Result<Option<Cached>>
     where
         F: Fn(PathBuf) -> Filled + Send + Sync,
         Filled: Future<Output = Result<bool>> + Send,
     {
         let staging = Staging::create(dir, &self.clock)?;
-        if !fill(staging.path.clone()).await? {
+        let filled = fill(staging.path.clone()).await;
+        if filled.as_ref().is_err_and(Error::is_storage_full) {
+            *fitted = bytes_of(&staging.path);
+        }
+        if !filled? {
             return Ok(None);
         }
         match durable::rename(&staging.path, dir) {
@@ -234,31 +263,6 @@ impl ModelCache {
         };
         tokio::task::spawn_blocking(sweep).await.map_err(Error::internal)??;
         self.evict(self.bound).await
-    }
-
-    /// Removes what was not used for longest until no more than `bound` bytes are left.
-    async fn evict(&self, bound: u64) -> Result<()> {
-        let root = self.root.clone();
-        let evict = move || {
-            let mut all = Vec::new();
-            for folder in folders(&root)? {
-                all.extend(entries(&folder)?);
-            }
-            let mut bytes: u64 = all.iter().map(|entry| entry.bytes).sum();
-            all.retain(|entry| entry.whole);
-            all.sort_by_key(|entry| entry.used);
-            for entry in all {
-                if bytes <= bound {
-                    break;
-                }
-                if durable::remove_idle(&entry.path)? {
-                    info!(bytes = entry.bytes, "evicted {} from the cache", entry.path.display());
-                    bytes -= entry.bytes;
-                }
-            }
-            Ok(())
-        };
-        tokio::task::spawn_blocking(evict).await.map_err(Error::internal)?
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<PathBuf, watch::Receiver<Option<Landed>>>> {

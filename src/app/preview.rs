@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::App;
 use super::layout::{CheckpointPlace, Layout};
-use super::model_cache::Patience;
+use super::model_cache::{self, Patience};
 use super::models::Served;
 use crate::error::{Error, Kind, Result};
 use crate::infer::{Adapter, Target};
@@ -227,11 +227,15 @@ async fn bring(
     let tokenizer = whole.then(|| base.dir.clone());
     let wanted: Vec<_> = wanted.into_iter().map(|(name, local)| (name.to_string(), local.to_string())).collect();
     let wanted = Arc::new(Wanted { from: from.clone(), listing, files: wanted, tokenizer });
+    let sized = model_cache::Wanted {
+        what: format!("the checkpoint of step {step} of {}", job.spec.arn),
+        bytes: wanted.files.iter().filter_map(|(name, _)| Some(wanted.listing.files.get(name)?.size)).sum(),
+    };
     let fill = move |staging| {
         let (objects, wanted) = (objects.clone(), Arc::clone(&wanted));
         async move { wanted.download(&objects, staging).await }
     };
-    if app.model_cache.get(&place, &Patience::Request, fill).await?.is_none() {
+    if app.model_cache.get(&place, &Patience::Request, async { Ok(sized) }, fill).await?.is_none() {
         return Ok(None);
     }
     let context_length = Some(base.context_length);

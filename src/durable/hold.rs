@@ -5,7 +5,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -31,21 +31,52 @@ pub fn hold(path: &Path) -> io::Result<Option<Hold>> {
     Ok(is_at(&folder, path).then(|| Hold { _lock: Arc::new(folder) }))
 }
 
+/// A folder that nobody uses, and that nobody can begin to use while this is there.
+#[derive(Debug)]
+pub struct Idle {
+    path: PathBuf,
+    /// The lock ends with it.
+    _lock: File,
+}
+
+impl Idle {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the folder.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(self) -> io::Result<()> {
+        fs::remove_dir_all(&self.path)
+    }
+}
+
+/// Takes the folder at `path` for this caller alone; `None` when none is there, or somebody holds it.
+///
+/// # Errors
+/// When the system cannot lock.
+pub fn claim(path: &Path) -> io::Result<Option<Idle>> {
+    let Some(folder) = open(path)? else { return Ok(None) };
+    match folder.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(cause)) => return Err(cause),
+    }
+    Ok(is_at(&folder, path).then(|| Idle { path: path.to_path_buf(), _lock: folder }))
+}
+
 /// Removes the folder at `path` unless somebody holds it; whether it is gone.
 ///
 /// # Errors
 /// When it cannot be removed.
 pub fn remove_idle(path: &Path) -> io::Result<bool> {
-    let Some(folder) = open(path)? else { return Ok(true) };
-    match folder.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(false),
-        Err(TryLockError::Error(cause)) => return Err(cause),
+    match claim(path)? {
+        Some(idle) => idle.remove().map(|()| true),
+        None => Ok(open(path)?.is_none()),
     }
-    if is_at(&folder, path) {
-        fs::remove_dir_all(path)?;
-    }
-    Ok(true)
 }
 
 /// Notes that the folder was used now, for those who remove what was not used for longest.
