@@ -40,20 +40,21 @@ on_both! {
         assert_eq!(outcomes.iter().filter(|(made, _)| *made).count(), 1, "{outcomes:?}");
         assert!(outcomes.iter().all(|(_, shared)| *shared == outcomes[0].1), "{outcomes:?}");
         assert_eq!(keys::list(&db, ACCOUNT).await.unwrap().len(), 2);
-        assert!(root_keys::pair(&db).await.unwrap().is_some());
+        let valid = root_keys::valid(&db).await.unwrap();
+        assert_eq!((valid.pairs.len(), valid.bearers.len()), (1, 1));
     }
 }
 
 on_both! {
     async fn an_adopted_root_key_revokes_those_before_it_and_a_revoked_one_revokes_nothing(db: Db) {
         let adopt = async |id: &str, secret: &str| {
-            root_keys::adopt(&db, &key(id, KeyKind::SigV4), Proof::Secret(secret), 5).await.unwrap()
+            root_keys::adopt(&db, &[(&key(id, KeyKind::SigV4), Proof::Secret(secret))], 5).await.unwrap()
         };
-        assert_eq!(adopt("AKIAONE", "1").await, Adopted::Yes);
-        assert_eq!(adopt("AKIATWO", "2").await, Adopted::Yes);
-        assert_eq!(adopt("AKIATWO", "3").await, Adopted::OtherSecret);
-        assert_eq!(adopt("AKIAONE", "1").await, Adopted::Revoked);
-        assert_eq!(root_keys::pair(&db).await.unwrap(), Some(("AKIATWO".into(), "2".into())));
+        assert_eq!(adopt("AKIAONE", "1").await, Adopted::Done(vec![true]));
+        assert_eq!(adopt("AKIATWO", "2").await, Adopted::Done(vec![true]));
+        assert_eq!(adopt("AKIATWO", "3").await, Adopted::OtherSecret("AKIATWO".into()));
+        assert_eq!(adopt("AKIAONE", "1").await, Adopted::Done(vec![false]));
+        assert_eq!(root_keys::valid(&db).await.unwrap().pairs, [("AKIATWO".to_string(), "2".to_string())]);
         let one = keys::signing(&db, "AKIAONE").await.unwrap().unwrap();
         assert_eq!(one.key.revoked_at, Some(5));
     }
