@@ -242,7 +242,7 @@ async fn what_the_disk_has_no_room_for_is_refused_by_name_and_costs_nobody_a_fol
         let refused = want("huge", 1700).await.map(drop).unwrap_err();
         assert_eq!(refused.kind(), Kind::Unavailable);
         assert!(refused.is_storage_full() && refused.message().contains("no space left for a model"), "{refused}");
-        assert_eq!(names(&cache), ["oldest", "older", "used", "young"]);
+        assert_eq!(names(&cache), ["older", "oldest", "used", "young"]);
     }
     assert_eq!(asked.load(Ordering::SeqCst), 0, "not a byte of it was fetched");
     // What fits costs no more than it needs: 1300 bytes and a fiftieth, of which 1000 are free.
