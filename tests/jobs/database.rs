@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use futures::FutureExt;
+use sqlx::Connection;
 use tunesmith::clock::Clock;
 use tunesmith::store::Db;
 
@@ -66,7 +67,7 @@ pub(crate) fn on_postgres<F: Future<Output = ()>>(check: impl FnOnce(Db) -> F) {
 /// A schema of a Postgres database that no other test sees.
 pub(crate) struct Schema {
     name: String,
-    server: sqlx::PgPool,
+    server: String,
     /// Connects into the schema.
     pub(crate) url: String,
 }
@@ -74,16 +75,21 @@ pub(crate) struct Schema {
 impl Schema {
     pub(crate) async fn create(url: &str) -> Self {
         let name = format!("test_{}", Clock::system().id());
-        let server = sqlx::postgres::PgPoolOptions::new().max_connections(1).connect(url).await.unwrap();
-        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {name}"))).execute(&server).await.unwrap();
+        execute(url, format!("CREATE SCHEMA {name}")).await;
         let joint = if url.contains('?') { '&' } else { '?' };
-        Self { url: format!("{url}{joint}options[search_path]={name}"), name, server }
+        Self { url: format!("{url}{joint}options[search_path]={name}"), name, server: url.into() }
     }
 
     pub(crate) async fn remove(self) {
-        let sql = format!("DROP SCHEMA {} CASCADE", self.name);
-        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&self.server).await.unwrap();
+        execute(&self.server, format!("DROP SCHEMA {} CASCADE", self.name)).await;
     }
+}
+
+/// Over a connection of its own: a schema may be removed in another runtime than it was created in.
+async fn execute(url: &str, sql: String) {
+    let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
 }
 
 /// The URL of a Postgres server, or `None` where there is none and the run does not insist.
