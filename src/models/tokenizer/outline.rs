@@ -79,7 +79,7 @@ enum Pattern<'a> {
 #[derive(Deserialize)]
 enum Piece {
     Sequence { id: String },
-    SpecialToken {},
+    SpecialToken { id: String },
 }
 
 #[derive(Deserialize)]
@@ -246,6 +246,17 @@ impl Part<'_> {
                 at_most("how many times a template repeats a text", times.count(), 1)?;
             }
         }
+        for piece in self.single.0.iter().chain(&self.pair.0) {
+            // The tokenizer looks it up for every text, and panics without it.
+            if let Piece::SpecialToken { id } = piece
+                && !self.special_tokens.0.contains_key(id)
+            {
+                return Err(format!("a template names {:?}, which is not in special_tokens", shortened(id.clone())));
+            }
+        }
+        if self.single.0.iter().any(|piece| matches!(piece, Piece::Sequence { id } if id != "A")) {
+            return Err("the template for a single text names a second one".into());
+        }
         let ids = self.special_tokens.0.values().map(|special| special.ids.0.len()).sum();
         at_most("the number of ids of special tokens in a template", ids, 16 * MAX_LIST)?;
         self.normalizers.0.iter().try_for_each(|part| part.check(totals))
@@ -273,6 +284,21 @@ mod tests {
 
     fn replace(pattern: Value, content: &str) -> Value {
         json!({ "type": "Replace", "pattern": pattern, "content": content })
+    }
+
+    #[test]
+    fn a_template_of_what_is_not_there_is_refused_by_name() {
+        let template = |single: Value, tokens: Value| {
+            said(&json!({ "post_processor": { "type": "TemplateProcessing", "single": single, "pair": [],
+                "special_tokens": tokens } }))
+        };
+        let begin = json!({ "SpecialToken": { "id": "<s>", "type_id": 0 } });
+        let text = |id: &str| json!({ "Sequence": { "id": id, "type_id": 0 } });
+        let there = json!({ "<s>": { "id": "<s>", "ids": [0], "tokens": ["<s>"] } });
+        assert_eq!(template(json!([begin, text("A")]), there), "");
+        let other = json!({ "<s6": { "id": "<s>", "ids": [0], "tokens": ["<s>"] } });
+        assert!(template(json!([begin, text("A")]), other).contains("\"<s>\", which is not in special_tokens"));
+        assert!(template(json!([text("B")]), json!({})).contains("names a second one"));
     }
 
     #[test]
