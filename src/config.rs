@@ -14,7 +14,7 @@ mod serving;
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use accounts::{Accounts, ListedAccount, is_account_id};
@@ -25,6 +25,7 @@ pub use prefix::Prefix;
 pub use roles::{Grant, Roles};
 pub use serving::ServingSettings;
 
+use crate::durable::disk;
 use crate::error::{Error, Result};
 
 /// Which halves of the service this process runs.
@@ -70,13 +71,6 @@ impl std::str::FromStr for Secret {
 
 /// Tenths of the disk that the cache may take when no setting says.
 const CACHE_SHARE: u64 = 3;
-
-/// Bytes of the disk that `folder` is on, or will be made on; no bound where the system does not say.
-fn disk_bytes(folder: &Path) -> u64 {
-    let there = folder.ancestors().chain([Path::new(".")]).find(|place| place.exists());
-    let facts = there.and_then(|place| rustix::fs::statvfs(place).ok());
-    facts.map_or(u64::MAX / 10, |facts| facts.f_blocks.saturating_mul(facts.f_frsize))
-}
 
 /// The items of a list without the spaces around them; what a comma too many leaves is none.
 fn items(list: Vec<String>) -> Vec<String> {
@@ -304,7 +298,9 @@ impl Config {
 
     /// Bytes that the cache may take: what is set, or else [`CACHE_SHARE`] of its disk.
     pub fn cache_bytes(&self) -> u64 {
-        self.cache_size.map_or_else(|| disk_bytes(&self.data_dir) / 10 * CACHE_SHARE, |ByteSize(bytes)| bytes)
+        // No bound where the system does not tell.
+        let share = || disk::space(&self.data_dir).map_or(u64::MAX, |space| space.total / 10 * CACHE_SHARE);
+        self.cache_size.map_or_else(share, |ByteSize(bytes)| bytes)
     }
 
     /// Where base models that were quantised are kept.
@@ -339,20 +335,25 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        config: Config,
+impl Config {
+    /// The settings of a command line; for tests.
+    pub(crate) fn of(arguments: &[&str]) -> Self {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            config: Config,
+        }
+        <Line as clap::Parser>::parse_from(["test"].iter().chain(arguments)).config
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn lists_may_have_spaces_and_commas_too_many() {
-        let checked = |more: &[&str]| Line::parse_from(["test"].iter().chain(more)).config.checked().unwrap();
+        let checked = |arguments: &[&str]| Config::of(arguments).checked().unwrap();
         let config = checked(&["--cors-origins= https://a.example , ,http://b.example,", "--s3-domain=s3.a.example, "]);
         assert_eq!(config.cors_origins, ["https://a.example", "http://b.example"]);
         assert_eq!(config.s3_domain, ["s3.a.example"]);

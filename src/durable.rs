@@ -2,6 +2,7 @@
 //! counts as done, the error of the last write included, so a file that stands under its final name is whole. Tests make
 //! every single step fail, as a full disk does.
 
+pub(crate) mod disk;
 #[cfg(test)]
 pub(crate) mod faults;
 mod hold;

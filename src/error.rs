@@ -45,6 +45,11 @@ pub struct Error {
     cause: Option<anyhow::Error>,
 }
 
+/// Whether a disk is full, or somebody's share of it: something has to be removed, waiting frees no space.
+pub(crate) fn is_full(cause: &std::io::Error) -> bool {
+    matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
 impl Error {
     /// An error of `kind` whose `message` the caller may read.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
@@ -129,8 +134,7 @@ impl Error {
         // Some libraries pass the operating system's error on as a text; the numbers are Linux's ENOSPC and EDQUOT.
         const NUMBERS: [&str; 2] = ["(os error 28)", "(os error 122)"];
         let full = |cause: &(dyn std::error::Error + 'static)| {
-            let kind = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-            matches!(kind, Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
+            cause.downcast_ref::<std::io::Error>().is_some_and(is_full)
                 || NUMBERS.iter().any(|number| cause.to_string().contains(number))
         };
         self.cause.as_ref().is_some_and(|cause| cause.chain().any(full))

@@ -163,7 +163,7 @@ async fn get(app: &App, model: &Files, dir: &Path, patience: &Patience) -> Resul
     cached.ok_or_else(|| Error::internal(anyhow::anyhow!("{} was not fetched", dir.display())))
 }
 
-/// What the model's files take together.
+/// Size of the model's files together, as the object store tells it.
 async fn wanted(objects: &Objects, model: &Files) -> Result<Wanted> {
     let root = Uri::parse(&model.uri)?;
     let files: Vec<Uri> = model.digests.keys().map(|name| root.join(name)).collect();
@@ -249,7 +249,7 @@ async fn is_intact(model: &Files, dir: &Path, digests: bool) -> Result<bool> {
     .map_err(Error::internal)?
 }
 
-/// What was read; `None` where there is nothing.
+/// Result of a read; `None` for a file that is not there.
 fn there<T>(read: std::io::Result<T>) -> Result<Option<T>> {
     match read {
         Ok(value) => Ok(Some(value)),

@@ -45,12 +45,12 @@ pub struct Cached {
     pub in_use: Hold,
 }
 
-/// What is to be fetched.
+/// Download that room is made for.
 #[derive(Debug, Clone)]
 pub(crate) struct Wanted {
     /// Its name, for a message.
     pub(crate) what: String,
-    /// What all its files take together.
+    /// Size of all its files together.
     pub(crate) bytes: u64,
 }
 

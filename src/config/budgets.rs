@@ -93,21 +93,12 @@ impl Budgets {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
 
     const GIB: u64 = 1 << 30;
 
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        config: Config,
-    }
-
     fn budgets(total: u64, role: Role, more: &[&str]) -> Result<Budgets> {
-        let config = Line::parse_from(["test"].iter().chain(more)).config;
-        Budgets::on(Some(total), &config, role)
+        Budgets::on(Some(total), &Config::of(more), role)
     }
 
     #[test]

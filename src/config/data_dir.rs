@@ -65,15 +65,7 @@ fn is_ours(folder: &Path) -> std::io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        config: Config,
-    }
 
     #[test]
     fn the_data_folder_is_for_its_owner_only_also_where_an_earlier_release_made_it() {
@@ -108,8 +100,7 @@ mod tests {
     }
 
     fn open(data: &Path) {
-        let config = Line::parse_from(["test", "--data-dir", data.to_str().unwrap()]).config;
-        config.open_data_dir().unwrap();
+        Config::of(&["--data-dir", data.to_str().unwrap()]).open_data_dir().unwrap();
     }
 
     fn mode_of(path: &Path) -> u32 {

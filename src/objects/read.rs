@@ -15,7 +15,7 @@ use super::wall::Access;
 use super::{Head, Objects, Uri};
 use crate::clock::Clock;
 use crate::durable::{self, Digest, Writer};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, is_full};
 
 /// What was moved between a file and the store.
 pub type Fetched = Digest;
@@ -203,7 +203,7 @@ fn head_of(found: &GetObjectOutput) -> Head {
 
 /// A full disk is said plainly, because the person who runs the job can do something about it.
 pub(super) fn unwritable(file: &Path, cause: std::io::Error) -> Error {
-    let full = matches!(cause.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+    let full = is_full(&cause);
     let cause = anyhow::Error::new(cause).context(format!("writing {}", file.display()));
     if full {
         const FULL: &str =

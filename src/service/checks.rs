@@ -2,8 +2,6 @@
 //! devices, memory, the database with its schema, and the object store. Each check says what was found and what to do;
 //! URLs are shown without their secrets.
 
-pub(super) mod disk;
-
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,7 +10,8 @@ use serde::Serialize;
 
 use crate::clock::Clock;
 use crate::config::{Budgets, ByteSize, Config, Role};
-use crate::error::{Error, Kind, Result};
+use crate::durable::disk;
+use crate::error::{Error, Kind, Result, is_full};
 use crate::models::Registry;
 use crate::objects::{Endpoint, Objects, Put, Uri};
 use crate::store::{Db, Schema};
@@ -165,8 +164,8 @@ fn embedded_elsewhere(config: &Config) -> String {
 fn data_folder(folder: &Path) -> Check {
     const NAME: &str = "data folder";
     let shown = folder.display();
-    if let Err(cause) = disk::write_and_remove(folder) {
-        if disk::is_full(&cause) {
+    if let Err(cause) = disk::probe(folder) {
+        if is_full(&cause) {
             return Check::away(NAME, format!("{shown} is full: {cause}"), NO_SPACE_ADVICE);
         }
         return Check::fail(
@@ -175,8 +174,8 @@ fn data_folder(folder: &Path) -> Check {
             "Give the service's user the right to write there, or set TUNESMITH_DATA_DIR to another folder",
         );
     }
-    let free = match disk::free(folder) {
-        Ok(free) => free,
+    let free = match disk::space(folder) {
+        Ok(space) => space.free,
         Err(cause) => return Check::warn(NAME, format!("{shown}: {cause}"), "Look how much space is free there"),
     };
     let found = format!("{shown} can be written, {} are free", ByteSize(free));
@@ -353,9 +352,9 @@ fn embedded(config: &Config) -> Check {
     const NAME: &str = "object store";
     let folder = config.data_dir.join("objects");
     if folder.exists()
-        && let Err(cause) = disk::write_and_remove(&folder)
+        && let Err(cause) = disk::probe(&folder)
     {
-        if disk::is_full(&cause) {
+        if is_full(&cause) {
             return Check::away(NAME, format!("{} is full: {cause}", folder.display()), NO_SPACE_ADVICE);
         }
         return Check::fail(

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use tracing::{debug, warn};
 
-use super::checks::disk;
-use crate::durable;
+use crate::durable::{self, disk};
+use crate::error::is_full;
 
 const NAME: &str = "reserve";
 const BYTES: u64 = 1 << 20;
@@ -16,8 +16,8 @@ const PLENTY: u64 = 16 * BYTES;
 /// Keeps the reserve, or lets go of it where the disk is full.
 pub(super) fn tend(folder: &Path) {
     let path = folder.join(NAME);
-    let free = disk::free(folder).unwrap_or_default();
-    let full = free < BYTES || disk::write_and_remove(folder).is_err_and(|cause| disk::is_full(&cause));
+    let free = disk::space(folder).map_or(0, |space| space.free);
+    let full = free < BYTES || disk::probe(folder).is_err_and(|cause| is_full(&cause));
     if full {
         match std::fs::remove_file(&path) {
             Ok(()) => warn!("the disk of {} is full: the reserve is let go", folder.display()),

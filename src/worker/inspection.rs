@@ -23,7 +23,7 @@ const MAX_LOGGED: usize = 1000;
 /// Signals that Linux sends for too much processor time.
 const SIGXCPU: i32 = 24;
 /// Signals that ask a process to end: somebody meant the service and reached its child as well.
-const ENDINGS: [i32; 3] = [1, 2, 15];
+const ENDINGS: [i32; 3] = [libc::SIGHUP, libc::SIGINT, libc::SIGTERM];
 /// The exit status of a child that could not begin: it was not allowed to limit itself, or got no thread.
 const NOT_BEGUN: i32 = 1;
 /// Memory that an inspection of an adapter may take, by the bytes of its files: a tensor stands there as it is in its

@@ -53,7 +53,7 @@ where
 /// What became of a job that was due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cleaned {
-    /// It is done with, for now at least, or another process has it.
+    /// Removed, postponed to its next turn, or in another process's hands.
     Done,
     /// The store cannot be reached.
     Away,

@@ -1,5 +1,5 @@
-//! Room for what is to be fetched. What the disk has no room for is refused before anything is removed for it: otherwise
-//! one model that is too large would cost everybody theirs, each time that somebody asks for it.
+//! Room for a download. One that the disk has no room for is refused before anything is evicted for it: otherwise one
+//! model that is too large would cost everybody theirs, each time that somebody asks for it.
 
 use std::path::Path;
 
@@ -7,21 +7,21 @@ use tracing::info;
 
 use super::{Entry, ModelCache, Wanted, entries, folders};
 use crate::config::ByteSize;
-use crate::durable::{self, Idle};
+use crate::durable::{self, Idle, disk};
 use crate::error::{Error, Kind, Result};
 
 /// Part of its size that a fetched folder takes beside its files: the last block of each, a listing.
 const BESIDE: u64 = 50;
 
 impl ModelCache {
-    /// Removes what was not used for longest until no more than `bound` bytes are left.
+    /// Eviction of the least recently used folders, until the cache is within `bound` bytes.
     pub(super) async fn evict(&self, bound: u64) -> Result<()> {
         let root = self.root.clone();
-        tokio::task::spawn_blocking(move || bring_within(&root, bound)).await.map_err(Error::internal)?
+        tokio::task::spawn_blocking(move || evict_least_recently_used(&root, bound)).await.map_err(Error::internal)?
     }
 
-    /// Makes room where so many bytes are free: what was not used for longest goes first, and no more than is needed.
-    /// Where all that nobody uses would not be enough, everything stays.
+    /// Room for a download, of which so many bytes are free already: the least recently used folders go, and no more of
+    /// them than are needed. Nothing is evicted where all idle folders together are not enough.
     ///
     /// # Errors
     /// `Unavailable`, with the name of what is wanted, when there is no room for it.
@@ -43,9 +43,9 @@ impl ModelCache {
     }
 }
 
-/// Removes what was not used for longest until no more than `bound` bytes are left. A folder that is larger alone goes as
-/// soon as nobody uses it, and takes the place of no other until then.
-fn bring_within(root: &Path, bound: u64) -> Result<()> {
+/// Eviction of the least recently used folders, until the cache is within `bound` bytes. A folder that is larger than the
+/// bound goes as soon as nobody uses it, and takes the place of no other until then.
+fn evict_least_recently_used(root: &Path, bound: u64) -> Result<()> {
     let mut all = Vec::new();
     for folder in folders(root)? {
         all.extend(entries(&folder)?);
@@ -75,7 +75,8 @@ fn evict(entry: &Entry) -> Result<bool> {
     Ok(gone)
 }
 
-/// Removes folders of at least so many bytes that nobody uses; nothing when there are not as many. How many there are.
+/// Eviction of idle folders of at least so many bytes together, or of none where there are not as many. Gives the bytes
+/// that were found.
 fn clear(root: &Path, missing: u64) -> Result<u64> {
     let mut all = Vec::new();
     for folder in folders(root)? {
@@ -101,10 +102,7 @@ fn clear(root: &Path, missing: u64) -> Result<u64> {
     Ok(room)
 }
 
-/// Bytes that may still be written on the disk that `folder` is on, or will be made on; no bound where the system does
-/// not say.
+/// Free bytes on the disk of a folder; no bound where the system does not tell.
 pub(super) fn free(folder: &Path) -> u64 {
-    let there = folder.ancestors().chain([Path::new(".")]).find(|place| place.exists());
-    let facts = there.and_then(|place| rustix::fs::statvfs(place).ok());
-    facts.map_or(u64::MAX, |facts| facts.f_bavail.saturating_mul(facts.f_frsize))
+    disk::space(folder).map_or(u64::MAX, |space| space.free)
 }

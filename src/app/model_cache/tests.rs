@@ -11,7 +11,7 @@ fn cache(root: &Path, bound: u64) -> Arc<ModelCache> {
     Arc::new(ModelCache::new(root.to_path_buf(), bound, Clock::system()))
 }
 
-/// What takes so many bytes.
+/// Download of so many bytes.
 async fn wanted(bytes: usize) -> Result<Wanted> {
     Ok(Wanted { what: "a model".into(), bytes: bytes as u64 })
 }

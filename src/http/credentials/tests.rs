@@ -1,19 +1,10 @@
 //! Root keys through starts, rotations and crashes.
 
-use clap::Parser;
-
 use super::*;
-
-#[derive(Parser)]
-struct Line {
-    #[command(flatten)]
-    config: Config,
-}
 
 fn config(folder: &Path, more: &[&str]) -> Config {
     let folder = folder.display().to_string();
-    let line = ["test", "--data-dir", &folder].into_iter().chain(more.iter().copied());
-    Line::parse_from(line).config
+    Config::of(&[&["--data-dir", &folder], more].concat())
 }
 
 async fn memory() -> Db {

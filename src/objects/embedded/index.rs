@@ -17,7 +17,7 @@ use super::expiry::LastExpiry;
 use super::files::{Files, Pin, Step};
 use super::tags::Tags;
 use crate::clock::{Clock, Millis};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_full};
 
 /// Keys are blobs: S3 lists them in the order of their bytes. `pieces.owner` is an object's id or an
 /// upload's; completing an upload makes an object of the same id, so its pieces stay where they are.
@@ -339,9 +339,7 @@ pub(super) fn fault(cause: impl Into<anyhow::Error>) -> S3Error {
     let full = cause.chain().any(|cause| {
         let io = cause.downcast_ref::<std::io::Error>();
         let database = cause.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
-        io.is_some_and(|io| {
-            matches!(io.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
-        })
+        io.is_some_and(is_full)
             // SQLITE_FULL
             || database.is_some_and(|database| database.code().as_deref() == Some("13"))
     });

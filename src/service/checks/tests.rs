@@ -1,18 +1,10 @@
 //! Settings that do not go together, and dependencies that are not there, are named.
 
-use clap::Parser;
-
 use super::*;
-
-#[derive(Parser)]
-struct Line {
-    #[command(flatten)]
-    config: Config,
-}
 
 fn config(folder: &Path, more: &[&str]) -> Config {
     let folder = folder.display().to_string();
-    Line::parse_from(["test", "--data-dir", &folder].into_iter().chain(more.iter().copied())).config
+    Config::of(&[&["--data-dir", &folder], more].concat())
 }
 
 const POSTGRES: &str = "--database-url=postgres://tune:hunter2@127.0.0.1:1/jobs";
@@ -70,9 +62,9 @@ async fn a_disk_or_a_quota_that_is_full_stops_no_start_and_is_named() {
     drop(full);
     assert!(embedded(&config).verdict == Verdict::Ok);
     for kind in [std::io::ErrorKind::StorageFull, std::io::ErrorKind::QuotaExceeded] {
-        assert!(disk::is_full(&kind.into()));
+        assert!(is_full(&kind.into()));
     }
-    assert!(!disk::is_full(&std::io::ErrorKind::PermissionDenied.into()));
+    assert!(!is_full(&std::io::ErrorKind::PermissionDenied.into()));
 }
 
 /// A store that takes no address for its own.
