@@ -50,6 +50,12 @@ pub(crate) fn is_full(cause: &std::io::Error) -> bool {
     matches!(cause.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
+/// The text of a panic that was caught.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".into())
+}
+
 impl Error {
     /// An error of `kind` whose `message` the caller may read.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {

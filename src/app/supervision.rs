@@ -10,6 +10,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::error;
 
+use crate::error::panic_message;
+
 /// Pause before the first restart.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between restarts. A part that ran longer than this begins with the first pause again.
@@ -55,7 +57,7 @@ impl Parts {
             if begun.elapsed() > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
             }
-            let cause = ended.map_or_else(|panic| message(&*panic), |()| "it returned early".to_string());
+            let cause = ended.map_or_else(|panic| panic_message(&*panic), |()| "it returned early".to_string());
             error!(part = name, pause_s = pause.as_secs(), "a part of the process ended and is started again: {cause}");
             entry.set(false);
             tokio::select! {
@@ -114,12 +116,6 @@ impl Drop for Entry {
     fn drop(&mut self) {
         self.set(false);
     }
-}
-
-/// The text of a panic.
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".into())
 }
 
 #[cfg(test)]

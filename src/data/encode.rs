@@ -11,6 +11,7 @@ use super::chat::Template;
 use super::preference::Preference;
 use super::records::{Conversation, Message, Record, Role};
 use crate::error::{Error, Kind, Result};
+use crate::models::{encode_text, encode_with_offsets};
 
 /// A tokenizer with its chat template.
 #[derive(Debug)]
@@ -65,7 +66,7 @@ impl Encoder {
             Err(error) => return Err(error),
         };
         let end_of_turn = template.as_ref().and_then(|template| template.end_of_turn()).and_then(|end| {
-            let ids = tokenizer.encode_fast(end, false).ok()?.get_ids().to_vec();
+            let ids = encode_text(&tokenizer, &end, false).ok()?;
             if let [id] = ids[..] { Some(id) } else { None }
         });
         let digest = hex::encode(digest.finalize());
@@ -180,8 +181,7 @@ impl Encoder {
     }
 
     fn tokens(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(broken)?;
-        Ok(encoding.get_ids().to_vec())
+        encode_text(&self.tokenizer, text, false)
     }
 
     /// A conversation that ends with the assistant's turn, of which what the assistant says behind the first
@@ -191,7 +191,7 @@ impl Encoder {
     /// When the base has no chat template, or it does not take the conversation.
     pub fn conversation(&self, conversation: &Conversation, given: usize) -> Result<Encoded> {
         let rendered = self.need_template()?.render_spoken(conversation)?;
-        let encoding = self.tokenizer.encode(rendered.text.as_str(), false).map_err(broken)?;
+        let encoding = encode_with_offsets(&self.tokenizer, &rendered.text, false)?;
         let said = conversation.messages.iter().take(given).filter(|message| message.role == Role::Assistant).count();
         let mut encoded = self.mark(&encoding, rendered.spoken.get(said..).unwrap_or_default());
         if rendered.end_of_turn.is_empty() {
@@ -206,7 +206,7 @@ impl Encoder {
 
     /// Text without a template, with the special tokens that the tokenizer adds by itself.
     fn plain(&self, text: &str, learned: Range<usize>) -> Result<Encoded> {
-        let encoding = self.tokenizer.encode(text, true).map_err(broken)?;
+        let encoding = encode_with_offsets(&self.tokenizer, text, true)?;
         let mut encoded = self.mark(&encoding, &[learned]);
         if self.bos.is_some_and(|bos| encoded.tokens.starts_with(&[bos, bos])) {
             // The text brought its own and the tokenizer added another.

@@ -357,8 +357,7 @@ fn expected_bytes(dir: &Path, form: Form) -> Result<u64> {
 impl Words {
     fn read(dir: &Path) -> Result<Self> {
         let tokenizer = Tokenizer::read(dir)?;
-        let encoder =
-            Encoder::new(tokenizer.inner().clone(), tokenizer.bos(), tokenizer.eos(), tokenizer.chat_template())?;
+        let encoder = Encoder::of(&tokenizer)?;
         Ok(Self { tokenizer, encoder })
     }
 

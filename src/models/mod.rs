@@ -31,6 +31,7 @@ pub use quantized::{load_nf4, quantization_config};
 pub use registry::{Customization, FoundationModel, Registry, Unreadable, is_model_id, recommended_hyper_parameters};
 pub use shards::{Content, Outline, encode, write_shards};
 pub use tokenizer::Tokenizer;
+pub(crate) use tokenizer::{encode_text, encode_with_offsets};
 pub use tokenizer_files::copy_tokenizer;
 pub use tuning::{Attention, Frozen, LowRank, Map, Projection, Site, Tuning};
 pub use weights::{Precision, Weights, save_tensors};

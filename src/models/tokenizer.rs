@@ -3,6 +3,7 @@
 
 mod outline;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -10,7 +11,7 @@ use serde::Deserialize;
 use super::chat_template::ChatTemplate;
 use super::config::{DecoderConfig, OneOrMany};
 use super::limits::{self, wrong};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result, panic_message};
 
 const FILE: &str = "tokenizer.json";
 
@@ -73,7 +74,7 @@ impl Tokenizer {
         };
         let broken = |cause: tokenizers::Error| wrong(&path, cause);
         outline::check(&file).map_err(|cause| wrong(&path, cause))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&file).map_err(broken)?;
+        let mut inner = library(|| tokenizers::Tokenizer::from_bytes(&file)).map_err(broken)?;
         drop(file);
         let vocabulary = inner.get_vocab(true);
         limits::at_most("the number of tokens", vocabulary.len(), limits::MAX_VOCABULARY)
@@ -149,8 +150,7 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer cannot take the text.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, special).map_err(failed)?;
-        Ok(encoding.get_ids().to_vec())
+        encode_text(&self.inner, text, special)
     }
 
     /// The text of ids; special tokens are left out unless `special`.
@@ -158,12 +158,45 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer cannot take the ids.
     pub fn decode(&self, ids: &[u32], special: bool) -> Result<String> {
-        self.inner.decode(ids, !special).map_err(failed)
+        library(|| self.inner.decode(ids, !special)).map_err(|cause| {
+            Error::new(Kind::Model, "The model's tokenizer cannot give the text of its tokens")
+                .because(anyhow::anyhow!("tokenizer: {cause}"))
+        })
     }
 }
 
-fn failed(cause: tokenizers::Error) -> Error {
-    Error::internal(anyhow::anyhow!("tokenizer: {cause}"))
+/// The ids of a text.
+///
+/// # Errors
+/// As [`encode_with_offsets`].
+pub(crate) fn encode_text(tokenizer: &tokenizers::Tokenizer, text: &str, special: bool) -> Result<Vec<u32>> {
+    let encoding = library(|| tokenizer.encode_fast(text, special)).map_err(refused)?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+/// The tokens of a text with the bytes of it that each stands for.
+///
+/// # Errors
+/// When the tokenizer cannot take the text: it has no token for a part of it, or cannot be run on it.
+pub(crate) fn encode_with_offsets(
+    tokenizer: &tokenizers::Tokenizer,
+    text: &str,
+    special: bool,
+) -> Result<tokenizers::Encoding> {
+    library(|| tokenizer.encode(text, special)).map_err(refused)
+}
+
+/// The tokenizers library on a file that a stranger wrote: where it panics instead of refusing, that is an error too.
+fn library<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    // Its only shared state is a cache, which passes over a poisoned lock.
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(format!("the tokenizers library failed: {}", panic_message(&*panic)).into()))
+}
+
+/// The text is at fault only together with the tokenizer: another text may pass.
+fn refused(cause: tokenizers::Error) -> Error {
+    let message = limits::shortened(format!("The model's tokenizer cannot take this text: {cause}"));
+    Error::validation(message).because(anyhow::anyhow!("tokenizer: {cause}"))
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>> {
@@ -226,6 +259,29 @@ mod tests {
 
         write("generation_config.json", "{");
         assert!(Tokenizer::read(dir.path()).unwrap_err().message().contains("generation_config.json"));
+    }
+
+    #[test]
+    fn a_file_on_which_the_library_panics_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        // Half a surrogate pair in a member that nobody reads: the library expects that no reading fails there.
+        let file = WORDS.replace(r#""decoder": null"#, r#""decoder": {"type": "Fuse", "note": "\ud800"}"#);
+        std::fs::write(dir.path().join("tokenizer.json"), file).unwrap();
+        let error = Tokenizer::read(dir.path()).unwrap_err();
+        assert_eq!(error.kind(), Kind::Validation);
+        assert!(error.message().contains("tokenizer.json"), "{error}");
+    }
+
+    #[test]
+    fn a_text_that_the_tokenizer_has_no_token_for_is_the_callers_to_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = WORDS.replace(r#""unk_token": "[UNK]""#, r#""unk_token": "[NONE]""#);
+        std::fs::write(dir.path().join("tokenizer.json"), file).unwrap();
+        let tokenizer = Tokenizer::read(dir.path()).unwrap();
+        assert_eq!(tokenizer.encode("red", false).unwrap(), [2]);
+        let error = tokenizer.encode("green", false).unwrap_err();
+        assert_eq!(error.kind(), Kind::Validation);
+        assert!(error.message().contains("cannot take this text"), "{error}");
     }
 
     #[test]

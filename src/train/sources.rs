@@ -65,8 +65,7 @@ impl Sources {
         method.check(&config)?;
         let max_tokens = max_tokens(&plan.settings, &config, &method, plan.objective)?;
         let vocabulary = Tokenizer::read(&tokenizer)?;
-        let inner = vocabulary.inner().clone();
-        let encoder = Encoder::new(inner, vocabulary.bos(), vocabulary.eos(), vocabulary.chat_template())?;
+        let encoder = Encoder::of(&vocabulary)?;
         let given = match method.begin() {
             Some(VirtualTokens::Text(Some(text))) => Some(vocabulary.encode(text, false)?),
             _ => None,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::{Batch, Logits, Readers, Sequence};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, panic_message};
 use crate::infer::mixed::{Mixed, identity};
 use crate::infer::rooms::{Next, Whole};
 use crate::kernels::MOST_ROWS;
@@ -184,8 +184,6 @@ pub(in crate::infer) fn cancelled() -> Error {
 
 /// Makes an error of a panic: it must not take the whole batch with it.
 fn guarded<T>(pass: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(pass)).unwrap_or_else(|cause| {
-        let said = cause.downcast_ref::<&str>().map(ToString::to_string).or_else(|| cause.downcast_ref().cloned());
-        Err(Error::internal(anyhow::anyhow!("a pass panicked: {}", said.unwrap_or_default())))
-    })
+    catch_unwind(AssertUnwindSafe(pass))
+        .unwrap_or_else(|cause| Err(Error::internal(anyhow::anyhow!("a pass panicked: {}", panic_message(&*cause)))))
 }

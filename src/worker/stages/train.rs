@@ -1,7 +1,6 @@
 //! Runs the recipe on a thread of its own, while the reporter shows how far it is. A panic in there ends
 //! the attempt, not the service.
 
-use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
 use tokio::runtime::Handle;
@@ -11,7 +10,7 @@ use super::super::observer::{News, Observer};
 use super::super::reporter;
 use super::super::run::Attempt;
 use super::prepare::checkpoints;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_message};
 use crate::train::{self, Grader, Outcome, Plan, Summary};
 
 /// Autograd recurses once per operation; the pages of a stack that are never touched cost nothing.
@@ -70,16 +69,11 @@ fn on_own_thread<T: Send + 'static>(
 ) -> Result<oneshot::Receiver<std::result::Result<T, String>>> {
     let (send, ended) = oneshot::channel();
     std::thread::Builder::new().name("trainer".into()).stack_size(STACK_BYTES).spawn(move || {
-        let outcome = std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| message(&*panic));
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| panic_message(&*panic));
         // Nobody waits when the service is going down without patience.
         let _ = send.send(outcome);
     })?;
     Ok(ended)
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_string()
 }
 
 #[cfg(test)]
