@@ -46,6 +46,8 @@ pub struct App {
     /// Data sets in, artifacts out, with the rights of the service itself: for what belongs to an account see
     /// [`App::objects_of`].
     pub objects: Objects,
+    /// The same for requests: [`App::objects_for_request`].
+    request_objects: Objects,
     /// Walls between accounts: the parts of object storage that each may use.
     pub walls: Arc<dyn Wall>,
     /// The base models.
@@ -95,6 +97,7 @@ impl App {
             config,
             clock,
             db,
+            request_objects: objects.for_requests(),
             objects,
             walls,
             registry,
@@ -113,6 +116,11 @@ impl App {
     /// Object storage as an account may use it.
     pub fn objects_of(&self, account: &str) -> Objects {
         self.objects.within(account, Arc::clone(&self.walls))
+    }
+
+    /// The same for a request of the account's, which has its answer in time also when the store is silent.
+    pub fn objects_for_request(&self, account: &str) -> Objects {
+        self.request_objects.within(account, Arc::clone(&self.walls))
     }
 
     /// Looks how many model units provisioned throughput keeps by now. What cannot be told at this moment is looked at

@@ -129,7 +129,7 @@ fn known(found: &Result<Option<Found>>) -> Result<Option<Found>> {
 
 /// Looks for the newest checkpoint and brings it here.
 async fn look(app: &App, job: &Job, base: &FoundationModel) -> Result<Option<Found>> {
-    let (layout, objects) = (Layout::of(&job.spec)?, app.objects_of(&job.spec.account_id));
+    let (layout, objects) = (Layout::of(&job.spec)?, app.objects_for_request(&job.spec.account_id));
     for _ in 0..LOOKS {
         let there = checkpoints(&objects, &layout, job.attempt).await?;
         if there.is_empty() {
@@ -206,8 +206,8 @@ async fn bring(
     base: &FoundationModel,
     CheckpointPlace { attempt, step, folder: from }: &CheckpointPlace,
 ) -> Result<Option<Found>> {
-    let (step, objects) = (*step, app.objects_of(&job.spec.account_id));
-    let Some(listing) = objects.folder(from).await? else { return Ok(None) };
+    let (step, account) = (*step, &job.spec.account_id);
+    let Some(listing) = app.objects_for_request(account).folder(from).await? else { return Ok(None) };
     let has = |name: &str| listing.files.contains_key(name);
     let whole = !has("adapter_config.json") && has("config.json");
     let weights = if has(ADAPTER) { ADAPTER } else { WEIGHTS };
@@ -231,6 +231,7 @@ async fn bring(
         what: format!("the checkpoint of step {step} of {}", job.spec.arn),
         bytes: wanted.files.iter().filter_map(|(name, _)| Some(wanted.listing.files.get(name)?.size)).sum(),
     };
+    let objects = app.objects_of(account);
     let fill = move |staging| {
         let (objects, wanted) = (objects.clone(), Arc::clone(&wanted));
         async move { wanted.download(&objects, staging).await }

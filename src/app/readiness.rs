@@ -76,8 +76,13 @@ async fn look(app: &App) -> Report {
 }
 
 async fn within(look: impl Future<Output = Result<()>>) -> Result<()> {
-    let late = |_| Error::unavailable(anyhow::anyhow!("no answer within {PATIENCE:?}"));
-    tokio::time::timeout(PATIENCE, look).await.map_err(late)?
+    answered_within(PATIENCE, look).await
+}
+
+/// What a dependency answers, or `Unavailable` when it takes longer than `limit`.
+pub async fn answered_within<T>(limit: Duration, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |_| Error::unavailable(anyhow::anyhow!("no answer within {limit:?}"));
+    tokio::time::timeout(limit, work).await.map_err(late)?
 }
 
 fn dependency(name: &str, found: Result<()>) -> PartReport {

@@ -15,7 +15,7 @@ use crate::objects::{Uri, unreadable, unwritable};
 /// `Validation` with Bedrock's sentence about permissions, the same for what is another account's, what is not there and
 /// what nobody assigned; `Unavailable` when that cannot be told.
 pub(super) async fn within_walls(app: &App, caller: &Caller, request: &(impl Serialize + Sync)) -> Result<()> {
-    let objects = app.objects_of(&caller.account);
+    let objects = app.objects_for_request(&caller.account);
     let request = serde_json::to_value(request)?;
     for Place { uri, written } in in_control_plane(&request) {
         // What is no URI is refused by whoever would use it, and used by nobody.

@@ -23,6 +23,12 @@ use crate::error::{Error, Kind, Result};
 
 /// Deletions under way at a time.
 const DELETES: usize = 16;
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest silence of a server. It may be silent while it makes 16 MiB durable on a slow disk.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest wait for an operation's answer, retries included, while a caller waits for the service's own.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Where the object store is and who we are to it.
 #[derive(Clone)]
@@ -86,18 +92,21 @@ impl Objects {
                     .with_initial_backoff(Duration::from_millis(100))
                     .with_max_backoff(Duration::from_secs(1)),
             )
-            .timeout_config(
-                TimeoutConfig::builder()
-                    .connect_timeout(Duration::from_secs(2))
-                    .read_timeout(Duration::from_secs(60))
-                    .build(),
-            )
-            // A server may be silent while it makes 16 MiB durable on a slow disk.
+            .timeout_config(timeouts().build())
             .stalled_stream_protection(
                 StalledStreamProtectionConfig::enabled().grace_period(Duration::from_secs(30)).build(),
             )
             .build();
         Self { s3: Client::from_conf(config), region: endpoint.region.clone(), scope: None }
+    }
+
+    /// The same store, over the same connections, for a request whose caller waits: an operation that has no answer
+    /// within two seconds is `Unavailable`, whether the store refuses connections or swallows them.
+    #[must_use]
+    pub fn for_requests(&self) -> Self {
+        let timeouts = timeouts().operation_timeout(REQUEST_TIMEOUT).build();
+        let config = self.s3.config().to_builder().timeout_config(timeouts).build();
+        Self { s3: Client::from_conf(config), ..self.clone() }
     }
 
     /// Size, ETag and type of an object.
@@ -199,6 +208,10 @@ impl Objects {
         }
         Ok(())
     }
+}
+
+fn timeouts() -> aws_sdk_s3::config::timeout::TimeoutConfigBuilder {
+    TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT)
 }
 
 /// A caller's mistake in Bedrock's words; a store that is away stays `Unavailable`.

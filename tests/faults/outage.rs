@@ -63,6 +63,7 @@ fn no_outage_at_any_step_loses_or_doubles_a_job() {
     let short = [
         (Away::Database, Fault::Refuse, "training"),
         (Away::Store, Fault::Refuse, "uploading-a-file"),
+        (Away::Store, Fault::BlackHole, "training"),
         (Away::Database, Fault::BlackHole, "deciding-the-result"),
     ];
     let cases = if full() { every } else { short.to_vec() };

@@ -24,6 +24,16 @@ async fn a_store_that_refuses_connections_is_unavailable_within_two_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_takes_requests_and_says_nothing_is_unavailable_to_whoever_waits() {
+    // The system takes the connection, nobody the request.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let objects = Objects::new(&endpoint(&format!("http://{}", silent.local_addr().unwrap()))).for_requests();
+    let answer = tokio::time::timeout(Duration::from_secs(20), objects.head(&Uri::new("data", "x"))).await;
+    let error = answer.expect("an answer, where the client alone would wait for a minute").unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_download_goes_on_where_the_connection_broke() {
     let folder = tempfile::tempdir().unwrap();
     let server = start(&folder.path().join("objects")).await;

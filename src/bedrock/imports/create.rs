@@ -104,7 +104,7 @@ pub async fn create(
     let import = request.accept(&app, &caller, request_digest)?;
     let folder = given(request.model_data_source.as_ref(), "modelDataSource")?.folder()?;
     check_role(&app.config, import.role_arn.as_deref().unwrap_or_default(), std::slice::from_ref(&folder), &[])?;
-    probe(&app.objects_of(&caller.account), &folder).await?;
+    probe(&app.objects_for_request(&caller.account), &folder).await?;
     match imports::insert_job(&app.db, &import, &stored_tags(request.job_tags)).await? {
         Accepted::Inserted => {
             app.job_accepted.notify_waiters();

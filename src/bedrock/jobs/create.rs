@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -11,6 +12,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{distillation, reinforcement};
+use crate::app::readiness::answered_within;
 use crate::app::{App, models};
 use crate::bedrock::arn::{self, Place};
 use crate::bedrock::constraint::{Shape, Violations, check, given};
@@ -32,6 +34,10 @@ use crate::store::custom_models::{self, CustomModel};
 use crate::store::jobs::{self, Accepted, JobSpec};
 use crate::store::{self, CustomizationType, ModelStatus};
 use crate::train::{Memory, Settings, TrainingObjective, TuningMethod, refuse_the_impossible};
+
+/// Longest that the trial of writing to the output folder takes while the caller waits. Reading was answered before, so
+/// the store is there; a slow disk may take its time.
+const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What to train, on what, and where to.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -340,7 +346,7 @@ async fn probe(app: &App, spec: &JobSpec) -> Result<()> {
     let logs = spec.invocation_logs_uri().map(Uri::parse).transpose()?;
     let all: Vec<Uri> = reads.iter().chain(&logs).cloned().collect();
     check_role(&app.config, &spec.role_arn, &all, &writes)?;
-    let objects = app.objects_of(&spec.account_id);
+    let objects = app.objects_for_request(&spec.account_id);
     if let Some(folder) = &logs {
         distillation::probe(&objects, folder).await?;
     }
@@ -349,7 +355,7 @@ async fn probe(app: &App, spec: &JobSpec) -> Result<()> {
     }
     let put = Put { kms_key: spec.kms_key_arn.as_deref(), ..Put::default() };
     for folder in &writes {
-        objects.probe_write(folder, &put).await?;
+        answered_within(WRITE_PATIENCE, app.objects_of(&spec.account_id).probe_write(folder, &put)).await?;
     }
     Ok(())
 }

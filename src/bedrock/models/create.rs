@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::app::App;
+use crate::app::readiness::answered_within;
 use crate::bedrock::arn::{self, Place};
 use crate::bedrock::constraint::{Shape, Violations, check, given};
 use crate::bedrock::idempotency::{digest, token_conflict};
@@ -27,6 +29,9 @@ use crate::objects::{Objects, Uri};
 use crate::store::custom_models::CustomModel;
 use crate::store::imports::{self, Accepted, Import};
 use crate::store::{self, CustomizationType, ImportKind, ImportStatus, ModelStatus};
+
+/// Longest that the small files of a model are read while the caller waits.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the model lies, and a name for it.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
@@ -103,9 +108,9 @@ pub async fn create(
     if let Some(role) = &request.role_arn {
         check_role(&app.config, &role.0, std::slice::from_ref(&folder), &[])?;
     }
-    let objects = app.objects_of(&caller.account);
+    let objects = app.objects_for_request(&caller.account);
     probe(&objects, &folder).await?;
-    let base = base_of(&app, &objects, &folder).await?;
+    let base = answered_within(PATIENCE, base_of(&app, &objects, &folder)).await?;
     let (import, model) = request.accept(&app, &caller, &folder, base, request_digest)?;
     match imports::insert_model(&app.db, &import, &model).await? {
         Accepted::Inserted => {
