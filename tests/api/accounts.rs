@@ -214,7 +214,8 @@ fn what_a_caller_names_is_reached_with_the_rights_of_its_account_alone() {
     for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs")) {
         let name = file.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
         let text = std::fs::read_to_string(file).unwrap();
-        let uses = text.match_indices("app.objects").any(|(at, found)| !text[at + found.len()..].starts_with("_of("));
+        let scoped = |rest: &str| rest.starts_with("_of(") || rest.starts_with("_for_request(");
+        let uses = text.match_indices("app.objects").any(|(at, found)| !scoped(&text[at + found.len()..]));
         let may = OWN_RIGHTS.iter().any(|(allowed, _)| *allowed == name);
         assert!(!uses || may, "{name} reaches object storage past the walls: use App::objects_of");
     }
