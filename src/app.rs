@@ -82,7 +82,7 @@ impl App {
         let quantized = Some(config.quantized());
         let serving = &config.serving;
         let embedded = config.s3_endpoint.is_none().then(|| objects.clone());
-        let walls = Arc::new(Walls::new(db.clone(), &config.account_id, embedded));
+        let walls = Arc::new(Walls::new(db.clone(), &config.account_id, embedded.clone()));
         let model_cache = Arc::new(ModelCache::new(config.cache(), config.cache_bytes(), clock.clone()));
         let (door, counting) = (Door::new(serving.answers), Arc::new(Semaphore::new(serving.counts())));
         let limits = Limits { sequences: serving.sequences, cache: budgets.cache };
@@ -97,7 +97,8 @@ impl App {
             config,
             clock,
             db,
-            request_objects: objects.for_requests(),
+            // The embedded store is this process: what is slow there is slow for everybody, and silent it never is.
+            request_objects: embedded.unwrap_or_else(|| objects.for_requests()),
             objects,
             walls,
             registry,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use futures::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -162,6 +163,11 @@ async fn connection(
         if fault.changed().await.is_err() {
             return;
         }
+        // No host was there to take the connection: one that its caller gave up meanwhile never was.
+        if client.ready(Interest::READABLE).now_or_never().is_some_and(|state| state.is_ok_and(|s| s.is_read_closed()))
+        {
+            return;
+        }
     }
     let Ok(server) = TcpStream::connect(upstream).await else {
         counts.broken.fetch_add(1, Ordering::Relaxed);
@@ -314,6 +320,10 @@ mod tests {
 
         proxy.set(Fault::BlackHole);
         let mut waiting = dial(&proxy).unwrap();
+        let mut given_up = dial(&proxy).unwrap();
+        given_up.write_all(b"hello?").unwrap();
+        drop(given_up);
+        let passed = proxy.bytes();
         assert!(say(&mut stream, b"kept").is_err(), "an open connection is silent");
         assert!(say(&mut waiting, b"new").is_err(), "and a new one");
         proxy.mend();
@@ -321,6 +331,15 @@ mod tests {
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.read_exact(&mut late).unwrap();
         assert_eq!(&late, b"kept", "what was sent arrives in the end");
+        let mut new = [0; 3];
+        waiting.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        waiting.read_exact(&mut new).unwrap();
+        assert_eq!(&new, b"new", "on a new connection too");
+        // Counted once it is through.
+        while proxy.bytes() - passed < 2 * 7 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(proxy.bytes() - passed, 2 * 7, "what was given up does not");
 
         proxy.set(Fault::Refuse);
         let refused = |proxy: &FaultProxy| {
