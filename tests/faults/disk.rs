@@ -125,8 +125,7 @@ async fn rounds(disk: &Disk, mut house: House) {
     house.completed(&reference).await;
     let (adapter, metrics) = (house.output(&reference, ADAPTER).await, house.output(&reference, METRICS).await);
     let reached = points.reached();
-    let mut chosen: Vec<String> =
-        reached.into_iter().filter(|p| p.starts_with("before.") && !p.contains("leftovers")).collect();
+    let mut chosen: Vec<String> = reached.into_iter().filter(|point| point.starts_with("before.")).collect();
     let mut dice = Dice::new(seed);
     while !full() && chosen.len() > SOME {
         chosen.remove(dice.below(chosen.len() as u64) as usize);
