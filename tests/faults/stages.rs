@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tunesmith::clock::Clock;
-use tunesmith::store::jobs::JobSpec;
+use tunesmith::store::jobs::{self, JobSpec};
 use tunesmith::store::{Status, custom_models};
 
 use super::points::Points;
@@ -81,10 +81,24 @@ impl Scene {
         panic!("the process was to abort");
     }
 
-    /// A job by its request alone: the process may be held or dying.
+    /// A job by its request alone. A process that dies by order may take its answer with it: then the request is sent
+    /// again, with the same token, to the next one.
     async fn job(&mut self) -> JobSpec {
         self.jobs += 1;
-        self.house.create(&self.house.request(&format!("job-{}", self.jobs), STEPS)).await
+        let request = self.house.request(&format!("job-{}", self.jobs), STEPS);
+        let client = self.house.client();
+        for _ in 0..1200 {
+            match client.try_call("POST", "/model-customization-jobs", Some(&request)).await {
+                Some(reply) if reply.status != 503 => {
+                    assert_eq!(reply.status, 201, "{}", reply.text());
+                    let arn = reply.json()["jobArn"].as_str().unwrap().to_string();
+                    return jobs::find(&self.house.db, ACCOUNT, &arn).await.unwrap().expect("it was accepted").spec;
+                }
+                _ => self.supervise(),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("no job was accepted");
     }
 
     /// Waits for the end, starting the process again as often as it dies.
